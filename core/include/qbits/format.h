@@ -29,7 +29,7 @@ struct Format {
   // Elements that share one scale, ascending. Codebook blocks run over the flattened tensor and may
   // straddle rows; affine groups stay inside a row, whose last group may be shorter.
   std::span<const int64_t> block_sizes;
-  bool whole_rows;  // affine: block size 0 means one group per row
+  bool whole_rows;                      // affine: block size 0 means one group per row
   std::span<const DType> scale_dtypes;  // accepted for scales and zeros; the first is the default
   // The tensors a quantized weight of this format consists of, in order.
   std::span<const std::string_view> tensors;
@@ -71,8 +71,8 @@ struct Weight4bit {
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t block_size = 0;
-  TensorView codes;                 // uint8[ceil(rows * cols / 2)]
-  Absmax absmax;                    // codebook formats
+  TensorView codes;                  // uint8[ceil(rows * cols / 2)]
+  Absmax absmax;                     // codebook formats
   std::optional<TensorView> scales;  // affine formats: [rows, groups] in one of format->scale_dtypes
   std::optional<TensorView> zeros;   // affine formats: as scales
 };
