@@ -4,6 +4,14 @@
 
 namespace qbits {
 
+// The arithmetic of a group, each step rounded to float32, with levels L = 2^bits - 1:
+//   lo = min(0, min x), hi = max(0, max x); s = hi / L - lo / L, rounded to the dtype of the scales
+//   s not finite, or an x that is not:  scale = NaN (0x7fc00000 rounded to the dtype), zero = 0, codes 0
+//   s = 0 (zeros, or too small for the dtype):  scale = 0, zero = 0, codes 0
+//   else  zero = min(rint(-lo / s), L), code = clamp(rint(x / s) + zero, 0, L)
+// The minimum keeps 0.0 exact where rounding s down would push the zero past L. A zero of 0 is +0.
+// The last nibble of an odd number of int4 codes is 0.
+
 struct QuantizeAffineArgs {
   const void* x;
   DType x_dtype;
