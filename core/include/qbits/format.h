@@ -17,6 +17,13 @@ enum class Coding : uint8_t {
   Affine,    // value = (code - zero) * scale of the group: r = s (q - z), Jacob et al. 2018
 };
 
+// Where a value exactly between two codebook entries goes.
+enum class Ties : uint8_t {
+  Lower,       // to the smaller value
+  TowardZero,  // to the smaller magnitude
+  Even,        // to the even code
+};
+
 // One row of the format table, the only place where a format's facts stand.
 struct Format {
   std::string_view name;
@@ -26,6 +33,7 @@ struct Format {
   // Value of each code in [-1, 1], indexed by code. Empty for affine formats and for "quantile",
   // whose 256 values come from the data.
   std::span<const float> codebook;
+  Ties ties;  // codebook formats
   // Elements that share one scale, ascending. Codebook blocks run over the flattened tensor and may
   // straddle rows; affine groups stay inside a row, whose last group may be shorter.
   std::span<const int64_t> block_sizes;

@@ -1,0 +1,6 @@
+#include "cpu/simd_avx2.h"
+#include "cpu/dequantize_4bit_kernel.h"
+
+namespace qbits::cpu::avx2 {
+#include "cpu/dequantize_4bit.inl.h"
+}

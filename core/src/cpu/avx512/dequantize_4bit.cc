@@ -1,0 +1,6 @@
+#include "cpu/simd_avx512.h"
+#include "cpu/dequantize_4bit_kernel.h"
+
+namespace qbits::cpu::avx512 {
+#include "cpu/dequantize_4bit.inl.h"
+}

@@ -1,0 +1,6 @@
+#include "cpu/simd_avx512.h"
+#include "cpu/quantize_4bit_kernel.h"
+
+namespace qbits::cpu::avx512 {
+#include "cpu/quantize_4bit.inl.h"
+}

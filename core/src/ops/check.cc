@@ -1,0 +1,137 @@
+#include "ops/check.h"
+
+namespace qbits::check {
+namespace {
+
+std::string list(std::initializer_list<DType> dtypes) {
+  std::string text;
+  for (DType dtype : dtypes) {
+    if (!text.empty()) text += ", ";
+    text += name(dtype);
+  }
+  return text;
+}
+
+std::string join_sizes(const Format& format) {
+  std::string text;
+  for (int64_t size : format.block_sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  if (format.whole_rows) text += " or 0 for whole rows";
+  return text;
+}
+
+bool contains(std::span<const DType> dtypes, DType dtype) {
+  for (DType d : dtypes) {
+    if (d == dtype) return true;
+  }
+  return false;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+}  // namespace
+
+void fail(ErrorCode code, std::string_view op, std::string_view what, const std::string& got, const std::string& want) {
+  std::string text = "[";
+  text.append(op).append("] ").append(what).append(": got ").append(got).append(", want ").append(want);
+  throw Error(code, text);
+}
+
+void tensor(std::string_view op, std::string_view what, const TensorView& t, std::initializer_list<DType> dtypes,
+            Device device) {
+  bool known = false;
+  for (DType dtype : dtypes) known |= t.dtype == dtype;
+  require(known, ErrorCode::InvalidType, op, what, [&] { return t.describe(); }, [&] { return list(dtypes); });
+  require(t.device == device, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+          [&] { return "a tensor on " + to_string(device); });
+  require(t.is_contiguous(), ErrorCode::InvalidArgument, op, what, [&] { return t.describe() + " with gaps"; },
+          "a contiguous tensor");
+  require(t.data != nullptr || t.numel() == 0, ErrorCode::InvalidArgument, op, what, "a tensor without data",
+          "a tensor with data");
+}
+
+void floating(std::string_view op, std::string_view what, const TensorView& t, Device device) {
+  tensor(op, what, t, {DType::Float32, DType::BFloat16, DType::Float16}, device);
+}
+
+void numel(std::string_view op, std::string_view what, const TensorView& t, int64_t want) {
+  require(t.numel() == want, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+          [&] { return std::to_string(want) + " elements"; });
+}
+
+void block_size(std::string_view op, std::string_view what, const Format& format, int64_t got) {
+  bool known = format.whole_rows && got == 0;
+  for (int64_t size : format.block_sizes) known |= size == got;
+  require(known, ErrorCode::InvalidArgument, op, what, [&] { return std::to_string(got); },
+          [&] { return join_sizes(format); });
+}
+
+void codebook_4bit(std::string_view op, const Format& format) {
+  require(format.is_4bit() && format.coding == Coding::Codebook, ErrorCode::InvalidArgument, op, "format",
+          std::string(format.name), "a 4-bit codebook format (nf4, fp4)");
+}
+
+void affine(std::string_view op, const Format& format) {
+  require(format.coding == Coding::Affine, ErrorCode::InvalidArgument, op, "format", std::string(format.name),
+          "an affine format (int4, int8)");
+}
+
+AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device) {
+  AbsmaxArgs args{.values = absmax.values.data};
+  const bool nested = absmax.nested_absmax.has_value();
+  require(nested == absmax.nested_code.has_value() && nested == absmax.offset.has_value(), ErrorCode::InvalidArgument,
+          op, "double-quantized absmax", "only some of nested_absmax, nested_code and offset", "all three or none");
+  tensor(op, "absmax", absmax.values, {nested ? DType::UInt8 : DType::Float32}, device);
+  numel(op, "absmax", absmax.values, blocks);
+  if (nested) {
+    tensor(op, "nested_absmax", *absmax.nested_absmax, {DType::Float32}, device);
+    numel(op, "nested_absmax", *absmax.nested_absmax, ceil_div(blocks, kNestedBlockSize));
+    tensor(op, "nested_code", *absmax.nested_code, {DType::Float32}, device);
+    numel(op, "nested_code", *absmax.nested_code, 256);
+    tensor(op, "offset", *absmax.offset, {DType::Float32}, device);
+    numel(op, "offset", *absmax.offset, 1);
+    args.nested_absmax = absmax.nested_absmax->as<const float>();
+    args.nested_code = absmax.nested_code->as<const float>();
+    args.offset = absmax.offset->as<const float>();
+  }
+  return args;
+}
+
+Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device device) {
+  require(weight.format != nullptr && weight.format->is_4bit(), ErrorCode::InvalidArgument, op, "format",
+          weight.format ? std::string(weight.format->name) : "none", "a 4-bit format");
+  const Format& format = *weight.format;
+  int64_t n = 0;
+  require(weight.rows >= 0 && weight.cols >= 0 && !__builtin_mul_overflow(weight.rows, weight.cols, &n),
+          ErrorCode::InvalidArgument, op, "weight shape",
+          [&] { return "[" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]"; },
+          "sizes of at least 0 with a product below 2^63");
+  block_size(op, "block size", format, weight.block_size);
+  tensor(op, "codes", weight.codes, {DType::UInt8}, device);
+  numel(op, "codes", weight.codes, codes_size(format, n));
+
+  Weight4bitArgs args{.format = &format,
+                      .rows = weight.rows,
+                      .cols = weight.cols,
+                      .block_size = weight.block_size,
+                      .codes = weight.codes.as<const uint8_t>()};
+  const int64_t scales = num_scales(format, weight.rows, weight.cols, weight.block_size);
+  if (format.coding == Coding::Codebook) {
+    args.absmax = absmax(op, weight.absmax, scales, device);
+    return args;
+  }
+  require(weight.scales && weight.zeros, ErrorCode::InvalidArgument, op, "affine weight", "no scales or no zeros",
+          "both");
+  floating(op, "scales", *weight.scales, device);
+  require(contains(format.scale_dtypes, weight.scales->dtype), ErrorCode::InvalidType, op, "scales",
+          [&] { return weight.scales->describe(); }, "a scale dtype of the format");
+  numel(op, "scales", *weight.scales, scales);
+  tensor(op, "zeros", *weight.zeros, {weight.scales->dtype}, device);
+  numel(op, "zeros", *weight.zeros, scales);
+  if (args.block_size == 0) args.block_size = weight.cols;
+  args.scales = weight.scales->data;
+  args.zeros = weight.zeros->data;
+  args.scale_dtype = weight.scales->dtype;
+  return args;
+}
+
+}  // namespace qbits::check

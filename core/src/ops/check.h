@@ -1,0 +1,58 @@
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include "ops/args.h"
+#include "qbits/error.h"
+#include "qbits/format.h"
+#include "qbits/tensor.h"
+
+// The argument checks of every op, each with the message "[op] what: got X, want Y".
+
+namespace qbits::check {
+
+[[noreturn]] void fail(ErrorCode code, std::string_view op, std::string_view what, const std::string& got,
+                       const std::string& want);
+
+// Throws unless `ok`. `got` and `want` are built only on failure where they are lambdas.
+template <class Got, class Want>
+void require(bool ok, ErrorCode code, std::string_view op, std::string_view what, Got&& got, Want&& want) {
+  if (ok) [[likely]] {
+    return;
+  }
+  auto text = [](auto& t) -> std::string {
+    if constexpr (std::is_invocable_v<decltype(t)>) {
+      return t();
+    } else {
+      return std::string(t);
+    }
+  };
+  fail(code, op, what, text(got), text(want));
+}
+
+// A contiguous tensor with data, of one of `dtypes`, on `device`.
+void tensor(std::string_view op, std::string_view what, const TensorView& t, std::initializer_list<DType> dtypes,
+            Device device);
+
+// A float32, bfloat16 or float16 tensor, contiguous, on `device`.
+void floating(std::string_view op, std::string_view what, const TensorView& t, Device device);
+
+// Exactly `want` elements.
+void numel(std::string_view op, std::string_view what, const TensorView& t, int64_t want);
+
+// One of the format's block sizes (0 too where the format allows whole rows).
+void block_size(std::string_view op, std::string_view what, const Format& format, int64_t got);
+
+// A format that is 4-bit with a codebook, affine, or any of 4 bits.
+void codebook_4bit(std::string_view op, const Format& format);
+void affine(std::string_view op, const Format& format);
+
+// Absmax of `blocks` blocks, plain or complete in its nested parts; returns the raw pointers.
+AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device);
+
+// A whole weight; returns the raw pointers.
+Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device device);
+
+}  // namespace qbits::check
