@@ -108,7 +108,7 @@ test: cpptest pytest  ## C++ tests, then Python tests
 define ctest
 ctest --test-dir $(1) -j $(JOBS) --output-on-failure --no-tests=error >build/log/ctest-$(2).log 2>&1 ||
   { cat build/log/ctest-$(2).log; exit 1; }
-tail -n 4 build/log/ctest-$(2).log
+grep -E 'tests passed|Total Test time|\((Skipped|Disabled|Not Run)\)' build/log/ctest-$(2).log
 endef
 
 .PHONY: cpptest
@@ -122,7 +122,8 @@ cpptest: $(STAMPS)/wheel $(STAMPS)/googletest
 
 .PHONY: pytest
 pytest: $(STAMPS)/wheel $(STAMPS)/test
-	@export QBITS_WHEEL="$$(ls $(CURDIR)/build/wheels/qbits-*.whl)" QBITS_TRANSFORMERS_523=$(VENV)/transformers-5.23
+	@export QBITS_BUILD=$(CURDIR)/build/wheel QBITS_WHEEL="$$(ls $(CURDIR)/build/wheels/qbits-*.whl)" \
+	  QBITS_TRANSFORMERS_523=$(VENV)/transformers-5.23
 	python -m pytest -q -m "not fuzz_long" $(ARGS)
 
 .PHONY: fuzz
