@@ -51,6 +51,17 @@ TEST(Format, Sizes) {
   EXPECT_THROW(num_scales(format("nf4"), 1LL << 32, 1LL << 32, 64), Error);
 }
 
+TEST(Format, NormalMapReachesFarTails) {
+  float out[256];
+  for (double offset : {0.51, 0.9, 0.9677083, 0.9999, 0.9999999}) {
+    create_normal_map(offset, true, out);
+    EXPECT_TRUE(std::is_sorted(out, out + 256)) << offset;
+    EXPECT_EQ(out[255], 1.0F) << offset;
+    EXPECT_EQ(out[0], -1.0F) << offset;
+    EXPECT_EQ(out[128], 0.0F) << offset;
+  }
+}
+
 TEST(Format, MapsRefuseBadArguments) {
   float out[256];
   EXPECT_THROW(create_dynamic_map(true, 8, 8, out), Error);
