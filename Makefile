@@ -163,7 +163,7 @@ cuda: $(STAMPS)/base $(STAMPS)/googletest  ## in dist/: the CUDA wheel, C++ GPU 
 	  $(PIP) wheel . --no-build-isolation --no-deps -w dist
 	cmake build/cuda -DQBITS_TESTS=ON -DQBITS_BENCH=ON
 	cmake --build build/cuda
-	cmake --install build/cuda --component binaries --prefix dist
+	cmake --install build/cuda --component programs --prefix dist
 	ls -l dist dist/bin >&3
 
 .PHONY: clean

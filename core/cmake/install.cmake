@@ -8,6 +8,8 @@ endif()
 set(qbits_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/qbits)
 
 install(TARGETS qbits EXPORT qbitsTargets COMPONENT qbits LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# Beside the test and bench programs when those are taken to another machine.
+install(TARGETS qbits COMPONENT programs LIBRARY DESTINATION bin EXCLUDE_FROM_ALL)
 install(DIRECTORY include/qbits COMPONENT qbits DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(EXPORT qbitsTargets NAMESPACE qbits:: COMPONENT qbits DESTINATION ${qbits_cmake_dir})
 

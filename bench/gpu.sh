@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Proves a CUDA build on a machine with a GPU. Installs dist/*.whl (from `make cuda`), then runs the C++ tests, the Python GPU
+# tests, the C++ tests under compute-sanitizer and the GPU bench, each within a time limit, all within 9 minutes.
+# Needs python3 with torch and pytest. Variables:
+#   OUT           where the logs, bench.json and summary.json go (out/gpu)
+#   QBITS_COMMIT  the commit that was built (git's HEAD)
+#   STAGES        which stages run ("install cpp pytest sanitizer bench")
+#   GTEST_FILTER  which C++ tests run
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export OUT=${OUT:-out/gpu}
+export QBITS_COMMIT=${QBITS_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+STAGES=${STAGES:-install cpp pytest sanitizer bench}
+mkdir -p "$OUT"
+export work
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+
+install() {
+  python3 -m pip install -q --no-deps --no-index --no-compile --target "$work/site" dist/*.whl && python3 -m qbits
+}
+
+cpp() {
+  local status=0
+  for program in dist/bin/*_test; do
+    "$program" --gtest_brief=1 --gtest_output="json:$work/cpp/$(basename "$program").json" || status=$?
+  done
+  return $status
+}
+
+# Only tests with a device argument reach the GPU; the rest would cost minutes and show nothing.
+sanitizer() {
+  local status=0
+  for program in dist/bin/*_test; do
+    "$program" --gtest_list_tests --gtest_filter='*Cuda*:*cuda*' | grep -q '^  ' || continue
+    compute-sanitizer --tool memcheck --error-exitcode 1 "$program" --gtest_brief=1 --gtest_filter='*Cuda*:*cuda*' \
+      --gtest_output="json:$work/sanitizer/$(basename "$program").json" || status=$?
+  done
+  return $status
+}
+
+pytest() {
+  python3 -m pytest -q -p no:cacheprovider -m gpu --junit-xml="$work/pytest.xml" tests/python
+}
+
+bench() {
+  python3 -m bench --device cuda --json "$OUT/bench.json"
+}
+
+export -f install cpp sanitizer pytest bench
+
+# stage NAME SECONDS: runs the function of that name, keeps its log, records its result, goes on.
+stage() {
+  local name=$1 limit=$2 start=$SECONDS status=0
+  case " $STAGES " in *" $name "*) ;; *) return ;; esac
+  timeout --kill-after=5 "$limit" bash -c "$name" >"$OUT/$name.log" 2>&1 || status=$?
+  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$work/stages.tsv"
+  echo "--- $name: exit status $status after $((SECONDS - start)) s (limit $limit)"
+  tail -n 5 "$OUT/$name.log"
+}
+
+touch "$work/stages.tsv"
+stage install 60
+stage cpp 100
+stage pytest 150
+stage sanitizer 120
+stage bench 100
+
+python3 - "$work" "$OUT/summary.json" <<'EOP'
+import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree
+
+work, target = map(pathlib.Path, sys.argv[1:])
+
+
+def gtest_counts(folder):
+    counts = collections.Counter(passed=0, skipped=0, failed=0)
+    for path in folder.glob("*.json"):
+        for suite in json.loads(path.read_text())["testsuites"]:
+            for test in suite["testsuite"]:
+                if test["status"] == "RUN":
+                    skipped = test["result"] == "SKIPPED"
+                    counts["failed" if test.get("failures") else "skipped" if skipped else "passed"] += 1
+    return counts
+
+
+def pytest_counts(path):
+    suite = xml.etree.ElementTree.parse(path).getroot().find("testsuite") if path.exists() else None
+    total, skipped, failed = (
+        (int(suite.get("tests")), int(suite.get("skipped")), int(suite.get("failures")) + int(suite.get("errors")))
+        if suite is not None
+        else (0, 0, 0)
+    )
+    return {"passed": total - skipped - failed, "skipped": skipped, "failed": failed}
+
+
+def said(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+    except (OSError, IndexError, subprocess.CalledProcessError):
+        return None
+
+
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+counts = {
+    "cpp": gtest_counts(work / "cpp"),
+    "pytest": pytest_counts(work / "pytest.xml"),
+    "sanitizer": gtest_counts(work / "sanitizer"),
+}
+stages = {}
+for line in (work / "stages.tsv").read_text().splitlines():
+    name, status, seconds = line.split("\t")
+    stages[name] = {"exit_status": int(status), "seconds": int(seconds), **counts.get(name, {})}
+summary = {
+    "commit": os.environ["QBITS_COMMIT"],
+    "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    "gpu": said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+    "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+    "versions": {
+        "python": sys.version.split()[0],
+        **{package: version(package) for package in ("qbits", "torch", "bitsandbytes", "numpy", "transformers")},
+        "nvcc": said("nvcc", "--version"),
+    },
+    "stages": stages,
+    "passed": all(stage["exit_status"] == 0 for stage in stages.values()),
+}
+target.write_text(json.dumps(summary, indent=2) + "\n")
+print(json.dumps(summary, indent=2))
+sys.exit(not summary["passed"])
+EOP
