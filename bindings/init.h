@@ -1,0 +1,13 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace qbits::bindings {
+
+void init_errors();
+void init_format(nanobind::module_& m);
+void init_linear(nanobind::module_& m);
+void init_quantize(nanobind::module_& m);
+void init_runtime(nanobind::module_& m);
+
+}  // namespace qbits::bindings

@@ -1,0 +1,15 @@
+#include <nanobind/nanobind.h>
+
+#include "init.h"
+#include "qbits/version.h"
+#include "tensor_caster.h"
+
+NB_MODULE(_C, m) {
+  m.doc() = "libqbits for Python. Private: qbits.ops and qbits.functional validate and allocate.";
+  m.attr("VERSION") = QBITS_VERSION;
+  qbits::bindings::load_torch();
+  qbits::bindings::init_errors();
+  qbits::bindings::init_format(m);
+  qbits::bindings::init_quantize(m);
+  qbits::bindings::init_runtime(m);
+}

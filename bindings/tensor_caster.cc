@@ -1,0 +1,153 @@
+#include "tensor_caster.h"
+
+#include <optional>
+#include <string>
+
+#include "dlpack_abi.h"
+#include "qbits/error.h"
+
+namespace nb = nanobind;
+
+namespace qbits::bindings {
+namespace {
+
+struct Torch {
+  PyTypeObject* tensor = nullptr;
+  PyTypeObject* parameter = nullptr;
+  const dlpack::ExchangeApi* api = nullptr;
+};
+Torch torch;
+
+const dlpack::ExchangeApi* find_api(nb::handle tensor_type) {
+  const nb::object capsule = nb::getattr(tensor_type, dlpack::kExchangeApiAttribute, nb::none());
+  if (capsule.is_none()) return nullptr;
+  auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeApiCapsule));
+  if (api == nullptr) throw nb::python_error();
+  while (api != nullptr && api->major != dlpack::kMajorVersion) api = api->previous;
+  return api;
+}
+
+std::optional<DType> to_dtype(dlpack::DataType dtype) {
+  if (dtype.lanes != 1) return std::nullopt;
+  switch (dtype.code << 8 | dtype.bits) {
+    case dlpack::kFloat << 8 | 32:
+      return DType::Float32;
+    case dlpack::kBfloat << 8 | 16:
+      return DType::BFloat16;
+    case dlpack::kFloat << 8 | 16:
+      return DType::Float16;
+    case dlpack::kUInt << 8 | 8:
+      return DType::UInt8;
+    case dlpack::kInt << 8 | 8:
+      return DType::Int8;
+    case dlpack::kInt << 8 | 32:
+      return DType::Int32;
+    case dlpack::kInt << 8 | 64:
+      return DType::Int64;
+    default:
+      return std::nullopt;
+  }
+}
+
+std::optional<Device> to_device(dlpack::Device device) {
+  switch (device.type) {
+    case dlpack::kCpu:
+    case dlpack::kCudaHost:
+      return Device{DeviceType::Cpu, 0};
+    case dlpack::kCuda:
+      return Device{DeviceType::Cuda, device.index};
+    default:
+      return std::nullopt;
+  }
+}
+
+bool is_accepted_type(PyObject* object) {
+  return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
+
+std::string text(nb::handle object) { return nb::str(object).c_str(); }
+
+[[noreturn]] void refuse(ErrorCode code, const char* op, const char* argument, const std::string& got,
+                         const std::string& want) {
+  throw Error(code, "[" + std::string(op) + "] " + argument + ": got " + got + ", want " + want);
+}
+
+}  // namespace
+
+void load_torch() {
+  const nb::module_ module = nb::module_::import_("torch");
+  const nb::object tensor = module.attr("Tensor");
+  torch.api = find_api(tensor);
+  if (torch.api == nullptr || torch.api->tensor_from_object == nullptr) {
+    throw nb::import_error(
+        ("qbits needs torch >= 2.10 with DLPack 1, got torch " + text(module.attr("__version__"))).c_str());
+  }
+  // Both types live as long as torch, which is never unloaded.
+  torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.ptr());
+  torch.parameter = reinterpret_cast<PyTypeObject*>(nb::object(module.attr("nn").attr("Parameter")).release().ptr());
+  tensor.inc_ref();
+}
+
+bool view_tensor(PyObject* object, TensorView& out) noexcept {
+  if (!is_accepted_type(object)) return false;
+  dlpack::Tensor tensor;
+  if (torch.api->tensor_from_object(object, &tensor) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const auto dtype = to_dtype(tensor.dtype);
+  const auto device = to_device(tensor.device);
+  if (!dtype || !device || tensor.ndim > TensorView::kMaxDims) return false;
+  out.dtype = *dtype;
+  out.device = *device;
+  out.ndim = tensor.ndim;
+  bool empty = false;
+  for (int i = 0; i < tensor.ndim; ++i) {
+    out.shape[i] = tensor.shape[i];
+    out.strides[i] = tensor.strides[i];
+    empty |= tensor.shape[i] == 0;
+  }
+  if (tensor.data == nullptr) {
+    out.data = nullptr;
+    return empty;
+  }
+  out.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  return true;
+}
+
+void throw_refusal(PyObject* object, const char* op, const char* argument) {
+  constexpr auto kWrongType = ErrorCode::InvalidType;
+  if (!is_accepted_type(object)) {
+    refuse(kWrongType, op, argument, text(nb::handle(object).type().attr("__name__")),
+           "torch.Tensor or torch.nn.Parameter");
+  }
+  dlpack::Tensor tensor;
+  if (torch.api->tensor_from_object(object, &tensor) != 0) {
+    const nb::python_error error;
+    refuse(kWrongType, op, argument, "a tensor without plain memory (" + text(error.value()) + ")",
+           "a dense tensor on cpu or cuda");
+  }
+  if (!to_dtype(tensor.dtype)) {
+    refuse(kWrongType, op, argument, "dtype " + text(nb::handle(object).attr("dtype")),
+           "float32, bfloat16, float16, uint8, int8, int32 or int64");
+  }
+  if (!to_device(tensor.device)) {
+    refuse(kWrongType, op, argument, "a tensor on " + text(nb::handle(object).attr("device")), "cpu or cuda");
+  }
+  if (tensor.ndim > TensorView::kMaxDims) {
+    refuse(ErrorCode::InvalidArgument, op, argument, std::to_string(tensor.ndim) + " dimensions",
+           "at most " + std::to_string(TensorView::kMaxDims));
+  }
+  refuse(kWrongType, op, argument, "a tensor without memory (functional, or inside a torch.func transform)",
+         "a tensor with data");
+}
+
+Stream current_stream(Device device) {
+  Stream stream;
+  if (device.type == DeviceType::Cuda && torch.api->current_stream(dlpack::kCuda, device.index, &stream.handle) != 0) {
+    throw nb::python_error();
+  }
+  return stream;
+}
+
+}  // namespace qbits::bindings

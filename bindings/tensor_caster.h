@@ -1,0 +1,43 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "qbits/tensor.h"
+
+namespace qbits::bindings {
+
+// A tensor argument. Conversion never fails, so that the refusal can name the op and the argument.
+struct TensorArg {
+  TensorView view;
+  PyObject* refused = nullptr;  // borrowed; null if `view` is good
+};
+
+// Looks up torch's types and its exchange API once, at import.
+void load_torch();
+
+// Fills `out` from exactly a torch.Tensor or torch.nn.Parameter: every other type that offers the exchange
+// API (FakeTensor, DTensor, functional tensors) would hand out null or foreign data. Never throws and leaves
+// no Python error. Neg and conj bits are ignored: the dispatcher has resolved them before _C is called.
+bool view_tensor(PyObject* object, TensorView& out) noexcept;
+
+// Throws the Error that says why view_tensor refused `object`.
+[[noreturn]] void throw_refusal(PyObject* object, const char* op, const char* argument);
+
+// torch's current stream of `device`; the default Stream for the CPU.
+Stream current_stream(Device device);
+
+}  // namespace qbits::bindings
+
+namespace nanobind::detail {
+
+template <>
+struct type_caster<qbits::bindings::TensorArg> {
+  NB_TYPE_CASTER(qbits::bindings::TensorArg, const_name("torch.Tensor"))
+
+  bool from_python(handle source, uint32_t, cleanup_list*) noexcept {
+    value.refused = qbits::bindings::view_tensor(source.ptr(), value.view) ? nullptr : source.ptr();
+    return true;
+  }
+};
+
+}  // namespace nanobind::detail
