@@ -1,0 +1,169 @@
+"""What the op files share: the torch library, the definition of an op and the checks of its arguments.
+
+The checks run for real and for fake tensors alike, so that torch.compile refuses what eager refuses. On
+symbolic sizes they become guards or, for unbacked ones, run-time assertions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbits.formats import FORMATS, NESTED_BLOCK_SIZE, Format
+
+LIBRARY = torch.library.Library("qbits", "DEF")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+MAX_DIMS = 8
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Defines `torch.ops.qbits.<name>` with one kernel for CPU and CUDA and returns its overload.
+
+    Not `torch.library.custom_op`: a call of that costs several times as much.
+    """
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"qbits::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.qbits, name).default
+
+
+def refuse_grad(op: str, advice: str, *tensors: Tensor | None) -> None:
+    """Raises RuntimeError if a gradient would be lost: the raw ops have none."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                raise RuntimeError(
+                    f"[{op}] gradient: got an input that requires grad, want {advice}, or torch.no_grad()"
+                )
+
+
+def check(condition: bool | torch.SymBool, op: str, what: str, got: object, want: object) -> None:
+    """Raises ValueError unless `condition`, which may be symbolic."""
+    if condition is not True:
+        torch._check_value(condition, lambda: f"[{op}] {what}: got {got}, want {want}")
+
+
+def describe(tensor: Tensor) -> str:
+    """For messages: "float32[3, 5] on cpu"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
+
+
+def check_dtype(op: str, what: str, dtype: torch.dtype, dtypes: Sequence[torch.dtype]) -> None:
+    """Raises TypeError unless `dtype` is one of `dtypes`."""
+    if dtype not in dtypes:
+        want = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"[{op}] {what}: got {str(dtype).removeprefix('torch.')}, want {want}")
+
+
+def check_tensor(
+    op: str,
+    what: str,
+    tensor: Tensor,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device | None = None,
+    numel: int | None = None,
+) -> None:
+    """Checks the dtype, dimensions, device and number of elements of an argument."""
+    check_dtype(op, what, tensor.dtype, dtypes)
+    check(tensor.dim() <= MAX_DIMS, op, what, f"{tensor.dim()} dimensions", f"at most {MAX_DIMS}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"[{op}] {what}: got {describe(tensor)}, want a tensor on {device}")
+    if numel is not None and (condition := tensor.numel() == numel) is not True:
+        check(condition, op, what, describe(tensor), f"{numel} elements")
+
+
+def check_format(op: str, name: str, coding: str | None = None, bits: int | None = None) -> Format:
+    """The row called `name`, of this coding and number of bits. Raises ValueError listing those that fit."""
+    row = FORMATS.get(name)
+    if row is None or (coding and row.coding != coding) or (bits and row.bits != bits):
+        fitting = (f for f in FORMATS.values() if coding in (None, f.coding) and bits in (None, f.bits))
+        raise ValueError(f"[{op}] format: got {name}, want one of {', '.join(f.name for f in fitting)}")
+    return row
+
+
+def check_block_size(op: str, row: Format, block_size: int, what: str = "block size") -> None:
+    """Raises ValueError unless `block_size` is in the table (or 0, where the format has whole rows)."""
+    if block_size not in row.block_sizes and not (row.whole_rows and block_size == 0):
+        whole = " or 0 for whole rows" if row.whole_rows else ""
+        want = ", ".join(map(str, row.block_sizes)) + whole
+        raise ValueError(f"[{op}] {what}: got {block_size}, want {want}")
+
+
+def check_shape(op: str, what: str, shape: Sequence[int]) -> int:
+    """The product of `shape`, whose sizes must be at least 0."""
+    for size in shape:
+        if (condition := size >= 0) is not True:
+            check(condition, op, what, list(shape), "sizes of at least 0")
+    check(len(shape) <= MAX_DIMS, op, what, f"{len(shape)} dimensions", f"at most {MAX_DIMS}")
+    return math.prod(shape)
+
+
+def check_absmax(
+    op: str,
+    absmax: Tensor,
+    blocks: int,
+    device: torch.device,
+    nested_absmax: Tensor | None,
+    nested_code: Tensor | None,
+    offset: Tensor | None,
+) -> None:
+    """Checks the scales of a codebook weight: plain, or complete in their double-quantized parts."""
+    if nested_absmax is None and nested_code is None and offset is None:
+        check_tensor(op, "absmax", absmax, (torch.float32,), device, blocks)
+        return
+    if nested_absmax is None or nested_code is None or offset is None:
+        raise ValueError(
+            f"[{op}] double-quantized absmax: got only some of nested_absmax, nested_code and offset, "
+            "want all three or none"
+        )
+    check_tensor(op, "absmax", absmax, (torch.uint8,), device, blocks)
+    nested_blocks = (blocks + NESTED_BLOCK_SIZE - 1) // NESTED_BLOCK_SIZE
+    check_tensor(op, "nested_absmax", nested_absmax, (torch.float32,), device, nested_blocks)
+    check_tensor(op, "nested_code", nested_code, (torch.float32,), device, 256)
+    check_tensor(op, "offset", offset, (torch.float32,), device, 1)
+
+
+def check_affine(
+    op: str, row: Format, scales: Tensor, zeros: Tensor, numel: int, device: torch.device
+) -> None:
+    """Checks the scales and zeros of an affine weight that has `numel` groups."""
+    check_tensor(op, "scales", scales, row.scale_dtypes, device, numel)
+    check_tensor(op, "zeros", zeros, (scales.dtype,), device, numel)
+
+
+def check_weight_4bit(
+    op: str,
+    device: torch.device,
+    codes: Tensor,
+    scales: Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: Tensor | None,
+    nested_absmax: Tensor | None,
+    nested_code: Tensor | None,
+    offset: Tensor | None,
+) -> None:
+    """Checks the tensors of an [n, k] weight in a 4-bit format."""
+    row = check_format(op, format, bits=4)
+    check_block_size(op, row, block_size)
+    numel = check_shape(op, "weight shape", (n, k))
+    check_tensor(op, "codes", codes, (torch.uint8,), device, row.codes_size(numel))
+    num_scales = row.num_scales(n, k, block_size)
+    if row.coding == "codebook":
+        if zeros is not None:
+            raise ValueError(f"[{op}] zeros: got a tensor, want None for {format}")
+        check_absmax(op, scales, num_scales, device, nested_absmax, nested_code, offset)
+        return
+    if zeros is None:
+        raise ValueError(f"[{op}] zeros: got None, want a tensor for {format}")
+    if nested_absmax is not None or nested_code is not None or offset is not None:
+        raise ValueError(f"[{op}] nested scales: got a tensor, want None for {format}")
+    check_affine(op, row, scales, zeros, num_scales, device)

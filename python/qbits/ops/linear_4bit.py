@@ -1,0 +1,88 @@
+"""A product with a 4-bit weight, which is read in its packed form: x W^T + bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, is_grad_enabled
+
+from qbits import _C
+from qbits.ops._library import FLOATS, check, check_tensor, check_weight_4bit, define, describe, refuse_grad
+
+OP = "linear_4bit"
+
+
+def _output(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: Tensor | None = None,
+    nested_absmax: Tensor | None = None,
+    nested_code: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    check_weight_4bit(
+        OP, x.device, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
+    )
+    check_tensor(OP, "x", x, FLOATS)
+    check(x.dim() > 0, OP, "x", "0 dimensions", "at least 1")
+    check(x.shape[-1] == k, OP, "x", describe(x), f"{k} columns")
+    if bias is not None:
+        check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
+    refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, scales, zeros)
+    return x.new_empty(*x.shape[:-1], n)
+
+
+def _kernel(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: Tensor | None = None,
+    nested_absmax: Tensor | None = None,
+    nested_code: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    # Called once per layer and token: libqbits checks the arguments, and faster than _output.
+    if is_grad_enabled():
+        refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, scales, zeros)
+    x = x.contiguous()
+    size = _C.linear_4bit_workspace(
+        x, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
+    )
+    workspace = x.new_empty(size, dtype=torch.uint8) if size else None
+    out = x.new_empty(*x.shape[:-1], n)
+    _C.linear_4bit(
+        x,
+        codes,
+        scales,
+        bias,
+        format,
+        block_size,
+        n,
+        k,
+        out,
+        workspace,
+        zeros,
+        nested_absmax,
+        nested_code,
+        offset,
+    )
+    return out
+
+
+linear_4bit = define(
+    "linear_4bit(Tensor x, Tensor codes, Tensor scales, Tensor? bias, str format, int block_size, SymInt"
+    " n, SymInt k, Tensor? zeros=None, Tensor? nested_absmax=None, Tensor? nested_code=None, Tensor?"
+    " offset=None) -> Tensor",
+    _kernel,
+    _output,
+)

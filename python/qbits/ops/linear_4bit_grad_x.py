@@ -1,0 +1,82 @@
+"""The gradient of linear_4bit for x: grad W."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, is_grad_enabled
+
+from qbits import _C
+from qbits.ops._library import FLOATS, check, check_tensor, check_weight_4bit, define, describe, refuse_grad
+
+OP = "linear_4bit_grad_x"
+
+
+def _output(
+    grad: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: Tensor | None = None,
+    nested_absmax: Tensor | None = None,
+    nested_code: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    check_weight_4bit(
+        OP, grad.device, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
+    )
+    check_tensor(OP, "grad", grad, FLOATS)
+    check(grad.dim() > 0, OP, "grad", "0 dimensions", "at least 1")
+    check(grad.shape[-1] == n, OP, "grad", describe(grad), f"{n} columns")
+    refuse_grad(OP, "qbits.functional.linear_4bit", grad, scales, zeros)
+    return grad.new_empty(*grad.shape[:-1], k)
+
+
+def _kernel(
+    grad: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: Tensor | None = None,
+    nested_absmax: Tensor | None = None,
+    nested_code: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    if is_grad_enabled():
+        refuse_grad(OP, "qbits.functional.linear_4bit", grad, scales, zeros)
+    grad = grad.contiguous()
+    size = _C.linear_4bit_grad_x_workspace(
+        grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
+    )
+    workspace = grad.new_empty(size, dtype=torch.uint8) if size else None
+    out = grad.new_empty(*grad.shape[:-1], k)
+    _C.linear_4bit_grad_x(
+        grad,
+        codes,
+        scales,
+        format,
+        block_size,
+        n,
+        k,
+        out,
+        workspace,
+        zeros,
+        nested_absmax,
+        nested_code,
+        offset,
+    )
+    return out
+
+
+linear_4bit_grad_x = define(
+    "linear_4bit_grad_x(Tensor grad, Tensor codes, Tensor scales, str format, int block_size, SymInt n,"
+    " SymInt k, Tensor? zeros=None, Tensor? nested_absmax=None, Tensor? nested_code=None, Tensor?"
+    " offset=None) -> Tensor",
+    _kernel,
+    _output,
+)
