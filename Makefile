@@ -128,7 +128,7 @@ pytest: $(STAMPS)/wheel $(STAMPS)/test
 
 .PHONY: fuzz
 fuzz: $(STAMPS)/wheel $(STAMPS)/test  ## hostile inputs, at least 10,000 per op (long)
-	@HYPOTHESIS_PROFILE=fuzz python -m pytest -q --timeout=0 -m "fuzz or fuzz_long" $(ARGS)
+	@HYPOTHESIS_PROFILE=fuzz python -m pytest -q --timeout=0 -m "hypothesis or fuzz_long" $(ARGS)
 
 .PHONY: lint
 lint: $(STAMPS)/lint $(STAMPS)/wheel  ## clang-format, ruff, mypy, and whether the stub of qbits._C is true
