@@ -1,0 +1,39 @@
+"""How a model or layer is to be quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qbits.codec import FLOATS, check_format, check_options
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Options of `qbits.quantize_` and of the `from_float` constructors; checked when made.
+
+    Attributes:
+        format: a 4-bit format of the table: "nf4", "fp4" or "int4".
+        block_size: elements that share a scale: 16 to 4096; "int4" takes 0 for whole rows.
+        double_quant: codebook formats: quantize the scales too, to 8 bits in blocks of 256.
+        scale_dtype: "int4": dtype of scales and zeros; float32 by default.
+        compute_dtype: dtype x is cast to before a product; its own by default.
+        embeddings: quantize nn.Embedding too.
+    """
+
+    format: str = "nf4"
+    block_size: int = 64
+    double_quant: bool = False
+    scale_dtype: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        row = check_format("QuantizeConfig", self.format)
+        if row.bits != 4:
+            raise ValueError(f"[QuantizeConfig] format: got {self.format!r}, want a 4-bit format")
+        check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)
+        if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
+            want = "float32, bfloat16, float16 or None"
+            raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")

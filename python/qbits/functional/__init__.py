@@ -1,0 +1,46 @@
+"""Functions on tensors: bitsandbytes.functional by the same names, and those of the native formats."""
+
+from qbits.functional.affine import dequantize_affine, quantize_affine
+from qbits.functional.linear import embedding_4bit, linear_4bit
+from qbits.functional.maps import (
+    create_dynamic_map,
+    create_fp8_map,
+    create_linear_map,
+    create_normal_map,
+    create_quantile_map,
+    estimate_quantiles,
+    get_4bit_type,
+)
+from qbits.functional.quant_state import QuantState
+from qbits.functional.quantize_4bit import (
+    dequantize_4bit,
+    dequantize_fp4,
+    dequantize_nf4,
+    quantize_4bit,
+    quantize_fp4,
+    quantize_nf4,
+)
+from qbits.functional.quantize_blockwise import dequantize_blockwise, quantize_blockwise
+
+__all__ = [
+    "QuantState",
+    "create_dynamic_map",
+    "create_fp8_map",
+    "create_linear_map",
+    "create_normal_map",
+    "create_quantile_map",
+    "dequantize_4bit",
+    "dequantize_affine",
+    "dequantize_blockwise",
+    "dequantize_fp4",
+    "dequantize_nf4",
+    "embedding_4bit",
+    "estimate_quantiles",
+    "get_4bit_type",
+    "linear_4bit",
+    "quantize_4bit",
+    "quantize_affine",
+    "quantize_blockwise",
+    "quantize_fp4",
+    "quantize_nf4",
+]

@@ -1,0 +1,81 @@
+"""An embedding whose table is stored in 4 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qbits.config import QuantizeConfig
+from qbits.functional.linear import embedding_4bit
+from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
+from qbits.tensor import QuantizedTensor
+
+
+class Embedding4bit(QuantizedModule, nn.Embedding):
+    """nn.Embedding with a frozen 4-bit table, of which a lookup reads only the rows it needs.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
+            initialised like its, then quantized.
+        config: format, block size and the rest; keyword arguments are taken for its fields.
+
+    Raises:
+        ValueError, TypeError: as QuantizeConfig.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: QuantizeConfig | None = None,
+        **options: object,
+    ) -> None:
+        self.config = QuantizeConfig(**options) if config is None else config  # type: ignore[arg-type]
+        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self.weight = quantized_parameter(self.weight.detach(), self.config, None)
+
+    @classmethod
+    def from_float(
+        cls, embedding: nn.Embedding, config: QuantizeConfig | None = None, name: str = "weight"
+    ) -> Embedding4bit:
+        """The quantized `embedding`. `name` is what a NaN or infinity in the table is reported under.
+
+        Raises:
+            ValueError: a NaN or infinity, with its first index; or max_norm, which rewrites the table.
+            TypeError: another kind of module, or a dtype that cannot be quantized.
+        """
+        if not isinstance(embedding, nn.Embedding) or isinstance(embedding, QuantizedModule):
+            got = type(embedding).__name__
+            raise TypeError(f"[Embedding4bit.from_float] module: got {got}, want nn.Embedding")
+        if embedding.max_norm is not None:
+            raise ValueError(f"[Embedding4bit.from_float] max_norm: got {embedding.max_norm}, want None")
+        config = QuantizeConfig() if config is None else config
+        parameter = quantized_parameter(embedding.weight.detach(), config, name)
+        return cls.from_parameter(parameter, config, embedding.padding_idx, embedding.training)
+
+    @classmethod
+    def from_parameter(
+        cls,
+        weight: nn.Parameter,
+        config: QuantizeConfig,
+        padding_idx: int | None = None,
+        training: bool = True,
+    ) -> Embedding4bit:
+        """A layer that holds `weight`, a QuantizedTensor [N, K], itself."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.config, layer.padding_idx = config, padding_idx
+        layer.num_embeddings, layer.embedding_dim = weight.shape
+        layer.max_norm, layer.norm_type, layer.scale_grad_by_freq, layer.sparse = None, 2.0, False, False
+        layer.weight = weight
+        return layer.train(training)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """[*indices.shape, embedding_dim] in `compute_dtype`, by default the weight's own dtype."""
+        weight = self.weight
+        if type(weight) is not QuantizedTensor:
+            return super().forward(indices)
+        return embedding_4bit(indices, weight, self.config.compute_dtype)

@@ -1,0 +1,235 @@
+"""Quantizing and dequantizing the layers of a model in place, one at a time."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qbits.codec import FLOATS, dtype_name
+from qbits.config import QuantizeConfig
+from qbits.nn.embedding_4bit import Embedding4bit
+from qbits.nn.linear_4bit import Linear4bit, is_conv1d
+from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
+from qbits.tensor import QuantizedTensor
+
+
+@dataclass
+class _Place:
+    """Where a module hangs in a model."""
+
+    parent: nn.Module
+    attribute: str
+    name: str
+    module: Any
+
+    def replace(self, module: nn.Module) -> None:
+        # Like assigning the attribute, but for modules of a Sequential or ModuleDict too.
+        self.parent._modules[self.attribute] = module
+
+
+def quantize_(
+    model: nn.Module,
+    config: str | QuantizeConfig = "nf4",
+    *,
+    skip: Iterable[str] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Replaces the linear layers of `model` by 4-bit ones, in place, one after the other.
+
+    nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so. Subclasses of
+    theirs, which may use their weight in their own way, and layers that are quantized already stay as they
+    are. A module or weight used in several places is quantized once and stays shared.
+
+    Args:
+        model: its weights float32, bfloat16 or float16.
+        config: a 4-bit format ("nf4", "fp4", "int4") or a QuantizeConfig.
+        skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
+            "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
+            their weight with another kind of module; an empty list quantizes these too, and unties them.
+        device: quantize there and leave the whole model there; by default each layer where it is.
+        progress: show a bar; by default only on a terminal.
+
+    Returns:
+        `model`. Extra memory at any time: one layer.
+
+    Raises:
+        ValueError: an unknown format, before anything is changed; or a NaN or infinity in a weight, naming
+            the parameter and the first bad index, with the layers before it quantized already.
+        TypeError: a dtype that cannot be quantized, before anything is changed.
+    """
+    if isinstance(config, str):
+        config = QuantizeConfig(format=config)
+    if not isinstance(config, QuantizeConfig):
+        raise TypeError(f"[quantize_] config: got {type(config).__name__}, want a format or a QuantizeConfig")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
+    if _is_target(model, config):
+        want = "a model that contains it, or Linear4bit.from_float"
+        raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
+    patterns = _output_names(model) if skip is None else [skip] if isinstance(skip, str) else list(skip)
+    tied = _shared_with_others(model, config) if skip is None else set()
+    groups = _by_weight(
+        place
+        for place in _walk(model, "", set())
+        if _is_target(place.module, config)
+        and not _matches(place.name, patterns)
+        and id(place.module.weight) not in tied
+    )
+    for first, *_ in groups:
+        _check_dtype(first)
+    for group in _drain(groups, "quantize", progress):
+        _quantize_group(group, config, device)
+    return model if device is None else model.to(device)
+
+
+def dequantize_(
+    model: nn.Module, dtype: torch.dtype | None = None, *, progress: bool | None = None
+) -> nn.Module:
+    """Replaces the quantized layers of `model` by dense ones, in place, one after the other.
+
+    Args:
+        model: any module.
+        dtype: of the dense weights; by default each weight's own.
+        progress: show a bar; by default only on a terminal.
+
+    Returns:
+        `model`, with nn.Linear, nn.Embedding and, where there was one, Conv1D; weights not trainable.
+    """
+    groups = _by_weight(p for p in _walk(model, "", set()) if isinstance(p.module, QuantizedModule))
+    for group in _drain(groups, "dequantize", progress):
+        _dequantize_group(group, dtype)
+    return model
+
+
+def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:
+    """Every place of every module below `parent`: a shared module once per place."""
+    for attribute, module in parent._modules.items():
+        if module is None or id(module) in above:
+            continue
+        yield _Place(parent, attribute, prefix + attribute, module)
+        yield from _walk(module, f"{prefix}{attribute}.", above | {id(module)})
+
+
+def _is_target(module: Any, config: QuantizeConfig) -> bool:
+    if type(module) is nn.Embedding and config.embeddings:
+        return module.max_norm is None and _is_dense(module.weight)
+    return (type(module) is nn.Linear or is_conv1d(module)) and _is_dense(module.weight)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    return not isinstance(weight, QuantizedTensor)
+
+
+def _output_names(model: nn.Module) -> list[str]:
+    """Names of the output embeddings: what transformers calls so, and any `lm_head`."""
+    names = ["lm_head"]
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    if isinstance(head, nn.Module):
+        names += [name for name, module in model.named_modules() if module is head]
+    return names
+
+
+def _shared_with_others(model: nn.Module, config: QuantizeConfig) -> set[int]:
+    """Ids of the weights that a layer to be quantized shares with a module that stays as it is."""
+    targets: set[int] = set()
+    others: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                mine = name == "weight" and _is_target(module, config)
+                (targets if mine else others).add(id(parameter))
+    return targets & others
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(
+        f".{pattern}." in f".{name}." or ("*" in pattern and fnmatch.fnmatchcase(name, pattern))
+        for pattern in patterns
+    )
+
+
+def _by_weight(places: Iterable[_Place]) -> list[list[_Place]]:
+    """The places in order, those of modules that share a weight together."""
+    groups: dict[int, list[_Place]] = {}
+    for place in places:
+        groups.setdefault(id(place.module.weight), []).append(place)
+    return list(groups.values())
+
+
+def _drain(groups: list[list[_Place]], what: str, progress: bool | None) -> Iterator[list[_Place]]:
+    """Takes one group after the other out of `groups`, so that replaced modules are freed on the way."""
+    disable = None if progress is None else not progress  # None: tqdm looks whether it has a terminal
+    with tqdm(total=len(groups), desc=what, unit="layer", disable=disable, leave=False) as bar:
+        groups.reverse()
+        while groups:
+            yield groups.pop()
+            bar.update()
+
+
+def _check_dtype(place: _Place) -> None:
+    dtype = place.module.weight.dtype
+    if dtype not in FLOATS:
+        want = ", ".join(map(dtype_name, FLOATS))
+        raise TypeError(f"[quantize_] {place.name}.weight: got {dtype_name(dtype)}, want {want}")
+
+
+def _quantize_group(
+    group: list[_Place], config: QuantizeConfig, device: torch.device | str | None
+) -> None:
+    modules: dict[int, nn.Module] = {}
+    weights: dict[bool, nn.Parameter] = {}
+    for place in group:
+        module, transposed = place.module, is_conv1d(place.module)
+        if transposed not in weights:
+            dense = module.weight.detach() if device is None else module.weight.detach().to(device)
+            dense = dense.t().contiguous() if transposed else dense
+            weights[transposed] = quantized_parameter(dense, config, f"{place.name}.weight")
+        if id(module) not in modules:
+            modules[id(module)] = _quantized(module, weights[transposed], config, transposed)
+        place.replace(modules[id(module)])
+
+
+def _quantized(module: Any, weight: nn.Parameter, config: QuantizeConfig, transposed: bool) -> nn.Module:
+    if isinstance(module, nn.Embedding):
+        return Embedding4bit.from_parameter(weight, config, module.padding_idx, module.training)
+    return Linear4bit.from_parameter(weight, module.bias, config, transposed, module.training)
+
+
+def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
+    modules: dict[int, nn.Module] = {}
+    weights: dict[bool, nn.Parameter] = {}
+    for place in group:
+        module = place.module
+        transposed = module.fan_in_fan_out
+        if transposed not in weights:
+            dense = module.dequantize(dtype)
+            dense = dense.t().contiguous() if transposed else dense
+            weights[transposed] = nn.Parameter(dense, requires_grad=False)
+        if id(module) not in modules:
+            modules[id(module)] = _dequantized(module, weights[transposed])
+        place.replace(modules[id(module)])
+
+
+def _dequantized(module: Any, weight: nn.Parameter) -> nn.Module:
+    rows, cols = module.weight.shape
+    if isinstance(module, Embedding4bit):
+        dense: Any = nn.Embedding(rows, cols, module.padding_idx, device="meta")
+    elif module.fan_in_fan_out:
+        from transformers.pytorch_utils import Conv1D
+
+        with torch.device("meta"):
+            dense = Conv1D(rows, cols)
+        dense.bias = module.bias
+    else:
+        dense = nn.Linear(cols, rows, bias=False, device="meta")
+        dense.bias = module.bias
+    dense.weight = weight
+    return dense.train(module.training)

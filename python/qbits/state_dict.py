@@ -1,0 +1,147 @@
+"""A quantized weight as entries of a state dict, and back.
+
+nf4 and fp4 use bitsandbytes' keys and bytes, so that checkpoints load and save both ways. Affine formats
+use the same scheme: `weight`, `weight.scales`, `weight.zeros`, `weight.quant_state.qbits__int4`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbits.codec import check_options, codebook, dtype_name, shape_codes
+from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
+from qbits.functional.quant_state import _DTYPES, QuantState, _shape, check_entry, pack_json, unpack_json
+from qbits.functional.quantize_4bit import nested_tensors
+from qbits.tensor import QuantizedTensor, matrix_shape
+
+_BITSANDBYTES = "quant_state.bitsandbytes__"
+_QBITS = "quant_state.qbits__"
+
+
+def quant_state(weight: QuantizedTensor) -> QuantState:
+    """The QuantState of an nf4 or fp4 tensor, over the same memory."""
+    assert weight.absmax is not None
+    state = QuantState(
+        absmax=weight.absmax,
+        shape=weight.shape,
+        code=codebook(weight.format, weight.codes.device).clone(),
+        blocksize=weight.block_size,
+        quant_type=weight.format,
+        dtype=weight.logical_dtype,
+        offset=weight.offset,
+    )
+    if weight.nested_absmax is not None:
+        state.state2 = QuantState(
+            absmax=weight.nested_absmax,
+            code=weight.nested_code,
+            blocksize=NESTED_BLOCK_SIZE,
+            dtype=torch.float32,
+        )
+    return state
+
+
+def weight_entries(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The entries of `weight` by suffix: "" for the codes, "absmax", "quant_state.bitsandbytes__nf4", ...
+
+    Reads the offset of double quantization, which synchronises.
+
+    Raises:
+        ValueError: a meta tensor, or an 8-bit format.
+    """
+    if weight.codes.is_meta:
+        raise ValueError("[state_dict] weight: got a quantized weight without data on the meta device")
+    codes = weight.codes.reshape(-1, 1)
+    if weight.format in QuantState.valid_quant_types:
+        return {"": codes, **quant_state(weight).as_dict(packed=True)}
+    if weight.scales is None or weight.zeros is None:
+        raise ValueError(f"[state_dict] format: got {weight.format}, want a 4-bit or affine format")
+    fields = {
+        "quant_type": weight.format,
+        "blocksize": weight.block_size,
+        "dtype": dtype_name(weight.logical_dtype),
+        "shape": list(weight.shape),
+    }
+    packed = pack_json(fields)
+    return {"": codes, "scales": weight.scales, "zeros": weight.zeros, _QBITS + weight.format: packed}
+
+
+def is_quantized(entries: Mapping[str, Tensor]) -> bool:
+    """Whether `entries`, keyed by suffix, are those of a quantized weight rather than of a dense one."""
+    codes = entries.get("")
+    return len(entries) > 1 or (codes is not None and not codes.is_floating_point())
+
+
+def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | None = None) -> QuantizedTensor:
+    """The tensor `weight_entries` took apart, on `device` (by default where the codes are).
+
+    Raises:
+        ValueError: an entry is missing, unknown, of the wrong size, or contradicts another.
+    """
+    codes = entries.get("")
+    rest = {key: value for key, value in entries.items() if key}
+    if codes is None or not rest:
+        missing = "the codes" if codes is None else "the quantization state"
+        raise ValueError(f"[load_state_dict] entries: got {sorted(entries)}, which lack {missing}")
+    if not all(isinstance(value, Tensor) for value in entries.values()):
+        raise ValueError("[load_state_dict] entries: got values that are not tensors")
+    device = codes.device if device is None else device
+    if any(key.startswith(_QBITS) for key in rest):
+        return _affine_from_entries(codes, rest, device)
+    state = QuantState.from_dict(rest, device)
+    codes = codes.to(device)
+    if codes.dtype != torch.uint8 and state.shape is not None:  # bitsandbytes' quant_storage
+        codes = codes.contiguous().reshape(-1).view(torch.uint8)[: (state.shape.numel() + 1) // 2]
+    state.validate(codes)
+    assert state.shape is not None and state.quant_type is not None
+    assert state.blocksize is not None and state.dtype is not None
+    rows, cols = matrix_shape(state.shape)
+    nested = dict(zip(("nested_absmax", "nested_code", "offset"), nested_tensors(state), strict=False))
+    tensors = {
+        "codes": shape_codes(codes, FORMATS[state.quant_type], rows, cols),
+        "absmax": state.absmax.reshape(-1),
+        **nested,
+    }
+    return QuantizedTensor(tensors, state.quant_type, state.blocksize, state.shape, state.dtype)
+
+
+def _affine_from_entries(
+    codes: Tensor, rest: Mapping[str, Tensor], device: torch.device
+) -> QuantizedTensor:
+    (key,) = [key for key in rest if key.startswith(_QBITS)][:1]
+    fields = unpack_json(rest[key], key)
+    if set(rest) != {"scales", "zeros", key}:
+        raise ValueError(f"[load_state_dict] entries: got {sorted(rest)}, want scales, zeros and {key}")
+    format = key.removeprefix(_QBITS)
+    row = FORMATS.get(format)
+    if set(fields) != {"quant_type", "blocksize", "dtype", "shape"} or fields["quant_type"] != format:
+        raise ValueError(f"[load_state_dict] {key}: got {fields}, want quant_type, blocksize, dtype and shape")
+    if row is None or row.coding != "affine":
+        raise ValueError(f"[load_state_dict] {key}: got format {format!r}, want an affine format")
+    shape, dtype = _shape(fields["shape"]), _DTYPES.get(str(fields["dtype"]))
+    if dtype is None or not shape:
+        raise ValueError(f"[load_state_dict] {key}: got {fields}, want a float dtype and at least one size")
+    rows, cols = matrix_shape(shape)
+    check_options("load_state_dict", row, fields["blocksize"], False, rest["scales"].dtype)
+    groups = (rows, row.groups(cols, fields["blocksize"]))
+    check_entry("codes", codes, torch.uint8, row.codes_size(rows * cols))
+    check_entry("scales", rest["scales"], rest["scales"].dtype, groups[0] * groups[1])
+    check_entry("zeros", rest["zeros"], rest["scales"].dtype, groups[0] * groups[1])
+    tensors = {
+        "codes": shape_codes(codes.to(device), row, rows, cols),
+        "scales": rest["scales"].to(device).reshape(groups),
+        "zeros": rest["zeros"].to(device).reshape(groups),
+    }
+    return QuantizedTensor(tensors, format, fields["blocksize"], shape, dtype)
+
+
+def entries_of(state_dict: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The entries of the weight `name` in `state_dict`, keyed by suffix."""
+    prefix = f"{name}."
+    entries = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    if name in state_dict:
+        entries[""] = state_dict[name]
+    return entries

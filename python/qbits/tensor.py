@@ -1,0 +1,398 @@
+"""QuantizedTensor: a tensor with the shape and dtype of the dense one, stored in a format of the table."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qbits.codec import FLOATS, TENSORS, check_format, check_options, decode, dtype_name, encode, first_bad_index
+from qbits.formats import FORMATS
+from qbits.functional.linear import embedding_4bit, linear_4bit
+
+aten = torch.ops.aten
+
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
+"""What an aten op does with a QuantizedTensor instead of dequantizing it; filled by tensor_ops.py."""
+
+FALLBACK: list[Callable[..., Any]] = []
+"""What any other op does; one element, put there by tensor_ops.py."""
+
+
+class QuantizedTensor(Tensor):
+    """A wrapper tensor with the logical shape and dtype of the dense tensor it stands for.
+
+    `F.linear` and `F.embedding` read 4-bit weights in their packed form. Moving, copying, viewing and
+    slicing along rows keep the tensor quantized; every other op works on its dequantized values. Ops that
+    write into it, and assignment to `data`, quantize the result again in the same format.
+
+    `qbits.quantize` makes one.
+
+    Attributes:
+        format: the name of its row in the format table.
+        block_size: elements that share a scale; 0 means whole rows.
+        rows, cols: the matrix that was quantized; `shape` is any view of it.
+        codes: uint8, [rows, bytes of a row] where rows fall on bytes, else 1-D.
+        absmax: codebook formats: float32 [blocks], or uint8 [blocks] if double-quantized.
+        scales, zeros: affine formats: [rows, groups].
+        nested_absmax, nested_code, offset: double quantization: absmax is
+            nested_code[absmax] * nested_absmax[block // 256] + offset.
+    """
+
+    format: str
+    block_size: int
+    rows: int
+    cols: int
+    logical_dtype: torch.dtype
+    is_4bit_matrix: bool
+    codes: Tensor
+    absmax: Tensor | None
+    scales: Tensor | None
+    zeros: Tensor | None
+    nested_absmax: Tensor | None
+    nested_code: Tensor | None
+    offset: Tensor | None
+
+    @staticmethod
+    def __new__(
+        cls,
+        tensors: Mapping[str, Tensor | None] | QuantizedTensor,
+        format: str = "",
+        block_size: int = 0,
+        shape: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
+        matrix: tuple[int, int] | None = None,
+        requires_grad: bool = False,
+    ) -> QuantizedTensor:
+        """Wraps the tensors of a format, or another QuantizedTensor, without copying.
+
+        `matrix` is (rows, cols); by default the last size of `shape` is cols.
+        """
+        if isinstance(tensors, QuantizedTensor):
+            shape, dtype, device = tensors.shape, tensors.logical_dtype, tensors.codes.device
+        elif isinstance(tensors, Mapping):
+            device = tensors["codes"].device  # type: ignore[union-attr]
+        else:
+            want = "the tensors of a format or a QuantizedTensor (qbits.quantize makes one from a dense tensor)"
+            raise TypeError(f"[QuantizedTensor] tensors: got {type(tensors).__name__}, want {want}")
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, shape, dtype=dtype, device=device, requires_grad=requires_grad
+        )
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor | None] | QuantizedTensor,
+        format: str = "",
+        block_size: int = 0,
+        shape: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
+        matrix: tuple[int, int] | None = None,
+        requires_grad: bool = False,
+    ) -> None:
+        if isinstance(tensors, QuantizedTensor):
+            self._adopt(tensors)
+            return
+        self.format, self.block_size, self.logical_dtype = format, block_size, dtype
+        self.rows, self.cols = matrix_shape(shape) if matrix is None else matrix
+        self.is_4bit_matrix = FORMATS[format].bits == 4 and len(shape) == 2 and shape[1] == self.cols
+        for name in TENSORS:
+            setattr(self, name, tensors.get(name))
+
+    def _adopt(self, other: QuantizedTensor) -> None:
+        for name in ("format", "block_size", "logical_dtype", "rows", "cols", "is_4bit_matrix", *TENSORS):
+            setattr(self, name, getattr(other, name))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors it consists of, by name."""
+        return {name: t for name in TENSORS if (t := getattr(self, name)) is not None}
+
+    @property
+    def double_quant(self) -> bool:
+        """Whether absmax itself is quantized."""
+        return self.nested_absmax is not None
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        """Bytes of codes and scales together."""
+        return sum(t.nbytes for t in self.tensors().values())
+
+    def like(
+        self,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        matrix: tuple[int, int] | None = None,
+    ) -> QuantizedTensor:
+        """A QuantizedTensor of the same format; what is not given is taken from this one."""
+        return QuantizedTensor(
+            self.tensors() if tensors is None else tensors,
+            self.format,
+            self.block_size,
+            self.shape if shape is None else shape,
+            self.logical_dtype if dtype is None else dtype,
+            (self.rows, self.cols) if matrix is None else matrix,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> QuantizedTensor:
+        """A QuantizedTensor whose tensors are `function` of this one's."""
+        return self.like({name: function(t) for name, t in self.tensors().items()})
+
+    def encode(self, dense: Tensor) -> dict[str, Tensor]:
+        """The tensors `dense`, of this one's shape, has in this one's format."""
+        dense = dense.reshape(self.rows, self.cols)
+        if dense.dtype not in FLOATS:
+            dense = dense.to(torch.float32)
+        scales = self.absmax if self.scales is None else self.scales
+        assert scales is not None
+        return encode(dense, self.format, self.block_size, self.double_quant, scales.dtype)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
+        """The dense tensor, in `dtype`: float32, bfloat16 or float16, by default the logical one.
+
+        A constant to autograd; use the tensor itself in an expression to differentiate through it.
+        """
+        dtype = self.logical_dtype if dtype is None else dtype
+        dense = decode(self.tensors(), self.format, self.block_size, (self.rows, self.cols), dtype)
+        return dense.reshape(self.shape)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        double = ", double_quant=True" if self.double_quant else ""
+        return (
+            f"QuantizedTensor({self.format}, {list(self.shape)}, {dtype_name(self.logical_dtype)}, "
+            f"device={str(self.codes.device)!r}, block_size={self.block_size}{double})"
+        )
+
+    # What torch needs to trace through it.
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        meta = (self.format, self.block_size, self.logical_dtype, self.rows, self.cols)
+        return list(self.tensors()), meta
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls, tensors: dict[str, Tensor], meta: tuple[Any, ...], outer_size: Any, outer_stride: Any
+    ) -> QuantizedTensor:
+        format, block_size, dtype, rows, cols = meta
+        return cls(tensors, format, block_size, outer_size, dtype, (rows, cols))
+
+    def _stable_hash_for_caching(self) -> str:
+        return repr((self.__tensor_flatten__(), tuple(self.shape)))
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return _linear(*args, **kwargs)
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        implementation = IMPLEMENTATIONS.get(func)
+        if implementation is not None:
+            result = implementation(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return FALLBACK[0](func, args, kwargs)
+
+    # Assignment. torch's own setter would swap the empty shell and leave codes and scales behind.
+
+    @property
+    def data(self) -> QuantizedTensor:  # type: ignore[override]
+        """A detached QuantizedTensor that shares this one's tensors.
+
+        Assigning a QuantizedTensor adopts its tensors, format and dtype; assigning a dense tensor
+        quantizes it in this one's format.
+        """
+        return self.like()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if isinstance(value, QuantizedTensor):
+            fresh = value.like()
+        else:
+            dtype = value.dtype if value.dtype in FLOATS else self.logical_dtype
+            shape = tuple(value.shape)
+            target = self.like(shape=shape, matrix=matrix_shape(shape))
+            fresh = target.like(target.encode(value), dtype=dtype)
+        _set_shell(self, fresh)
+        self._adopt(fresh)
+
+    # Copies and serialization.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedTensor:
+        if id(self) in memo:
+            return memo[id(self)]
+        parts = self.like({name: copy.deepcopy(t, memo) for name, t in self.tensors().items()})
+        result = _restore_parameter(parts, isinstance(self, torch.nn.Parameter), self.requires_grad)
+        memo[id(self)] = result
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        meta = (self.format, self.block_size, tuple(self.shape), self.logical_dtype, (self.rows, self.cols))
+        flags = (isinstance(self, torch.nn.Parameter), self.requires_grad)
+        return rebuild_quantized_tensor, (self.tensors(), *meta, *flags)
+
+    def share_memory_(self) -> QuantizedTensor:
+        """Moves every tensor to shared memory, in place."""
+        for tensor in self.tensors().values():
+            tensor.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether every tensor is in shared memory."""
+        return all(t.is_shared() for t in self.tensors().values())
+
+    # FSDP2: each rank holds the codes and scales of its rows; these two gather them.
+
+    def fsdp_pre_all_gather(
+        self, mesh: Any, outer_size: torch.Size, outer_stride: Any, module: Any, mp_policy: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """What this rank sends: contiguous tensors whose concatenation over ranks is the whole weight's."""
+        from qbits.sharding import pre_all_gather
+
+        return pre_all_gather(self, mesh, outer_size)
+
+    def fsdp_post_all_gather(
+        self, all_gather_outputs: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Any = None
+    ) -> tuple[QuantizedTensor, tuple[Tensor, ...]] | None:
+        """The whole weight, over the gathered memory itself."""
+        from qbits.sharding import post_all_gather
+
+        return post_all_gather(self, all_gather_outputs, metadata, param_dtype, out)
+
+
+def quantize(
+    tensor: Tensor,
+    format: str = "nf4",
+    *,
+    block_size: int | None = None,
+    double_quant: bool = False,
+    scale_dtype: torch.dtype | None = None,
+    name: str | None = None,
+) -> QuantizedTensor:
+    """Quantizes `tensor` to a format of the table.
+
+    Args:
+        tensor: float32, bfloat16 or float16, any shape. Affine groups run along its last dimension,
+            codebook blocks over its elements in row-major order.
+        format: "nf4", "fp4", "int4", "int8", or an 8-bit code map of the table.
+        block_size: elements that share a scale: 16 to 4096, 64 by default; affine formats take 0 for
+            whole rows.
+        double_quant: 4-bit codebook formats: quantize the scales too (arXiv 2305.14314, section 3).
+        scale_dtype: affine formats: dtype of scales and zeros.
+        name: if given, a NaN or infinity in `tensor` raises, with this name in the message. If not, its
+            block dequantizes to NaN, and nothing synchronises.
+
+    Raises:
+        ValueError: an unknown format, a block size it does not have, or a NaN (see `name`).
+        TypeError: a dtype that is not accepted.
+    """
+    row = check_format("quantize", format)
+    block_size, scale_dtype = check_options("quantize", row, block_size, double_quant, scale_dtype)
+    if isinstance(tensor, QuantizedTensor):
+        tensor = tensor.dequantize()
+    if tensor.dtype not in FLOATS:
+        want = ", ".join(map(dtype_name, FLOATS))
+        raise TypeError(f"[quantize] tensor: got {dtype_name(tensor.dtype)}, want {want}")
+    matrix = tensor.detach().reshape(matrix_shape(tensor.shape))
+    tensors = encode(matrix, format, block_size, double_quant, scale_dtype)
+    if name is not None and (index := first_bad_index(tensor.detach(), tensors)) is not None:
+        value = tensor.detach()[index].item()
+        raise ValueError(f"[quantize] {name}: got {value} at index {list(index)}, want finite values")
+    return QuantizedTensor(tensors, format, block_size, tensor.shape, tensor.dtype)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, cols) of a tensor of any shape: cols is the last size."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 0 else (1, 1)
+
+
+def rebuild_quantized_tensor(
+    tensors: dict[str, Tensor],
+    format: str,
+    block_size: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    matrix: tuple[int, int],
+    is_parameter: bool,
+    requires_grad: bool,
+) -> QuantizedTensor:
+    """Unpickles a QuantizedTensor. Raises ValueError or TypeError for tensors its format does not have."""
+    tensor = QuantizedTensor(tensors, format, block_size, shape, dtype, matrix)
+    # The op checks every size and dtype against the table; on meta tensors it does only that.
+    decode(tensor.map(lambda t: t.to("meta")).tensors(), format, block_size, matrix, dtype)
+    return _restore_parameter(tensor, is_parameter, requires_grad)
+
+
+def _restore_parameter(tensor: QuantizedTensor, is_parameter: bool, requires_grad: bool) -> QuantizedTensor:
+    if is_parameter:
+        return torch.nn.Parameter(tensor, requires_grad=requires_grad)  # type: ignore[return-value]
+    return tensor.requires_grad_(requires_grad) if requires_grad else tensor
+
+
+def _set_shell(tensor: QuantizedTensor, fresh: QuantizedTensor) -> None:
+    """Gives `tensor` the shape, dtype and device of `fresh`, keeping its identity and requires_grad."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if torch._has_compatible_shallow_copy_type(tensor, fresh):
+            Tensor.data.__set__(tensor, fresh)  # type: ignore[attr-defined]
+            return
+        # To another device: the empty shells change places. torch.utils.swap_tensors refuses tensors with
+        # weak references, which torch.compile leaves; they refer to the Python object, which stays.
+        fresh.requires_grad_(tensor.requires_grad)
+        torch._C._swap_tensor_impl(tensor, fresh)  # type: ignore[attr-defined]
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    packed = (
+        isinstance(weight, QuantizedTensor)
+        and weight.is_4bit_matrix
+        and not isinstance(input, QuantizedTensor)
+        and not isinstance(bias, QuantizedTensor)
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
+    if packed:
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+            bias = None if bias is None else bias.to(input.dtype)
+        if input.dtype in FLOATS:
+            return linear_4bit(input, weight, bias)  # type: ignore[arg-type]
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.linear(input, weight, bias)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    packed = (
+        isinstance(weight, QuantizedTensor)
+        and weight.is_4bit_matrix
+        and max_norm is None
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
+    if packed:
+        return embedding_4bit(input, weight)  # type: ignore[arg-type]
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+torch.serialization.add_safe_globals([QuantizedTensor, rebuild_quantized_tensor])

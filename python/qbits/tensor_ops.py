@@ -1,0 +1,267 @@
+"""What aten ops do with a QuantizedTensor: a few keep it quantized, the rest see its dequantized values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from qbits import ops
+from qbits.codec import FLOATS, dynamic_map
+from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
+from qbits.tensor import FALLBACK, IMPLEMENTATIONS, QuantizedTensor
+
+aten = torch.ops.aten
+
+
+def _implements(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        for function in functions:
+            IMPLEMENTATIONS[function] = implementation
+        return implementation
+
+    return register
+
+
+@_implements(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+def _alias(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].like()
+
+
+@_implements(aten.clone.default, aten._pin_memory.default)
+def _each(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].map(lambda t: func(t, *args[1:], **{k: v for k, v in kwargs.items() if k != "memory_format"}))
+
+
+@_implements(aten.is_pinned.default)
+def _is_pinned(func: Any, args: Any, kwargs: Any) -> bool:
+    return all(func(t, *args[1:], **kwargs) for t in args[0].tensors().values())
+
+
+@_implements(aten.record_stream.default)
+def _record_stream(func: Any, args: Any, kwargs: Any) -> None:
+    for tensor in args[0].tensors().values():
+        func(tensor, *args[1:], **kwargs)
+
+
+@_implements(aten._to_copy.default)
+def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
+    self = args[0]
+    dtype = kwargs.get("dtype") or self.logical_dtype
+    if dtype not in FLOATS:
+        return NotImplemented
+    moves = {k: v for k, v in kwargs.items() if k in ("device", "non_blocking", "pin_memory") and v is not None}
+    # Only the logical dtype changes: codes and scales stay what they are, bit for bit.
+    return self.map(lambda t: func(t, **moves)).like(dtype=dtype)
+
+
+@_implements(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+def _view(func: Any, args: Any, kwargs: Any) -> Any:
+    self, size = args[0], list(args[1])
+    numel = self.rows * self.cols
+    known = math.prod(s for s in size if s != -1)
+    if -1 in size and known > 0:
+        size[size.index(-1)] = numel // known
+    if math.prod(size) != numel or -1 in size:
+        raise RuntimeError(f"shape '{list(args[1])}' is invalid for input of size {numel}")
+    return self.like(shape=size)
+
+
+@_implements(aten.as_strided.default)
+def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
+    self, size, stride = args[0], tuple(args[1]), tuple(args[2])
+    same = size == tuple(self.shape) and stride == tuple(self.stride()) and not (args[3] if len(args) > 3 else 0)
+    return self.like() if same else NotImplemented
+
+
+@_implements(aten.slice.Tensor)
+def _slice(func: Any, args: Any, kwargs: Any) -> Any:
+    self, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    if dim != 0 or step != 1:
+        return NotImplemented
+    start, end, _ = slice(start, end).indices(self.shape[0])
+    return slice_rows(self, start, max(start, end)) or NotImplemented
+
+
+@_implements(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(func: Any, args: Any, kwargs: Any) -> Any:
+    self, sizes = args[0], args[1]
+    if (args[2] if len(args) > 2 else kwargs.get("dim", 0)) != 0 or self.shape[0] == 0:
+        return NotImplemented
+    if isinstance(sizes, int):
+        sizes = [min(sizes, self.shape[0] - start) for start in range(0, self.shape[0], max(sizes, 1))]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    parts = [slice_rows(self, start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    if any(part is None for part in parts):
+        # A dense answer would let fully_shard and the like go on with unquantized weights unnoticed.
+        want = "rows at which a block and a byte begin, or dequantize() first"
+        raise ValueError(f"[QuantizedTensor.split] rows: got {starts} of {self!r}, want {want}")
+    return parts
+
+
+def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor | None:
+    """self[start:end] over the same memory, or None where blocks or bytes do not fall on these rows.
+
+    Double-quantized scales whose blocks of 256 do not are turned into plain ones of the same values.
+    """
+    size = self.shape[0]
+    if size == 0 or self.codes.dim() != 2:
+        return None
+    rows = self.rows // size  # matrix rows per index of dim 0
+    matrix = ((end - start) * rows, self.cols)
+    codes = self.codes[start * rows : end * rows]
+    tensors: dict[str, Tensor | None] = {"codes": codes}
+    if self.scales is not None and self.zeros is not None:
+        tensors["scales"] = self.scales[start * rows : end * rows]
+        tensors["zeros"] = self.zeros[start * rows : end * rows]
+    else:
+        first, last = start * rows * self.cols, end * rows * self.cols
+        if first % self.block_size or (last % self.block_size and end != size):
+            return None
+        blocks = slice(first // self.block_size, -(-last // self.block_size))
+        tensors.update(_slice_absmax(self, blocks, end == size))
+    return self.like(tensors, (end - start, *self.shape[1:]), matrix=matrix)
+
+
+def _slice_absmax(self: QuantizedTensor, blocks: slice, to_end: bool) -> dict[str, Tensor | None]:
+    assert self.absmax is not None
+    if self.nested_absmax is None:
+        return {"absmax": self.absmax[blocks]}
+    first, last = blocks.start, blocks.stop
+    if first % NESTED_BLOCK_SIZE or (last % NESTED_BLOCK_SIZE and not to_end):
+        return {"absmax": plain_absmax(self)[blocks]}
+    nested = slice(first // NESTED_BLOCK_SIZE, -(-last // NESTED_BLOCK_SIZE))
+    return {
+        "absmax": self.absmax[blocks],
+        "nested_absmax": self.nested_absmax[nested],
+        "nested_code": self.nested_code,
+        "offset": self.offset,
+    }
+
+
+def plain_absmax(self: QuantizedTensor) -> Tensor:
+    """float32 [blocks]: the scales of a codebook tensor, double-quantized or not."""
+    assert self.absmax is not None
+    if self.nested_absmax is None:
+        return self.absmax
+    return ops.dequantize_absmax(self.absmax, self.nested_absmax, self.nested_code, self.offset)
+
+
+@_implements(aten.new_zeros.default)
+def _new_zeros(func: Any, args: Any, kwargs: Any) -> Any:
+    """Some of the rows of a matrix like this one: how FSDP2 makes the buffer of a shard. Else dense."""
+    self, size = args[0], tuple(args[1])
+    dtype = kwargs.get("dtype") or self.logical_dtype
+    if size[1:] != tuple(self.shape[1:]) or len(size) < 2 or self.codes.dim() != 2 or dtype != self.logical_dtype:
+        return NotImplemented
+    matrix = (size[0] * (self.rows // max(self.shape[0], 1)), self.cols)
+    numel = matrix[0] * matrix[1]
+    if self.scales is None and (numel % self.block_size or numel % 2):
+        return NotImplemented
+    device = kwargs.get("device") or self.codes.device
+    whole = self.absmax if self.scales is None else self.scales
+    assert whole is not None
+    double_quant = self.double_quant and (
+        size == tuple(self.shape) or numel // self.block_size % NESTED_BLOCK_SIZE == 0
+    )
+    tensors = zeros(self.format, self.block_size, matrix, double_quant, whole.dtype, device)
+    return self.like(tensors, size, matrix=matrix)
+
+
+def zeros(
+    format: str,
+    block_size: int,
+    matrix: tuple[int, int],
+    double_quant: bool,
+    scale_dtype: torch.dtype,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """The tensors of a [rows, cols] matrix with every scale, and so every value, 0."""
+    row, (rows, cols) = FORMATS[format], matrix
+    codes = torch.zeros((rows, cols // 2 if row.bits == 4 else cols), dtype=torch.uint8, device=device)
+    if row.coding == "affine":
+        groups = (rows, row.groups(cols, block_size))
+        scales = torch.zeros(groups, dtype=scale_dtype, device=device)
+        return {"codes": codes, "scales": scales, "zeros": torch.zeros_like(scales)}
+    blocks = row.num_scales(rows, cols, block_size)
+    if not double_quant:
+        return {"codes": codes, "absmax": torch.zeros(blocks, dtype=torch.float32, device=device)}
+    return {
+        "codes": codes,
+        "absmax": torch.zeros(blocks, dtype=torch.uint8, device=device),
+        "nested_absmax": torch.zeros(-(-blocks // NESTED_BLOCK_SIZE), dtype=torch.float32, device=device),
+        "nested_code": dynamic_map(torch.device(device)).clone(),
+        "offset": torch.zeros((), dtype=torch.float32, device=device),
+    }
+
+
+@_implements(aten.copy_.default)
+def _copy_(func: Any, args: Any, kwargs: Any) -> Any:
+    self, source = args[0], args[1]
+    if not isinstance(self, QuantizedTensor):
+        return NotImplemented
+    if source.shape != self.shape:
+        source = source.expand(self.shape)
+    store(self, source)
+    return self
+
+
+def store(self: QuantizedTensor, source: Tensor) -> None:
+    """Writes `source`, dense or quantized and of the same shape, into the memory of `self`."""
+    same_codes = (
+        isinstance(source, QuantizedTensor)
+        and (source.format, source.block_size, source.rows, source.cols)
+        == (self.format, self.block_size, self.rows, self.cols)
+        and source.codes.shape == self.codes.shape
+    )
+    if not same_codes:
+        dense = source.dequantize(torch.float32) if isinstance(source, QuantizedTensor) else source
+        new = self.encode(dense.to(self.codes.device))
+    elif source.double_quant == self.double_quant:  # type: ignore[attr-defined]
+        new = source.tensors()  # type: ignore[attr-defined]
+    elif self.double_quant:  # the same codes under scales that are quantized now
+        new = {"codes": source.codes, "nested_code": self.nested_code}  # type: ignore[attr-defined]
+        absmax = source.absmax.to(self.codes.device)  # type: ignore[attr-defined]
+        new["absmax"], new["nested_absmax"], new["offset"] = ops.quantize_absmax(absmax, self.nested_code)
+    else:
+        new = {"codes": source.codes, "absmax": plain_absmax(source)}  # type: ignore[attr-defined,arg-type]
+    for name, tensor in self.tensors().items():
+        tensor.copy_(new[name].reshape(tensor.shape))
+
+
+def _dense(value: Any) -> Any:
+    return value.dequantize() if isinstance(value, QuantizedTensor) else value
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[QuantizedTensor]:
+    """The QuantizedTensors `func` writes into, those in lists included."""
+    targets: list[QuantizedTensor] = []
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            targets += [v for v in values if isinstance(v, QuantizedTensor)]
+    return targets
+
+
+def _fallback(func: Any, args: Any, kwargs: Any) -> Any:
+    if not func._schema.is_mutable:
+        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+    targets = _written(func, args, kwargs)
+    dense = {id(t): t.dequantize() for t in targets}
+    owner = {id(d): t for t, d in zip(targets, (dense[id(t)] for t in targets), strict=True)}
+
+    def replace(value: Any) -> Any:
+        return dense[id(value)] if id(value) in dense else _dense(value)
+
+    result = func(*tree_map(replace, args), **tree_map(replace, kwargs))
+    for target in targets:
+        store(target, dense[id(target)])
+    return tree_map(lambda value: owner.get(id(value), value), result)
+
+
+FALLBACK.append(_fallback)
