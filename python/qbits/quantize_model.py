@@ -181,9 +181,7 @@ def _check_dtype(place: _Place) -> None:
         raise TypeError(f"[quantize_] {place.name}.weight: got {dtype_name(dtype)}, want {want}")
 
 
-def _quantize_group(
-    group: list[_Place], config: QuantizeConfig, device: torch.device | str | None
-) -> None:
+def _quantize_group(group: list[_Place], config: QuantizeConfig, device: torch.device | str | None) -> None:
     modules: dict[int, nn.Module] = {}
     weights: dict[bool, nn.Parameter] = {}
     for place in group:

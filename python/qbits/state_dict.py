@@ -108,9 +108,7 @@ def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | No
     return QuantizedTensor(tensors, state.quant_type, state.blocksize, state.shape, state.dtype)
 
 
-def _affine_from_entries(
-    codes: Tensor, rest: Mapping[str, Tensor], device: torch.device
-) -> QuantizedTensor:
+def _affine_from_entries(codes: Tensor, rest: Mapping[str, Tensor], device: torch.device) -> QuantizedTensor:
     (key,) = [key for key in rest if key.startswith(_QBITS)][:1]
     fields = unpack_json(rest[key], key)
     if set(rest) != {"scales", "zeros", key}:
@@ -118,7 +116,9 @@ def _affine_from_entries(
     format = key.removeprefix(_QBITS)
     row = FORMATS.get(format)
     if set(fields) != {"quant_type", "blocksize", "dtype", "shape"} or fields["quant_type"] != format:
-        raise ValueError(f"[load_state_dict] {key}: got {fields}, want quant_type, blocksize, dtype and shape")
+        raise ValueError(
+            f"[load_state_dict] {key}: got {fields}, want quant_type, blocksize, dtype and shape"
+        )
     if row is None or row.coding != "affine":
         raise ValueError(f"[load_state_dict] {key}: got format {format!r}, want an affine format")
     shape, dtype = _shape(fields["shape"]), _DTYPES.get(str(fields["dtype"]))

@@ -8,17 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from qbits.codec import FLOATS, TENSORS, check_format, check_options, decode, dtype_name, encode, first_bad_index
+from qbits.codec import (
+    FLOATS,
+    TENSORS,
+    check_format,
+    check_options,
+    decode,
+    dtype_name,
+    encode,
+    first_bad_index,
+)
 from qbits.formats import FORMATS
-from qbits.functional.linear import embedding_4bit, linear_4bit
-
-aten = torch.ops.aten
 
 IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
 """What an aten op does with a QuantizedTensor instead of dequantizing it; filled by tensor_ops.py."""
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""What a function of torch does instead of going down to aten ops; filled by tensor_ops.py."""
 
 FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
@@ -60,7 +68,7 @@ class QuantizedTensor(Tensor):
 
     @staticmethod
     def __new__(
-        cls,
+        cls: type[QuantizedTensor],
         tensors: Mapping[str, Tensor | None] | QuantizedTensor,
         format: str = "",
         block_size: int = 0,
@@ -78,9 +86,9 @@ class QuantizedTensor(Tensor):
         elif isinstance(tensors, Mapping):
             device = tensors["codes"].device  # type: ignore[union-attr]
         else:
-            want = "the tensors of a format or a QuantizedTensor (qbits.quantize makes one from a dense tensor)"
+            want = "the tensors of a format or a QuantizedTensor, as qbits.quantize makes"
             raise TypeError(f"[QuantizedTensor] tensors: got {type(tensors).__name__}, want {want}")
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        return torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=device, requires_grad=requires_grad
         )
 
@@ -151,7 +159,7 @@ class QuantizedTensor(Tensor):
         assert scales is not None
         return encode(dense, self.format, self.block_size, self.double_quant, scales.dtype)
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense tensor, in `dtype`: float32, bfloat16 or float16, by default the logical one.
 
         A constant to autograd; use the tensor itself in an expression to differentiate through it.
@@ -160,7 +168,7 @@ class QuantizedTensor(Tensor):
         dense = decode(self.tensors(), self.format, self.block_size, (self.rows, self.cols), dtype)
         return dense.reshape(self.shape)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         double = ", double_quant=True" if self.double_quant else ""
         return (
             f"QuantizedTensor({self.format}, {list(self.shape)}, {dtype_name(self.logical_dtype)}, "
@@ -188,15 +196,13 @@ class QuantizedTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear:
-            return _linear(*args, **kwargs)
-        if func is F.embedding:
-            return _embedding(*args, **kwargs)
+        if func in FUNCTIONS:
+            return FUNCTIONS[func](*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -210,7 +216,7 @@ class QuantizedTensor(Tensor):
     # Assignment. torch's own setter would swap the empty shell and leave codes and scales behind.
 
     @property
-    def data(self) -> QuantizedTensor:  # type: ignore[override]
+    def data(self) -> QuantizedTensor:
         """A detached QuantizedTensor that shares this one's tensors.
 
         Assigning a QuantizedTensor adopts its tensors, format and dtype; assigning a dense tensor
@@ -266,7 +272,12 @@ class QuantizedTensor(Tensor):
         return pre_all_gather(self, mesh, outer_size)
 
     def fsdp_post_all_gather(
-        self, all_gather_outputs: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Any = None
+        self,
+        all_gather_outputs: tuple[Tensor, ...],
+        metadata: Any,
+        param_dtype: torch.dtype,
+        *,
+        out: Any = None,
     ) -> tuple[QuantizedTensor, tuple[Tensor, ...]] | None:
         """The whole weight, over the gathered memory itself."""
         from qbits.sharding import post_all_gather
@@ -340,7 +351,8 @@ def rebuild_quantized_tensor(
 def _restore_parameter(tensor: QuantizedTensor, is_parameter: bool, requires_grad: bool) -> QuantizedTensor:
     if is_parameter:
         return torch.nn.Parameter(tensor, requires_grad=requires_grad)  # type: ignore[return-value]
-    return tensor.requires_grad_(requires_grad) if requires_grad else tensor
+    tensor.requires_grad_(requires_grad)
+    return tensor
 
 
 def _set_shell(tensor: QuantizedTensor, fresh: QuantizedTensor) -> None:
@@ -352,47 +364,7 @@ def _set_shell(tensor: QuantizedTensor, fresh: QuantizedTensor) -> None:
         # To another device: the empty shells change places. torch.utils.swap_tensors refuses tensors with
         # weak references, which torch.compile leaves; they refer to the Python object, which stays.
         fresh.requires_grad_(tensor.requires_grad)
-        torch._C._swap_tensor_impl(tensor, fresh)  # type: ignore[attr-defined]
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    packed = (
-        isinstance(weight, QuantizedTensor)
-        and weight.is_4bit_matrix
-        and not isinstance(input, QuantizedTensor)
-        and not isinstance(bias, QuantizedTensor)
-        and not (torch.is_grad_enabled() and weight.requires_grad)
-    )
-    if packed:
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
-            bias = None if bias is None else bias.to(input.dtype)
-        if input.dtype in FLOATS:
-            return linear_4bit(input, weight, bias)  # type: ignore[arg-type]
-    with torch._C.DisableTorchFunctionSubclass():
-        return F.linear(input, weight, bias)
-
-
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    packed = (
-        isinstance(weight, QuantizedTensor)
-        and weight.is_4bit_matrix
-        and max_norm is None
-        and not (torch.is_grad_enabled() and weight.requires_grad)
-    )
-    if packed:
-        return embedding_4bit(input, weight)  # type: ignore[arg-type]
-    with torch._C.DisableTorchFunctionSubclass():
-        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        torch._C._swap_tensor_impl(tensor, fresh)
 
 
 torch.serialization.add_safe_globals([QuantizedTensor, rebuild_quantized_tensor])

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from qbits import ops
 from qbits.codec import FLOATS, dynamic_map
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
-from qbits.tensor import FALLBACK, IMPLEMENTATIONS, QuantizedTensor
+from qbits.functional.linear import embedding_4bit, linear_4bit
+from qbits.tensor import FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
 
 aten = torch.ops.aten
 
@@ -34,7 +36,8 @@ def _alias(func: Any, args: Any, kwargs: Any) -> Any:
 
 @_implements(aten.clone.default, aten._pin_memory.default)
 def _each(func: Any, args: Any, kwargs: Any) -> Any:
-    return args[0].map(lambda t: func(t, *args[1:], **{k: v for k, v in kwargs.items() if k != "memory_format"}))
+    kwargs.pop("memory_format", None)  # each tensor keeps its own layout
+    return args[0].map(lambda t: func(t, *args[1:], **kwargs))
 
 
 @_implements(aten.is_pinned.default)
@@ -54,7 +57,9 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
     dtype = kwargs.get("dtype") or self.logical_dtype
     if dtype not in FLOATS:
         return NotImplemented
-    moves = {k: v for k, v in kwargs.items() if k in ("device", "non_blocking", "pin_memory") and v is not None}
+    moves = {
+        key: kwargs[key] for key in ("device", "non_blocking", "pin_memory") if kwargs.get(key) is not None
+    }
     # Only the logical dtype changes: codes and scales stay what they are, bit for bit.
     return self.map(lambda t: func(t, **moves)).like(dtype=dtype)
 
@@ -74,13 +79,13 @@ def _view(func: Any, args: Any, kwargs: Any) -> Any:
 @_implements(aten.as_strided.default)
 def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
     self, size, stride = args[0], tuple(args[1]), tuple(args[2])
-    same = size == tuple(self.shape) and stride == tuple(self.stride()) and not (args[3] if len(args) > 3 else 0)
-    return self.like() if same else NotImplemented
+    same = size == tuple(self.shape) and stride == tuple(self.stride())
+    return self.like() if same and not any(args[3:]) else NotImplemented
 
 
 @_implements(aten.slice.Tensor)
 def _slice(func: Any, args: Any, kwargs: Any) -> Any:
-    self, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    self, dim, start, end, step = list(args) + [0, None, None, 1][len(args) - 1 :]
     if dim != 0 or step != 1:
         return NotImplemented
     start, end, _ = slice(start, end).indices(self.shape[0])
@@ -156,7 +161,8 @@ def _new_zeros(func: Any, args: Any, kwargs: Any) -> Any:
     """Some of the rows of a matrix like this one: how FSDP2 makes the buffer of a shard. Else dense."""
     self, size = args[0], tuple(args[1])
     dtype = kwargs.get("dtype") or self.logical_dtype
-    if size[1:] != tuple(self.shape[1:]) or len(size) < 2 or self.codes.dim() != 2 or dtype != self.logical_dtype:
+    same = size[1:] == tuple(self.shape[1:]) and dtype == self.logical_dtype
+    if not same or len(size) < 2 or self.codes.dim() != 2:
         return NotImplemented
     matrix = (size[0] * (self.rows // max(self.shape[0], 1)), self.cols)
     numel = matrix[0] * matrix[1]
@@ -212,25 +218,26 @@ def _copy_(func: Any, args: Any, kwargs: Any) -> Any:
 
 def store(self: QuantizedTensor, source: Tensor) -> None:
     """Writes `source`, dense or quantized and of the same shape, into the memory of `self`."""
-    same_codes = (
-        isinstance(source, QuantizedTensor)
-        and (source.format, source.block_size, source.rows, source.cols)
-        == (self.format, self.block_size, self.rows, self.cols)
-        and source.codes.shape == self.codes.shape
-    )
-    if not same_codes:
-        dense = source.dequantize(torch.float32) if isinstance(source, QuantizedTensor) else source
-        new = self.encode(dense.to(self.codes.device))
-    elif source.double_quant == self.double_quant:  # type: ignore[attr-defined]
-        new = source.tensors()  # type: ignore[attr-defined]
-    elif self.double_quant:  # the same codes under scales that are quantized now
-        new = {"codes": source.codes, "nested_code": self.nested_code}  # type: ignore[attr-defined]
-        absmax = source.absmax.to(self.codes.device)  # type: ignore[attr-defined]
-        new["absmax"], new["nested_absmax"], new["offset"] = ops.quantize_absmax(absmax, self.nested_code)
+    if not isinstance(source, QuantizedTensor):
+        new = self.encode(source.to(self.codes.device))
+    elif not _same_codes(self, source):
+        new = self.encode(source.dequantize(torch.float32).to(self.codes.device))
+    elif source.double_quant == self.double_quant:
+        new = source.tensors()
+    elif self.nested_code is not None:  # the same codes under scales that are quantized now
+        absmax = plain_absmax(source).to(self.codes.device)
+        values, nested_absmax, offset = ops.quantize_absmax(absmax, self.nested_code)
+        new = {"codes": source.codes, "absmax": values, "nested_absmax": nested_absmax, "offset": offset}
+        new["nested_code"] = self.nested_code
     else:
-        new = {"codes": source.codes, "absmax": plain_absmax(source)}  # type: ignore[attr-defined,arg-type]
+        new = {"codes": source.codes, "absmax": plain_absmax(source)}
     for name, tensor in self.tensors().items():
         tensor.copy_(new[name].reshape(tensor.shape))
+
+
+def _same_codes(self: QuantizedTensor, other: QuantizedTensor) -> bool:
+    facts = [(t.format, t.block_size, t.rows, t.cols, t.codes.shape) for t in (self, other)]
+    return facts[0] == facts[1]
 
 
 def _dense(value: Any) -> Any:
@@ -265,3 +272,47 @@ def _fallback(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 FALLBACK.append(_fallback)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    packed = (
+        isinstance(weight, QuantizedTensor)
+        and weight.is_4bit_matrix
+        and not isinstance(input, QuantizedTensor)
+        and not isinstance(bias, QuantizedTensor)
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
+    if packed:
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+            bias = None if bias is None else bias.to(input.dtype)
+        if input.dtype in FLOATS:
+            return linear_4bit(input, weight, bias)  # type: ignore[arg-type]
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.linear(input, weight, bias)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    packed = (
+        isinstance(weight, QuantizedTensor)
+        and weight.is_4bit_matrix
+        and max_norm is None
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
+    if packed:
+        return embedding_4bit(input, weight)  # type: ignore[arg-type]
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+FUNCTIONS[F.linear] = _linear
+FUNCTIONS[F.embedding] = _embedding

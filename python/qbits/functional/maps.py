@@ -44,7 +44,7 @@ def get_4bit_type(typename: str, device: torch.device | str | None = None, block
 
 
 def create_dynamic_map(signed: bool = True, max_exponent_bits: int = 7, total_bits: int = 8) -> Tensor:
-    """The dynamic map: exponents of ten with a linear fraction (arXiv 1511.04561). float32[256], ascending."""
+    """Exponents of ten with a linear fraction (arXiv 1511.04561). float32[256], ascending."""
     return torch.tensor(_C.create_dynamic_map(signed, max_exponent_bits, total_bits), dtype=torch.float32)
 
 

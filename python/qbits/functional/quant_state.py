@@ -79,8 +79,9 @@ class QuantState:
 
     def __getattr__(self, name: str) -> Tensor:
         # torch walks the dotted keys of a state dict with getattr, "quant_state.bitsandbytes__nf4" included.
-        if name.startswith("bitsandbytes__") and (packed := self.as_dict(packed=True).get(f"quant_state.{name}")) is not None:
-            return packed
+        key = f"quant_state.{name}"
+        if name.startswith("bitsandbytes__") and key in (entries := self.as_dict(packed=True)):
+            return entries[key]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getitem__(self, index: Any) -> Any:
@@ -117,7 +118,7 @@ class QuantState:
                 safetensors needs it.
         """
         tensors = {"absmax": self.absmax, "quant_map": self.code}
-        fields = {
+        fields: dict[str, Any] = {
             "quant_type": self.quant_type,
             "blocksize": self.blocksize,
             "dtype": None if self.dtype is None else dtype_name(self.dtype),
@@ -145,12 +146,14 @@ class QuantState:
         entries = {key.rpartition(".")[2]: value for key, value in qs_dict.items()}
         packed = [key for key in entries if key.startswith("bitsandbytes__")]
         if len(packed) > 1 or (not packed and "quant_type" not in entries):
-            want = f"exactly one of {', '.join(cls.valid_qs_type_keys)}, or the entries themselves"
-            raise ValueError(f"[quant_state] packed entries: got {packed or 'none'}, want {want}")
+            known = ", ".join(cls.valid_qs_type_keys)
+            raise ValueError(f"[quant_state] packed entries: got {packed or 'none'}, want one of {known}")
         for key in packed:
             fields = unpack_json(entries.pop(key), key)
             if key != f"bitsandbytes__{fields.get('quant_type')}":
-                raise ValueError(f"[quant_state] quant_type: got {fields.get('quant_type')!r} under key {key}")
+                raise ValueError(
+                    f"[quant_state] quant_type: got {fields.get('quant_type')!r} under key {key}"
+                )
             entries.update(fields)
         nested = "nested_absmax" in entries
         want = {"absmax", "quant_map", *_FIELDS}
@@ -201,7 +204,8 @@ class QuantState:
         if not self.code.is_meta and not torch.equal(
             self.code.cpu().flatten(), codebook(row.name, torch.device("cpu"))
         ):
-            raise ValueError(f"[quant_state] quant_map: got {self.code.tolist()}, want the values of {row.name}")
+            values = self.code.tolist()
+            raise ValueError(f"[quant_state] quant_map: got {values}, want the values of {row.name}")
         if self.state2 is None:
             check_entry("absmax", self.absmax, torch.float32, blocks)
             return
@@ -223,7 +227,9 @@ class QuantState:
 def check_entry(name: str, tensor: object, dtype: torch.dtype, numel: int) -> None:
     """Raises ValueError unless `tensor` is a tensor of this dtype and number of elements."""
     if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.numel() != numel:
-        got = f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+        got = (
+            f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+        )
         raise ValueError(f"[quant_state] {name}: got {got}, want {dtype_name(dtype)} of {numel} elements")
 
 

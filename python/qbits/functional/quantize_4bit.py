@@ -98,7 +98,7 @@ def dequantize_4bit(
         )
     shape, dtype = quant_state.shape, quant_state.dtype
     if shape is None or dtype is None or quant_state.blocksize is None or quant_state.quant_type is None:
-        raise ValueError("[dequantize_4bit] quant_state: got one without shape, dtype, blocksize or quant_type")
+        raise ValueError("[dequantize_4bit] quant_state: got one without shape, dtype, blocksize, quant_type")
     dense = ops.dequantize_4bit(
         packed_bytes(A, math.prod(shape)),
         quant_state.absmax.reshape(-1),
@@ -122,7 +122,8 @@ def nested_tensors(state: QuantState) -> tuple[Tensor, Tensor, Tensor] | tuple[(
     if state.state2 is None:
         return ()
     if state.state2.blocksize != NESTED_BLOCK_SIZE:
-        raise ValueError(f"[quant_state] nested blocksize: got {state.state2.blocksize}, want {NESTED_BLOCK_SIZE}")
+        got = state.state2.blocksize
+        raise ValueError(f"[quant_state] nested blocksize: got {got}, want {NESTED_BLOCK_SIZE}")
     if state.state2.code is None or state.offset is None:
         raise ValueError("[quant_state] nested state: got one without code or offset")
     return state.state2.absmax, state.state2.code, state.offset

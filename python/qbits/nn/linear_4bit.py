@@ -56,8 +56,10 @@ class Linear4bit(QuantizedModule, nn.Linear):
         """
         transposed = is_conv1d(linear)
         if not (transposed or isinstance(linear, nn.Linear)) or isinstance(linear, QuantizedModule):
-            raise TypeError(f"[Linear4bit.from_float] module: got {type(linear).__name__}, want nn.Linear or Conv1D")
-        dense = linear.weight.detach()  # type: ignore[union-attr]
+            raise TypeError(
+                f"[Linear4bit.from_float] module: got {type(linear).__name__}, want nn.Linear or Conv1D"
+            )
+        dense: Tensor = linear.weight.detach()  # type: ignore[operator]
         config = QuantizeConfig() if config is None else config
         parameter = quantized_parameter(dense.t().contiguous() if transposed else dense, config, name)
         return cls.from_parameter(parameter, linear.bias, config, transposed, linear.training)  # type: ignore[arg-type]
@@ -82,7 +84,9 @@ class Linear4bit(QuantizedModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype."""
-        weight, bias, dtype = self.weight, self.bias, self.config.compute_dtype
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        dtype = self.config.compute_dtype
         if type(weight) is not QuantizedTensor or _is_autocast_enabled(x.device.type):
             return nn.functional.linear(x, weight, bias)
         if dtype is None or dtype == x.dtype:

@@ -117,7 +117,7 @@ class QuantizedModule(nn.Module):
         if not assign:
             # The copy load_state_dict promises; it also ends sharing with the checkpoint's memory.
             loaded = loaded.map(torch.clone).like(dtype=weight.logical_dtype)
-        weight.data = loaded  # type: ignore[assignment]
+        weight.data = loaded
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight, in `dtype` or its own."""
@@ -138,7 +138,9 @@ def _moved(weight: QuantizedTensor, result: Tensor) -> QuantizedTensor:
         return result
     if result.dtype not in FLOATS:
         want = ", ".join(map(dtype_name, FLOATS))
-        raise TypeError(f"[Module.to] dtype of a quantized weight: got {dtype_name(result.dtype)}, want {want}")
+        raise TypeError(
+            f"[Module.to] dtype of a quantized weight: got {dtype_name(result.dtype)}, want {want}"
+        )
     if result.device == weight.codes.device and not result.is_meta:
         return weight.like(weight.encode(result), dtype=result.dtype)
     # torch.empty_like(weight, device=...), as in to_empty()
