@@ -1,5 +1,11 @@
+#include "ops/absmax.h"
+#include "ops/affine.h"
+#include "ops/blockwise.h"
 #include "ops/check.h"
 #include "ops/dequantize_4bit.h"
+#include "ops/embedding_4bit.h"
+#include "ops/estimate_quantiles.h"
+#include "ops/linear_4bit.h"
 #include "ops/quantize_4bit.h"
 #include "ops/runtime.h"
 
@@ -9,13 +15,29 @@ namespace qbits::cuda {
 namespace {
 
 [[noreturn]] void absent(std::string_view op) {
-  check::fail(ErrorCode::Unsupported, op, "device", "a CUDA tensor", "a CPU tensor: this libqbits was built without CUDA");
+  check::fail(ErrorCode::Unsupported, op, "device", "a CUDA tensor",
+              "a CPU tensor: this libqbits was built without CUDA");
 }
 
 }  // namespace
 
 void quantize_4bit(const Quantize4bitArgs&, Stream) { absent("quantize_4bit"); }
 void dequantize_4bit(const Dequantize4bitArgs&, Stream) { absent("dequantize_4bit"); }
+void quantize_absmax(const QuantizeAbsmaxArgs&, Stream) { absent("quantize_absmax"); }
+void dequantize_absmax(const DequantizeAbsmaxArgs&, Stream) { absent("dequantize_absmax"); }
+void quantize_affine(const QuantizeAffineArgs&, Stream) { absent("quantize_affine"); }
+void dequantize_affine(const DequantizeAffineArgs&, Stream) { absent("dequantize_affine"); }
+void quantize_blockwise(const QuantizeBlockwiseArgs&, Stream) { absent("quantize_blockwise"); }
+void dequantize_blockwise(const DequantizeBlockwiseArgs&, Stream) { absent("dequantize_blockwise"); }
+int64_t estimate_quantiles_workspace(int64_t) { absent("estimate_quantiles_workspace"); }
+void estimate_quantiles(const EstimateQuantilesArgs&, Stream) { absent("estimate_quantiles"); }
+void embedding_4bit(const Embedding4bitArgs&, Stream) { absent("embedding_4bit"); }
+int64_t linear_4bit_workspace(const Weight4bitArgs&, int64_t, DType, Device) { absent("linear_4bit_workspace"); }
+void linear_4bit(const Linear4bitArgs&, Stream) { absent("linear_4bit"); }
+int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, DType, Device) {
+  absent("linear_4bit_grad_x_workspace");
+}
+void linear_4bit_grad_x(const Linear4bitGradXArgs&, Stream) { absent("linear_4bit_grad_x"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }
