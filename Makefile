@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
 CUDA_ARCHS ?= all
+# Of `make cuda`: the Python version of a GPU machine without a package index; dist/ then gets what it may lack, too.
+GPU_PYTHON ?=
 # Extra arguments of `make demo`, `make bench` and the Python tests, and extra CMake definitions (-DNAME=VALUE ...).
 ARGS ?=
 CMAKE_DEFINES ?=
@@ -89,6 +91,7 @@ $(STAMPS)/googletest: $(STAMPS)/base
 	found() { printf '#include <gtest/gtest.h>\nint main() {}\n' | $(CXX) -std=c++20 -x c++ - -lgtest -o /dev/null; }
 	if ! found; then
 	  sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"
+	  export DEBIAN_FRONTEND=noninteractive
 	  command -v apt-get && { $$sudo apt-get install -qy libgtest-dev ||
 	    { $$sudo apt-get update -q && $$sudo apt-get install -qy libgtest-dev; }; } || true
 	  found || { echo "qbits: the C++ tests need GoogleTest: as root, apt-get install libgtest-dev"; exit 1; }
@@ -163,7 +166,12 @@ cuda: $(STAMPS)/base $(STAMPS)/googletest  ## in dist/: the CUDA wheel, C++ GPU 
 	  $(PIP) wheel . --no-build-isolation --no-deps -w dist
 	cmake build/cuda -DQBITS_TESTS=ON -DQBITS_BENCH=ON
 	cmake --build build/cuda
-	cmake --install build/cuda --component programs --prefix dist
+	cmake --install build/cuda --component programs --prefix dist --strip
+	if [ -n "$(GPU_PYTHON)" ]; then
+	  $(PIP) download --no-deps --only-binary=:all: --implementation cp --python-version "$(GPU_PYTHON)" \
+	    $(foreach minor,17 24 27 28,--platform manylinux_2_$(minor)_$(shell uname -m)) \
+	    -c constraints.txt -d dist nanobind-backend bitsandbytes
+	fi
 	ls -l dist dist/bin >&3
 
 .PHONY: clean
