@@ -31,9 +31,7 @@ inline F32 load(const BFloat16* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
 }
-inline F32 load(const Float16* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
+inline F32 load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 
 inline __m128i to_bf16(F32 x) {
   const __m256i b = _mm256_castps_si256(x.v);
@@ -62,6 +60,7 @@ inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F32 fmadd(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 muladd(F32 a, F32 b, F32 c) { return fmadd(a, b, c); }
 inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
@@ -69,6 +68,11 @@ inline float sum(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 
 inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
@@ -123,6 +127,12 @@ inline I32 load_nibbles(const uint8_t* p, int64_t i) {
   const __m128i low = _mm_cvtsi32_si128(packed & 0x0f0f0f0f);
   const __m128i high = _mm_cvtsi32_si128(static_cast<int32_t>(static_cast<uint32_t>(packed) >> 4 & 0x0f0f0f0f));
   return {_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(high, low))};
+}
+
+inline I32 load_low_nibbles(const uint8_t* p, int64_t i) {
+  int32_t word;
+  __builtin_memcpy(&word, p + i / 2, 4);
+  return {_mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24))};
 }
 
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {

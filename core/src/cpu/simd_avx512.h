@@ -31,9 +31,7 @@ inline F32 load(const BFloat16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
-inline F32 load(const Float16* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+inline F32 load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
 inline __m256i to_bf16(F32 x) {
   const __m512i b = _mm512_castps_si512(x.v);
@@ -61,12 +59,18 @@ inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F32 fmadd(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 muladd(F32 a, F32 b, F32 c) { return fmadd(a, b, c); }
 inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline F32 round(F32 a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+// The two halves of a vector added.
+inline __m256 fold(F32 a) { return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)); }
+inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
+}
 
 inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -94,9 +98,7 @@ inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i));
 
 inline F32 gather(const float* table, I32 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
 
-inline void store_u8(uint8_t* p, I32 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
-}
+inline void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
 inline I32 load_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -108,6 +110,14 @@ inline I32 load_nibbles(const uint8_t* p, int64_t i) {
   const __m128i low = _mm_and_si128(packed, mask);
   const __m128i high = _mm_and_si128(_mm_srli_epi16(packed, 4), mask);
   return {_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(high, low))};
+}
+
+inline I32 load_low_nibbles(const uint8_t* p, int64_t i) {
+  // 32-bit words 0 and 1 fill eight lanes each.
+  const __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i / 2)));
+  const __m512i word = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m512i shift = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+  return {_mm512_srlv_epi32(_mm512_permutexvar_epi32(word, words), shift)};
 }
 
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {

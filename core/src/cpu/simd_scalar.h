@@ -46,11 +46,20 @@ inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
 inline F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
 inline F32 fmadd(F32 a, F32 b, F32 c) { return {std::fma(a.v, b.v, c.v)}; }
+// a * b + c for sums whose last bit is free: fused where that is fast.
+inline F32 muladd(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
 inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 // To the nearest integer, halves to even.
 inline F32 round(F32 a) { return {std::nearbyint(a.v)}; }
 inline float sum(F32 a) { return a.v; }
+// p[0..3] += the sum of the lanes of each argument.
+inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
+  p[0] += a.v;
+  p[1] += b.v;
+  p[2] += c.v;
+  p[3] += d.v;
+}
 
 inline I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
 inline I32 operator&(I32 a, I32 b) { return {a.v & b.v}; }
@@ -91,6 +100,9 @@ inline I32 load_i32(const int32_t* p) { return {*p}; }
 
 // Codes `i`..`i + kLanes` of a packed 4-bit stream; i is a multiple of kLanes.
 inline I32 load_nibbles(const uint8_t* p, int64_t i) { return {i % 2 ? p[i / 2] & 15 : p[i / 2] >> 4}; }
+
+// The same with anything above the low four bits of a lane: cheaper, and enough for lookup.
+inline I32 load_low_nibbles(const uint8_t* p, int64_t i) { return load_nibbles(p, i); }
 
 // packed[j] = codes[2j] << 4 | codes[2j + 1].
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {

@@ -41,10 +41,12 @@ void tensor(std::string_view op, std::string_view what, const TensorView& t, std
   bool known = false;
   for (DType dtype : dtypes) known |= t.dtype == dtype;
   require(known, ErrorCode::InvalidType, op, what, [&] { return t.describe(); }, [&] { return list(dtypes); });
-  require(t.device == device, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
-          [&] { return "a tensor on " + to_string(device); });
-  require(t.is_contiguous(), ErrorCode::InvalidArgument, op, what, [&] { return t.describe() + " with gaps"; },
-          "a contiguous tensor");
+  require(
+      t.device == device, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+      [&] { return "a tensor on " + to_string(device); });
+  require(
+      t.is_contiguous(), ErrorCode::InvalidArgument, op, what, [&] { return t.describe() + " with gaps"; },
+      "a contiguous tensor");
   require(t.data != nullptr || t.numel() == 0, ErrorCode::InvalidArgument, op, what, "a tensor without data",
           "a tensor with data");
 }
@@ -54,15 +56,39 @@ void floating(std::string_view op, std::string_view what, const TensorView& t, D
 }
 
 void numel(std::string_view op, std::string_view what, const TensorView& t, int64_t want) {
-  require(t.numel() == want, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
-          [&] { return std::to_string(want) + " elements"; });
+  require(
+      t.numel() == want, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+      [&] { return std::to_string(want) + " elements"; });
+}
+
+void at_least(std::string_view op, std::string_view what, const TensorView& t, int64_t want) {
+  require(
+      t.numel() >= want, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+      [&] { return "at least " + std::to_string(want) + " elements"; });
+}
+
+int64_t rows_of(std::string_view op, std::string_view what, const TensorView& t, int64_t cols) {
+  require(
+      t.ndim >= 1 && t.shape[t.ndim - 1] == cols, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+      [&] { return "a last dimension of " + std::to_string(cols); });
+  int64_t rows = 1;
+  for (int d = 0; d + 1 < t.ndim; ++d) rows *= t.shape[d];
+  return rows;
+}
+
+void rows(std::string_view op, std::string_view what, const TensorView& t, int64_t rows, int64_t cols) {
+  const int64_t got = rows_of(op, what, t, cols);
+  require(
+      got == rows, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
+      [&] { return std::to_string(rows) + " rows of " + std::to_string(cols); });
 }
 
 void block_size(std::string_view op, std::string_view what, const Format& format, int64_t got) {
   bool known = format.whole_rows && got == 0;
   for (int64_t size : format.block_sizes) known |= size == got;
-  require(known, ErrorCode::InvalidArgument, op, what, [&] { return std::to_string(got); },
-          [&] { return join_sizes(format); });
+  require(
+      known, ErrorCode::InvalidArgument, op, what, [&] { return std::to_string(got); },
+      [&] { return join_sizes(format); });
 }
 
 void codebook_4bit(std::string_view op, const Format& format) {
@@ -101,10 +127,11 @@ Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device
           weight.format ? std::string(weight.format->name) : "none", "a 4-bit format");
   const Format& format = *weight.format;
   int64_t n = 0;
-  require(weight.rows >= 0 && weight.cols >= 0 && !__builtin_mul_overflow(weight.rows, weight.cols, &n),
-          ErrorCode::InvalidArgument, op, "weight shape",
-          [&] { return "[" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]"; },
-          "sizes of at least 0 with a product below 2^63");
+  require(
+      weight.rows >= 0 && weight.cols >= 0 && !__builtin_mul_overflow(weight.rows, weight.cols, &n),
+      ErrorCode::InvalidArgument, op, "weight shape",
+      [&] { return "[" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]"; },
+      "sizes of at least 0 with a product below 2^63");
   block_size(op, "block size", format, weight.block_size);
   tensor(op, "codes", weight.codes, {DType::UInt8}, device);
   numel(op, "codes", weight.codes, codes_size(format, n));
@@ -122,8 +149,9 @@ Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device
   require(weight.scales && weight.zeros, ErrorCode::InvalidArgument, op, "affine weight", "no scales or no zeros",
           "both");
   floating(op, "scales", *weight.scales, device);
-  require(contains(format.scale_dtypes, weight.scales->dtype), ErrorCode::InvalidType, op, "scales",
-          [&] { return weight.scales->describe(); }, "a scale dtype of the format");
+  require(
+      contains(format.scale_dtypes, weight.scales->dtype), ErrorCode::InvalidType, op, "scales",
+      [&] { return weight.scales->describe(); }, "a scale dtype of the format");
   numel(op, "scales", *weight.scales, scales);
   tensor(op, "zeros", *weight.zeros, {weight.scales->dtype}, device);
   numel(op, "zeros", *weight.zeros, scales);

@@ -42,6 +42,15 @@ void floating(std::string_view op, std::string_view what, const TensorView& t, D
 // Exactly `want` elements.
 void numel(std::string_view op, std::string_view what, const TensorView& t, int64_t want);
 
+// At least `want` elements, for workspaces.
+void at_least(std::string_view op, std::string_view what, const TensorView& t, int64_t want);
+
+// [.., cols]; returns the number of rows, the product of the leading dimensions.
+int64_t rows_of(std::string_view op, std::string_view what, const TensorView& t, int64_t cols);
+
+// [.., cols] with exactly `rows` rows.
+void rows(std::string_view op, std::string_view what, const TensorView& t, int64_t rows, int64_t cols);
+
 // One of the format's block sizes (0 too where the format allows whole rows).
 void block_size(std::string_view op, std::string_view what, const Format& format, int64_t got);
 

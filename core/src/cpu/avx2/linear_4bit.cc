@@ -1,0 +1,6 @@
+#include "cpu/linear_4bit_kernel.h"
+#include "cpu/simd_avx2.h"
+
+namespace qbits::cpu::avx2 {
+#include "cpu/linear_4bit.inl.h"
+}

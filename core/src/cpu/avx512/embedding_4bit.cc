@@ -1,0 +1,6 @@
+#include "cpu/embedding_4bit_kernel.h"
+#include "cpu/simd_avx512.h"
+
+namespace qbits::cpu::avx512 {
+#include "cpu/embedding_4bit.inl.h"
+}

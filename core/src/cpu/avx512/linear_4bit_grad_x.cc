@@ -1,0 +1,6 @@
+#include "cpu/linear_4bit_grad_x_kernel.h"
+#include "cpu/simd_avx512.h"
+
+namespace qbits::cpu::avx512 {
+#include "cpu/linear_4bit_grad_x.inl.h"
+}

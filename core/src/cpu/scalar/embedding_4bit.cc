@@ -1,0 +1,6 @@
+#include "cpu/embedding_4bit_kernel.h"
+#include "cpu/simd_scalar.h"
+
+namespace qbits::cpu::scalar {
+#include "cpu/embedding_4bit.inl.h"
+}
