@@ -1,15 +1,8 @@
+#include "cpu/put.inl.h"
+
 // Included inside an instruction set's namespace, after its simd_<isa>.h.
 
 namespace {
-
-template <bool kStream, class T>
-void put(T* p, F32 x) {
-  if constexpr (kStream) {
-    stream_store(p, x);
-  } else {
-    store(p, x);
-  }
-}
 
 template <class T, bool kStream>
 void dequantize_blocks(const Dequantize4bitArgs& args, const float* absmax, int64_t begin, int64_t end) {

@@ -74,9 +74,22 @@ inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
   const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
+inline float min_lane(F32 a) {
+  __m128 m = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
+}
+inline float max_lane(F32 a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 
 inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
+inline I32 operator^(I32 a, I32 b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline I32 sign_mask(I32 a) { return {_mm256_srai_epi32(a.v, 31)}; }
 template <int kBits>
 I32 shift_right(I32 a) {
   return {_mm256_srli_epi32(a.v, kBits)};
@@ -97,6 +110,10 @@ inline I32 twice_plus_greater(I32 a, F32 x, F32 y) {
   const __m256i minus_one_if_greater = _mm256_castps_si256(_mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ));
   return {_mm256_sub_epi32(_mm256_add_epi32(a.v, a.v), minus_one_if_greater)};
 }
+inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) {
+  const __m256i greater = _mm256_castps_si256(_mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ));
+  return {_mm256_add_epi32(a.v, _mm256_and_si256(step.v, greater))};
+}
 
 inline Table16 load_table(const void* p) {
   const auto* half = static_cast<const __m256i*>(p);
@@ -111,6 +128,10 @@ inline I32 lookup_int(const Table16& t, I32 i) {
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
 
 inline F32 gather(const float* table, I32 index) { return {_mm256_i32gather_ps(table, index.v, 4)}; }
+inline I32 gather_u8(const uint8_t* table, I32 index) {
+  const __m256i words = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index.v, 1);
+  return {_mm256_and_si256(words, _mm256_set1_epi32(0xff))};
+}
 
 inline void store_u8(uint8_t* p, I32 x) {
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(x.v), _mm256_extracti128_si256(x.v, 1));

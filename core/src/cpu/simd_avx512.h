@@ -71,9 +71,14 @@ inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
   const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
+inline float min_lane(F32 a) { return _mm512_reduce_min_ps(a.v); }
+inline float max_lane(F32 a) { return _mm512_reduce_max_ps(a.v); }
 
 inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I32 operator^(I32 a, I32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline I32 sign_mask(I32 a) { return {_mm512_srai_epi32(a.v, 31)}; }
 template <int kBits>
 I32 shift_right(I32 a) {
   return {_mm512_srli_epi32(a.v, kBits)};
@@ -91,12 +96,19 @@ inline I32 twice_plus_greater(I32 a, F32 x, F32 y) {
   const __mmask16 greater = _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ);
   return {_mm512_mask_add_epi32(twice, greater, twice, _mm512_set1_epi32(1))};
 }
+inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) {
+  const __mmask16 greater = _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ);
+  return {_mm512_mask_add_epi32(a.v, greater, a.v, step.v)};
+}
 
 inline Table16 load_table(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline I32 lookup_int(const Table16& t, I32 i) { return {_mm512_permutexvar_epi32(i.v, t.v)}; }
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
 
 inline F32 gather(const float* table, I32 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
+inline I32 gather_u8(const uint8_t* table, I32 index) {
+  return {_mm512_and_si512(_mm512_i32gather_epi32(index.v, table, 1), _mm512_set1_epi32(0xff))};
+}
 
 inline void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
 inline I32 load_u8(const uint8_t* p) {

@@ -60,9 +60,15 @@ inline void add_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
   p[2] += c.v;
   p[3] += d.v;
 }
+inline float min_lane(F32 a) { return a.v; }
+inline float max_lane(F32 a) { return a.v; }
 
 inline I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
+inline I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
 inline I32 operator&(I32 a, I32 b) { return {a.v & b.v}; }
+inline I32 operator^(I32 a, I32 b) { return {a.v ^ b.v}; }
+// All ones where negative, else zero.
+inline I32 sign_mask(I32 a) { return {a.v >> 31}; }
 template <int kBits>
 I32 shift_right(I32 a) {
   return {static_cast<int32_t>(static_cast<uint32_t>(a.v) >> kBits)};
@@ -77,6 +83,9 @@ inline I32 to_i32(F32 a) { return {static_cast<int32_t>(a.v)}; }
 
 // a + a + (x > y ? 1 : 0), the step of a binary search.
 inline I32 twice_plus_greater(I32 a, F32 x, F32 y) { return {a.v + a.v + (x.v > y.v)}; }
+
+// a + (x > y ? step : 0).
+inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) { return {a.v + (x.v > y.v ? step.v : 0)}; }
 
 inline Table16 load_table(const float* p) {
   Table16 t;
@@ -93,6 +102,8 @@ inline I32 lookup_int(const Table16& t, I32 i) { return {t.v[i.v & 15]}; }
 
 // table[index[lane]] for a table of any length.
 inline F32 gather(const float* table, I32 index) { return {table[index.v]}; }
+// The same for bytes, with three readable bytes behind the table.
+inline I32 gather_u8(const uint8_t* table, I32 index) { return {table[index.v]}; }
 
 inline void store_u8(uint8_t* p, I32 x) { *p = static_cast<uint8_t>(x.v); }
 inline I32 load_u8(const uint8_t* p) { return {*p}; }

@@ -1,5 +1,8 @@
 #include "ops/check.h"
 
+#include <bit>
+#include <cmath>
+
 namespace qbits::check {
 namespace {
 
@@ -101,6 +104,44 @@ void affine(std::string_view op, const Format& format) {
           "an affine format (int4, int8)");
 }
 
+void code_block_size(std::string_view op, int64_t got) {
+  require(
+      got >= 16 && got <= 4096 && std::has_single_bit(static_cast<uint64_t>(got)), ErrorCode::InvalidArgument, op,
+      "block size", [&] { return std::to_string(got); }, "a power of two from 16 to 4096");
+}
+
+void code256(std::string_view op, std::string_view what, const TensorView& t, Device device) {
+  tensor(op, what, t, {DType::Float32}, device);
+  numel(op, what, t, 256);
+}
+
+void ascending(std::string_view op, std::string_view what, const TensorView& t) {
+  if (t.device.type != DeviceType::Cpu) return;
+  const float* value = t.as<const float>();
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    require(
+        std::isfinite(value[i]) && (i == 0 || value[i - 1] <= value[i]), ErrorCode::InvalidArgument, op, what,
+        [&] { return std::to_string(value[i]) + " at index " + std::to_string(i); },
+        "finite values in ascending order");
+  }
+}
+
+Matrix matrix(const TensorView& t) {
+  const int64_t cols = t.ndim == 0 ? 1 : t.shape[t.ndim - 1];
+  return {.rows = cols == 0 ? 0 : t.numel() / cols, .cols = cols};
+}
+
+void affine_scales(std::string_view op, const Format& format, const TensorView& scales, const TensorView& zeros,
+                   int64_t groups, Device device) {
+  floating(op, "scales", scales, device);
+  require(
+      contains(format.scale_dtypes, scales.dtype), ErrorCode::InvalidType, op, "scales",
+      [&] { return scales.describe(); }, "a scale dtype of the format");
+  numel(op, "scales", scales, groups);
+  tensor(op, "zeros", zeros, {scales.dtype}, device);
+  numel(op, "zeros", zeros, groups);
+}
+
 AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device) {
   AbsmaxArgs args{.values = absmax.values.data};
   const bool nested = absmax.nested_absmax.has_value();
@@ -148,13 +189,7 @@ Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device
   }
   require(weight.scales && weight.zeros, ErrorCode::InvalidArgument, op, "affine weight", "no scales or no zeros",
           "both");
-  floating(op, "scales", *weight.scales, device);
-  require(
-      contains(format.scale_dtypes, weight.scales->dtype), ErrorCode::InvalidType, op, "scales",
-      [&] { return weight.scales->describe(); }, "a scale dtype of the format");
-  numel(op, "scales", *weight.scales, scales);
-  tensor(op, "zeros", *weight.zeros, {weight.scales->dtype}, device);
-  numel(op, "zeros", *weight.zeros, scales);
+  affine_scales(op, format, *weight.scales, *weight.zeros, scales, device);
   if (args.block_size == 0) args.block_size = weight.cols;
   args.scales = weight.scales->data;
   args.zeros = weight.zeros->data;

@@ -58,6 +58,26 @@ void block_size(std::string_view op, std::string_view what, const Format& format
 void codebook_4bit(std::string_view op, const Format& format);
 void affine(std::string_view op, const Format& format);
 
+// Block sizes of 8-bit codes: powers of two from 16 to 4096.
+void code_block_size(std::string_view op, int64_t got);
+
+// float32[256].
+void code256(std::string_view op, std::string_view what, const TensorView& t, Device device);
+
+// Finite values in ascending order, where the CPU can read them: on CUDA looking would synchronise.
+void ascending(std::string_view op, std::string_view what, const TensorView& t);
+
+// The last dimension as columns and the others, multiplied, as rows.
+struct Matrix {
+  int64_t rows;
+  int64_t cols;
+};
+Matrix matrix(const TensorView& t);
+
+// Scales and zeros of `groups` groups, in one of the format's scale dtypes.
+void affine_scales(std::string_view op, const Format& format, const TensorView& scales, const TensorView& zeros,
+                   int64_t groups, Device device);
+
 // Absmax of `blocks` blocks, plain or complete in its nested parts; returns the raw pointers.
 AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device);
 
