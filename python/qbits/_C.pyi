@@ -53,6 +53,117 @@ def dequantize_4bit(
     nested_code: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
 ) -> None: ...
+def quantize_absmax(
+    absmax: torch.Tensor,
+    nested_code: torch.Tensor,
+    values: torch.Tensor,
+    nested_absmax: torch.Tensor,
+    offset: torch.Tensor,
+) -> None: ...
+def dequantize_absmax(
+    values: torch.Tensor,
+    nested_absmax: torch.Tensor,
+    nested_code: torch.Tensor,
+    offset: torch.Tensor,
+    out: torch.Tensor,
+) -> None: ...
+def quantize_affine(
+    x: torch.Tensor,
+    format: str,
+    group_size: int,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+) -> None: ...
+def dequantize_affine(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    format: str,
+    group_size: int,
+    out: torch.Tensor,
+) -> None: ...
+def quantize_blockwise(
+    x: torch.Tensor, code: torch.Tensor, block_size: int, codes: torch.Tensor, absmax: torch.Tensor
+) -> None: ...
+def dequantize_blockwise(
+    codes: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, block_size: int, out: torch.Tensor
+) -> None: ...
+def estimate_quantiles_workspace(x: torch.Tensor) -> int: ...
+def estimate_quantiles(
+    x: torch.Tensor, offset: float, quantiles: torch.Tensor, workspace: torch.Tensor
+) -> None: ...
+def linear_4bit_workspace(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> int: ...
+def linear_4bit(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> None: ...
+def linear_4bit_grad_x_workspace(
+    grad: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> int: ...
+def linear_4bit_grad_x(
+    grad: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> None: ...
+def embedding_4bit(
+    indices: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    out: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> None: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
