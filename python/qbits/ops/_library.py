@@ -83,7 +83,7 @@ def check_format(op: str, name: str, coding: str | None = None, bits: int | None
     row = FORMATS.get(name)
     if row is None or (coding and row.coding != coding) or (bits and row.bits != bits):
         fitting = (f for f in FORMATS.values() if coding in (None, f.coding) and bits in (None, f.bits))
-        raise ValueError(f"[{op}] format: got {name}, want one of {', '.join(f.name for f in fitting)}")
+        raise ValueError(f"[{op}] format: got {name!r}, want one of {', '.join(f.name for f in fitting)}")
     return row
 
 

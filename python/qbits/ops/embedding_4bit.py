@@ -40,7 +40,7 @@ def _output(
     check_tensor(OP, "indices", indices, (torch.int64, torch.int32))
     check(indices.dim() < MAX_DIMS, OP, "indices", f"{indices.dim()} dimensions", f"at most {MAX_DIMS - 1}")
     check_dtype(OP, "dtype", dtype, FLOATS)
-    refuse_grad(OP, "scales.detach()", scales, zeros)
+    refuse_grad(OP, "scales.detach()", scales, zeros, nested_absmax, nested_code, offset)
     return indices.new_empty((*indices.shape, k), dtype=dtype)
 
 

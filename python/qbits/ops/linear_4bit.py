@@ -33,7 +33,9 @@ def _output(
     check(x.shape[-1] == k, OP, "x", describe(x), f"{k} columns")
     if bias is not None:
         check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
-    refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, scales, zeros)
+    refuse_grad(
+        OP, "qbits.functional.linear_4bit", x, bias, scales, zeros, nested_absmax, nested_code, offset
+    )
     return x.new_empty(*x.shape[:-1], n)
 
 
@@ -53,7 +55,9 @@ def _kernel(
 ) -> Tensor:
     # Called once per layer and token: libqbits checks the arguments, and faster than _output.
     if is_grad_enabled():
-        refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, scales, zeros)
+        refuse_grad(
+            OP, "qbits.functional.linear_4bit", x, bias, scales, zeros, nested_absmax, nested_code, offset
+        )
     x = x.contiguous()
     size = _C.linear_4bit_workspace(
         x, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset

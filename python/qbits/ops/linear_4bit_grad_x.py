@@ -30,7 +30,7 @@ def _output(
     check_tensor(OP, "grad", grad, FLOATS)
     check(grad.dim() > 0, OP, "grad", "0 dimensions", "at least 1")
     check(grad.shape[-1] == n, OP, "grad", describe(grad), f"{n} columns")
-    refuse_grad(OP, "qbits.functional.linear_4bit", grad, scales, zeros)
+    refuse_grad(OP, "qbits.functional.linear_4bit", grad, scales, zeros, nested_absmax, nested_code, offset)
     return grad.new_empty(*grad.shape[:-1], k)
 
 
@@ -48,7 +48,9 @@ def _kernel(
     offset: Tensor | None = None,
 ) -> Tensor:
     if is_grad_enabled():
-        refuse_grad(OP, "qbits.functional.linear_4bit", grad, scales, zeros)
+        refuse_grad(
+            OP, "qbits.functional.linear_4bit", grad, scales, zeros, nested_absmax, nested_code, offset
+        )
     grad = grad.contiguous()
     size = _C.linear_4bit_grad_x_workspace(
         grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
