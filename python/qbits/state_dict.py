@@ -116,9 +116,10 @@ def _affine_from_entries(codes: Tensor, rest: Mapping[str, Tensor], device: torc
     format = key.removeprefix(_QBITS)
     row = FORMATS.get(format)
     if set(fields) != {"quant_type", "blocksize", "dtype", "shape"} or fields["quant_type"] != format:
-        raise ValueError(
-            f"[load_state_dict] {key}: got {fields}, want quant_type, blocksize, dtype and shape"
-        )
+        want = f"quant_type {format!r}, blocksize, dtype and shape"
+        raise ValueError(f"[load_state_dict] {key}: got {fields}, want {want}")
+    if type(fields["blocksize"]) is not int:
+        raise ValueError(f"[load_state_dict] {key}: got block size {fields['blocksize']!r}, want an int")
     if row is None or row.coding != "affine":
         raise ValueError(f"[load_state_dict] {key}: got format {format!r}, want an affine format")
     shape, dtype = _shape(fields["shape"]), _DTYPES.get(str(fields["dtype"]))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from qbits import ops
 from qbits.codec import FLOATS, dynamic_map
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
-from qbits.functional.linear import embedding_4bit, linear_4bit
+from qbits.functional.linear import autocast_dtype, embedding_4bit, linear_4bit
 from qbits.tensor import FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
 
 aten = torch.ops.aten
@@ -89,7 +89,8 @@ def _slice(func: Any, args: Any, kwargs: Any) -> Any:
     if dim != 0 or step != 1:
         return NotImplemented
     start, end, _ = slice(start, end).indices(self.shape[0])
-    return slice_rows(self, start, max(start, end)) or NotImplemented
+    rows = slice_rows(self, start, max(start, end))
+    return NotImplemented if rows is None else rows
 
 
 @_implements(aten.split.Tensor, aten.split_with_sizes.default)
@@ -283,10 +284,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         and not (torch.is_grad_enabled() and weight.requires_grad)
     )
     if packed:
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
-            bias = None if bias is None else bias.to(input.dtype)
+        if (dtype := autocast_dtype(input)) is not None:
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
         if input.dtype in FLOATS:
             return linear_4bit(input, weight, bias)  # type: ignore[arg-type]
     with torch._C.DisableTorchFunctionSubclass():

@@ -167,6 +167,14 @@ def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
     )
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype an enclosing torch.autocast asks of a product with `x`; None without one."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _refuse_weight(op: str, weight: object) -> None:
     want = "a 2-D QuantizedTensor in a 4-bit format"
     if hasattr(weight, "is_4bit_matrix"):

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from qbits.config import QuantizeConfig
-from qbits.functional.linear import linear_4bit
+from qbits.functional.linear import autocast_dtype, linear_4bit
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
-
-_is_autocast_enabled = torch.is_autocast_enabled
 
 
 class Linear4bit(QuantizedModule, nn.Linear):
@@ -87,7 +85,7 @@ class Linear4bit(QuantizedModule, nn.Linear):
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         dtype = self.config.compute_dtype
-        if type(weight) is not QuantizedTensor or _is_autocast_enabled(x.device.type):
+        if type(weight) is not QuantizedTensor or autocast_dtype(x) is not None:
             return nn.functional.linear(x, weight, bias)
         if dtype is None or dtype == x.dtype:
             if bias is not None and bias.dtype != x.dtype:

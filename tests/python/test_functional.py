@@ -1,0 +1,183 @@
+"""qbits.functional: the signatures, shapes and states of bitsandbytes.functional."""
+
+import pytest
+import torch
+
+import qbits.functional as F
+
+SHAPES = [(1,), (2,), (3,), (64,), (1000,), (1, 128), (5, 33), (2, 3, 64), (2, 1, 3, 20), (0, 64)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_4bit_round_trip(shape, dtype, quant_type, nested):
+    A = torch.randn(shape).to(dtype)
+    codes, state = F.quantize_4bit(A, blocksize=32, compress_statistics=nested, quant_type=quant_type)
+    n = A.numel()
+    assert codes.dtype == torch.uint8 and codes.shape == ((n + 1) // 2, 1)
+    assert state.absmax.shape == (-(-n // 32),) and state.nested == nested
+    assert (state.shape, state.dtype, state.blocksize, state.quant_type) == (A.shape, dtype, 32, quant_type)
+    y = F.dequantize_4bit(codes, state)
+    assert y.shape == A.shape and y.dtype == dtype
+    if n >= 64:
+        assert (y.float() - A.float()).norm() < 0.2 * A.float().norm()
+    short = getattr(F, f"dequantize_{quant_type}")(codes, state)
+    assert torch.equal(short, y)
+    again, _ = getattr(F, f"quantize_{quant_type}")(A, blocksize=32)
+    assert torch.equal(again, codes)
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.int8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 5, 6, 16, 64, 129])
+def test_quant_storage(storage, n):
+    A = torch.randn(n)
+    codes, state = F.quantize_4bit(A, quant_type="nf4", quant_storage=storage)
+    assert codes.dtype == storage and codes.shape == (-(-((n + 1) // 2) // storage.itemsize), 1)
+    plain, _ = F.quantize_4bit(A, quant_type="nf4")
+    assert torch.equal(codes.view(torch.uint8).flatten()[: (n + 1) // 2], plain.flatten())
+    assert torch.equal(F.dequantize_4bit(codes, state), F.dequantize_4bit(plain, state))
+
+
+def test_dequantize_takes_codes_of_any_shape_and_never_transposes():
+    A = torch.randn(16, 8)
+    codes, state = F.quantize_4bit(A, quant_type="nf4")
+    y = F.dequantize_4bit(codes, state)
+    assert torch.equal(F.dequantize_4bit(codes.t(), state), y)
+    assert torch.equal(F.dequantize_4bit(codes.view(16, 4), state), y)
+
+
+def test_out_and_absmax_arguments():
+    A = torch.randn(4, 64)
+    absmax, out = torch.empty(4), torch.empty(128, 1, dtype=torch.uint8)
+    codes, state = F.quantize_4bit(A, absmax=absmax, out=out, quant_type="nf4")
+    assert codes is out and state.absmax is absmax
+    dense = torch.empty(4, 64)
+    assert F.dequantize_4bit(codes, absmax=absmax, out=dense, quant_type="nf4") is dense
+    assert torch.equal(dense, F.dequantize_4bit(codes, state))
+    codes8, state8 = F.quantize_blockwise(A, blocksize=64)
+    assert torch.equal(
+        F.dequantize_blockwise(codes8, absmax=state8.absmax, blocksize=64),
+        F.dequantize_blockwise(codes8, state8),
+    )
+    out8 = torch.empty_like(A)
+    assert F.dequantize_blockwise(codes8, state8, out=out8) is out8
+
+
+def test_4bit_refusals():
+    codes, state = F.quantize_4bit(torch.randn(64), quant_type="nf4")
+    with pytest.raises(ValueError, match=r"\[quantize_4bit\] quant_type: got 'int4', want nf4 or fp4"):
+        F.quantize_4bit(torch.randn(64), quant_type="int4")
+    with pytest.raises(ValueError, match=r"\[quantize_4bit\] block size: got 63"):
+        F.quantize_4bit(torch.randn(64), blocksize=63)
+    with pytest.raises(TypeError, match=r"\[quantize_4bit\]"):
+        F.quantize_4bit(torch.zeros(64, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"\[dequantize_4bit\] quant_state"):
+        F.dequantize_4bit(codes)
+    with pytest.raises(ValueError, match=r"\[dequantize_4bit\] codes"):
+        F.dequantize_4bit(codes[:-1], state)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("nested", [False, True])
+def test_blockwise_round_trip(shape, dtype, nested):
+    A = torch.randn(shape).to(dtype)
+    codes, state = F.quantize_blockwise(A, blocksize=64, nested=nested)
+    assert codes.dtype == torch.uint8 and codes.shape == A.shape
+    assert state.nested == nested and state.dtype == dtype
+    y = F.dequantize_blockwise(codes, state)
+    assert y.shape == A.shape and y.dtype == dtype
+    if A.numel() >= 64:
+        assert (y.float() - A.float()).norm() < 0.05 * A.float().norm()
+    zero = torch.zeros(128)
+    assert torch.equal(F.dequantize_blockwise(*F.quantize_blockwise(zero)), zero)
+
+
+def test_blockwise_with_another_code():
+    A = torch.rand(1000)
+    code = F.create_linear_map(signed=False)
+    codes, state = F.quantize_blockwise(A, code=code, blocksize=256)
+    torch.testing.assert_close(F.dequantize_blockwise(codes, state), A, atol=1 / 500, rtol=0)
+    code = F.create_quantile_map(torch.randn(10000))
+    codes, state = F.quantize_blockwise(torch.randn(1000), code=code, blocksize=256)
+    assert torch.equal(state.code, code)
+
+
+def test_quant_state_layouts():
+    codes, state = F.quantize_4bit(torch.randn(32, 64), quant_type="nf4", compress_statistics=True)
+    assert state[0] is state.absmax and state[1] == (32, 64) and state[3] == 64 and state[-1] == "nf4"
+    assert state[4][0] is state.offset and state[4][1] is state.state2
+    for packed in (False, True):
+        entries = state.as_dict(packed=packed)
+        assert F.QuantState.from_dict(entries, "cpu") == state
+        prefixed = {f"layer.weight.{key}": value for key, value in entries.items()}
+        again = F.QuantState.from_dict(prefixed, "cpu")
+        assert torch.equal(F.dequantize_4bit(codes, again), F.dequantize_4bit(codes, state))
+        assert len(prefixed) == len(entries)  # the argument is left alone
+    assert all(isinstance(value, torch.Tensor) for value in state.as_dict(packed=True).values())
+    assert torch.equal(state.bitsandbytes__nf4, state.as_dict(packed=True)["quant_state.bitsandbytes__nf4"])
+    with pytest.raises(AttributeError, match="bitsandbytes__fp4"):
+        state.bitsandbytes__fp4  # noqa: B018
+    _, plain = F.quantize_4bit(torch.randn(32, 64), quant_type="nf4")
+    assert plain[4] is None and plain != state and plain == plain
+    state.to("meta")
+    tensors = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+    assert all(t.is_meta for t in tensors)
+
+
+def test_4bit_types():
+    for name in ("nf4", "fp4", "int4", "af4"):
+        values = F.get_4bit_type(name, device="cpu")
+        assert values.shape == (16,) and values.dtype == torch.float32 and values.abs().max() == 1
+    assert torch.equal(F.get_4bit_type("nf4", "cpu").sort().values, F.get_4bit_type("nf4", "cpu"))
+    with pytest.raises(NotImplementedError, match=r"\[get_4bit_type\] type: got 'af4' with blocksize 128"):
+        F.get_4bit_type("af4", "cpu", blocksize=128)
+    with pytest.raises(NotImplementedError):
+        F.get_4bit_type("nf3", "cpu")
+
+
+@pytest.mark.parametrize("n", [1, 7, 255, 100_001])
+def test_quantiles(n):
+    x = torch.randn(n)
+    quantiles = F.estimate_quantiles(x)
+    assert quantiles.shape == (256,) and quantiles.dtype == torch.float32
+    assert torch.equal(quantiles.sort().values, quantiles)
+    if n > 1000:
+        ranks = torch.searchsorted(x.sort().values, quantiles) / n
+        expected = torch.linspace(1 / 512, 1 - 1 / 512, 256)
+        assert (ranks - expected).abs().max() < 0.005
+    out = torch.empty(16)
+    assert F.estimate_quantiles(x, out=out, num_quantiles=16) is out
+    code = F.create_quantile_map(x)
+    assert code.shape == (256,) and code.abs().max() == 1 and torch.equal(code.sort().values, code)
+    assert (F.create_quantile_map(x, total_bits=4) == 0).sum() >= 241
+    with pytest.raises(ValueError, match=r"\[create_quantile_map\] total_bits"):
+        F.create_quantile_map(x, total_bits=9)
+
+
+@pytest.mark.parametrize("format, shape", [("int4", (7, 33)), ("int8", (2, 3, 64)), ("int4", (0, 64))])
+@pytest.mark.parametrize("group_size", [0, 32])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
+def test_affine(format, shape, group_size, scale_dtype):
+    x = torch.randn(shape)
+    codes, scales, zeros = F.quantize_affine(x, format, group_size, scale_dtype)
+    groups = 1 if group_size == 0 else -(-shape[-1] // group_size)
+    assert scales.shape == zeros.shape == (x.numel() // shape[-1], groups) and scales.dtype == scale_dtype
+    y = F.dequantize_affine(codes, scales, zeros, format, group_size, shape)
+    assert y.shape == x.shape
+    if x.numel():
+        assert (y - x).norm() < (0.2 if format == "int4" else 0.02) * x.norm()
+
+
+def test_gradients_do_not_pass_through_quantization():
+    A = torch.randn(64, requires_grad=True)
+    codes, state = F.quantize_4bit(A, quant_type="nf4")
+    assert not F.dequantize_4bit(codes, state).requires_grad
+    assert not F.quantize_blockwise(A)[1].absmax.requires_grad

@@ -1,0 +1,290 @@
+"""QuantizedTensor: what keeps it quantized, what dequantizes it, and what quantizes it again."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+
+import qbits
+
+OPTIONS = {
+    "nf4": {},
+    "nf4 double": {"format": "nf4", "double_quant": True},
+    "nf4 128": {"format": "nf4", "block_size": 128},
+    "fp4": {"format": "fp4"},
+    "int4": {"format": "int4"},
+    "int4 rows": {"format": "int4", "block_size": 0},
+    "int4 bf16": {"format": "int4", "scale_dtype": torch.bfloat16},
+    "int8": {"format": "int8"},
+    "dynamic": {"format": "dynamic"},
+}
+
+
+@pytest.fixture(params=OPTIONS.values(), ids=OPTIONS.keys())
+def options(request):
+    return request.param
+
+
+def dense(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def same(a, b):
+    """Bit for bit the same tensors and facts."""
+    assert type(a) is type(b) is qbits.QuantizedTensor
+    assert (a.format, a.block_size, a.shape, a.dtype) == (b.format, b.block_size, b.shape, b.dtype)
+    assert a.tensors().keys() == b.tensors().keys()
+    return all(torch.equal(t, b.tensors()[name]) for name, t in a.tensors().items())
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (7,), (64,), (5, 33), (32, 128), (3, 5, 64), (2, 3, 4, 20), (0, 64), (4, 0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stands_for_the_dense_tensor(options, shape, dtype):
+    x = dense(*shape, dtype=dtype) if shape else torch.tensor(0.5, dtype=dtype)
+    q = qbits.quantize(x, **options)
+    assert q.shape == x.shape and q.dtype == dtype and q.device == x.device
+    y = q.dequantize()
+    assert type(y) is torch.Tensor and y.shape == x.shape and y.dtype == dtype
+    if x.numel() >= 64:
+        assert (y.float() - x.float()).norm() < 0.2 * x.float().norm()
+    assert torch.equal(q.dequantize(torch.float32).to(dtype), y)
+
+
+def test_ops_see_the_dequantized_values(options):
+    q = qbits.quantize(dense(32, 128), **options)
+    y = q.dequantize()
+    x = dense(4, 128, seed=1)
+    assert torch.equal(q + 1, y + 1)
+    assert torch.equal(q.t(), y.t())
+    assert torch.equal(q[3], y[3])
+    assert torch.equal(q.sum(), y.sum())
+    assert torch.equal(torch.cat([q, y]), torch.cat([y, y]))
+    assert torch.equal(x @ q.t(), x @ y.t())
+    assert torch.equal(q, y)
+    assert torch.equal(torch.zeros_like(q), torch.zeros_like(y))
+    assert q.to(torch.float64).dtype == torch.float64 and type(q.to(torch.float64)) is torch.Tensor
+
+
+def test_moves_and_copies_stay_quantized(options):
+    q = qbits.quantize(dense(32, 128), **options)
+    assert same(q.clone(), q) and q.clone().codes.data_ptr() != q.codes.data_ptr()
+    assert same(q.detach(), q) and q.detach().codes.data_ptr() == q.codes.data_ptr()
+    assert same(copy.deepcopy(q), q) and same(copy.copy(q), q)
+    assert same(pickle.loads(pickle.dumps(q)), q)
+    half = q.to(torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and torch.equal(half.codes, q.codes)
+    assert torch.equal(half.dequantize(), q.dequantize(torch.bfloat16))
+    assert same(half.to(torch.float32), q)
+    meta = q.to("meta")
+    assert meta.is_meta and all(t.is_meta for t in meta.tensors().values())
+    assert meta.dequantize().shape == (32, 128)
+    assert same(q.view(-1).view(32, 128), q)
+    assert torch.equal(q.view(8, -1).dequantize(), q.dequantize().view(8, -1))
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        q.view(7, -1)
+
+
+def test_torch_save_loads_with_weights_only(options):
+    q = nn.Parameter(qbits.quantize(dense(32, 128), **options), requires_grad=False)
+    buffer = io.BytesIO()
+    torch.save({"weight": q}, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=True)["weight"]
+    assert isinstance(loaded, nn.Parameter) and not loaded.requires_grad
+    assert same(loaded, q)
+
+
+def test_unpickling_refuses_tensors_that_do_not_fit():
+    q = qbits.quantize(dense(32, 128))
+    rebuild, (tensors, *rest) = q.__reduce_ex__(2)
+    with pytest.raises(ValueError, match=r"\[dequantize_4bit\]"):
+        rebuild({**tensors, "absmax": tensors["absmax"][:-1]}, *rest)
+    with pytest.raises(ValueError, match=r"\[dequantize_4bit\]"):
+        rebuild({**tensors, "codes": tensors["codes"][:-1]}, *rest)
+
+
+def test_parameter_keeps_identity_and_kind(options):
+    p = nn.Parameter(qbits.quantize(dense(32, 128), **options), requires_grad=False)
+    assert isinstance(p, nn.Parameter) and isinstance(p, qbits.QuantizedTensor)
+    clone = copy.deepcopy(p)
+    assert isinstance(clone, nn.Parameter) and not clone.requires_grad and same(clone, p)
+    wrapped = qbits.QuantizedTensor(p, requires_grad=False)  # how accelerate makes a parameter anew
+    assert same(wrapped, p)
+    with pytest.raises(TypeError, match=r"\[QuantizedTensor\]"):
+        qbits.QuantizedTensor(torch.zeros(3), requires_grad=False)
+
+
+def test_in_place_ops_quantize_again(options):
+    q = qbits.quantize(dense(32, 128), **options)
+    pointer = q.codes.data_ptr()
+    expected = qbits.quantize(q.dequantize() * 0.5, **options)
+    assert q.mul_(0.5) is q
+    assert same(q, expected) and q.codes.data_ptr() == pointer
+    assert torch.equal(q.zero_().dequantize(), torch.zeros(32, 128))
+    x = dense(32, 128, seed=1)
+    q.copy_(x)
+    assert same(q, qbits.quantize(x, **options))
+    torch.add(x, 1, out=q)
+    assert same(q, qbits.quantize(x + 1, **options))
+    torch._foreach_mul_([q], 2.0)
+    assert torch.allclose(q.dequantize(), 2 * x + 2, atol=2)
+    target = torch.empty(32, 128)
+    target.copy_(q)
+    assert torch.equal(target, q.dequantize())
+
+
+def test_writing_into_rows_writes_through():
+    q = qbits.quantize(dense(32, 128), double_quant=False)
+    before = q.dequantize()
+    q[4:8].zero_()
+    after = q.dequantize()
+    assert torch.equal(after[4:8], torch.zeros(4, 128))
+    assert torch.equal(after[:4], before[:4]) and torch.equal(after[8:], before[8:])
+
+
+def test_assigning_data(options):
+    p = nn.Parameter(qbits.quantize(dense(32, 128), **options), requires_grad=False)
+    alias = p
+    x = dense(32, 128, seed=1)
+    p.data = x
+    assert alias is p and same(p.detach(), qbits.quantize(x, **options))
+    p.data = p.data.to(torch.bfloat16)
+    assert p.dtype == torch.bfloat16 and p.dequantize().dtype == torch.bfloat16
+    p.data = dense(16, 64, seed=2)
+    assert p.shape == (16, 64) and p.dtype == torch.float32 and p.dequantize().shape == (16, 64)
+    p.data = p.data.to("meta")
+    assert p.is_meta and p.codes.is_meta and isinstance(p, nn.Parameter) and not p.requires_grad
+
+
+def test_plain_and_double_quantized_copy_into_each_other():
+    x = dense(64, 256)
+    plain, double = qbits.quantize(x), qbits.quantize(x, double_quant=True)
+    target = qbits.quantize(torch.zeros(64, 256))
+    target.copy_(double)
+    assert not target.double_quant and torch.equal(target.dequantize(), double.dequantize())
+    target = qbits.quantize(torch.zeros(64, 256), double_quant=True)
+    target.copy_(plain)
+    assert same(target, double)
+    target.copy_(qbits.quantize(x, "int4"))
+    assert torch.equal(target.codes, qbits.quantize(qbits.quantize(x, "int4").dequantize()).codes)
+
+
+def test_slices_of_rows_stay_quantized(options):
+    q = qbits.quantize(dense(48, 128), **options)
+    y = q.dequantize()
+    for parts in (q.split(16), q.chunk(3), torch.split(q, [16, 8, 24])):
+        assert all(type(part) is qbits.QuantizedTensor for part in parts)
+        assert torch.equal(torch.cat([part.dequantize() for part in parts]), y)
+    assert type(q[8:24]) is qbits.QuantizedTensor and torch.equal(q[8:24].dequantize(), y[8:24])
+    assert torch.equal(q.narrow(0, 40, 8).dequantize(), y[40:])
+    assert type(q[:, 3:5]) is torch.Tensor and torch.equal(q[:, 3:5], y[:, 3:5])
+    shard = q.new_zeros(16, 128)
+    assert type(shard) is qbits.QuantizedTensor and torch.equal(shard.dequantize(), torch.zeros(16, 128))
+    shard.copy_(q[16:32])
+    assert torch.equal(shard.dequantize(), y[16:32])
+    assert type(q.new_zeros(3)) is torch.Tensor
+
+
+def test_double_quantized_slices_keep_their_values_bit_for_bit():
+    q = qbits.quantize(dense(512, 64), block_size=16, double_quant=True)
+    aligned, unaligned = q[64:128], q[3:70]
+    assert aligned.double_quant and not unaligned.double_quant
+    assert torch.equal(aligned.dequantize(), q.dequantize()[64:128])
+    assert torch.equal(unaligned.dequantize(), q.dequantize()[3:70])
+
+
+def test_splitting_inside_a_block_is_refused():
+    q = qbits.quantize(dense(8, 40))
+    with pytest.raises(ValueError, match=r"\[QuantizedTensor.split\] rows"):
+        q.split(4)
+    assert torch.equal(q[1:3], q.dequantize()[1:3])
+
+
+def test_linear_and_embedding_read_the_packed_weight(options):
+    q = qbits.quantize(dense(32, 128), **options)
+    x, bias = dense(2, 3, 128, seed=1), dense(32, seed=2)
+    y = q.dequantize()
+    torch.testing.assert_close(F.linear(x, q, bias), F.linear(x, y, bias), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(F.linear(input=x, weight=q), F.linear(x, y), atol=1e-4, rtol=1e-4)
+    indices = torch.tensor([[0, 31], [5, 5]])
+    assert torch.equal(F.embedding(indices, q), F.embedding(indices, y))
+
+
+def test_linear_follows_autocast():
+    q = qbits.quantize(dense(32, 128))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = F.linear(dense(4, 128, seed=1), q, dense(32))
+    assert y.dtype == torch.bfloat16
+
+
+def test_trainable_weight_gets_its_gradient(options):
+    weight = nn.Parameter(qbits.quantize(dense(32, 128), **options))
+    assert weight.requires_grad
+    x = dense(4, 128, seed=1)
+    F.linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(32, 128))
+    before = weight.dequantize()
+    torch.optim.SGD([weight], lr=0.1).step()
+    assert not torch.equal(weight.dequantize(), before)
+
+
+def test_flatten_and_unflatten(options):
+    q = qbits.quantize(dense(32, 128), **options)
+    names, meta = q.__tensor_flatten__()
+    inner = {name: getattr(q, name) for name in names}
+    again = qbits.QuantizedTensor.__tensor_unflatten__(inner, meta, q.shape, q.stride())
+    assert same(again, q)
+    row = qbits.FORMATS[q.format]
+    assert set(row.tensors) <= set(names)
+    assert q.nbytes == sum(t.nbytes for t in inner.values())
+
+
+def _clear(q, done):
+    q.codes.fill_(0x77)  # two nf4 codes of zero
+    done.set()
+
+
+def test_shared_memory():
+    q = qbits.quantize(dense(32, 128))
+    assert not q.is_shared()
+    assert q.share_memory_() is q and q.is_shared()
+    context = mp.get_context("fork")
+    done = context.Event()
+    child = context.Process(target=_clear, args=(q, done))
+    child.start()
+    child.join(60)
+    assert done.is_set() and torch.equal(q.dequantize(), torch.zeros(32, 128))
+
+
+def test_nan_is_named_when_asked_for_and_never_hidden(options):
+    x = dense(32, 128)
+    x[3, 70] = float("nan")
+    x[5, 0] = float("inf")
+    assert qbits.quantize(x, **options).dequantize()[3, 70].isnan()
+    with pytest.raises(ValueError, match=r"\[quantize\] layer.weight: got nan at index \[3, 70\]"):
+        qbits.quantize(x, **options, name="layer.weight")
+
+
+def test_refusals():
+    x = dense(8, 64)
+    with pytest.raises(ValueError, match=r"\[quantize\] format: got 'nf5', want one of nf4, fp4, int4, int8"):
+        qbits.quantize(x, "nf5")
+    with pytest.raises(ValueError, match=r"\[quantize\] block size: got 48, want 16, 32"):
+        qbits.quantize(x, block_size=48)
+    with pytest.raises(ValueError, match=r"\[quantize\] block size: got 0"):
+        qbits.quantize(x, block_size=0)
+    with pytest.raises(TypeError, match=r"\[quantize\] block size"):
+        qbits.quantize(x, block_size=64.0)
+    with pytest.raises(ValueError, match=r"\[quantize\] double quantization: got format int4"):
+        qbits.quantize(x, "int4", double_quant=True)
+    with pytest.raises(TypeError, match=r"\[quantize\] scale dtype"):
+        qbits.quantize(x, scale_dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"\[quantize\] tensor: got int64, want float32, bfloat16, float16"):
+        qbits.quantize(torch.zeros(3, dtype=torch.int64))
