@@ -1,0 +1,71 @@
+#include "cuda/launch.h"
+#include "cuda/linear_4bit_kernels.h"
+
+namespace qbits::cuda {
+namespace {
+
+constexpr std::string_view kOp = "linear_4bit";
+
+Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, bool aligned) {
+  return {.coding = weight.format->coding,
+          .block_size = weight.block_size,
+          .n = weight.rows,
+          .k = weight.cols,
+          .m = m,
+          .dtype = dtype,
+          .aligned = aligned,
+          .compute_capability = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, kOp) +
+                                device_attribute(cudaDevAttrComputeCapabilityMinor, kOp),
+          .sm_count = device_attribute(cudaDevAttrMultiProcessorCount, kOp)};
+}
+
+}  // namespace
+
+Linear4bitProblem problem_of(const Linear4bitArgs& args) {
+  const bool aligned = is_aligned(args.x, 16) && is_aligned(args.weight.codes, 16);
+  return problem(args.weight, args.m, args.dtype, aligned);
+}
+
+Linear4bitProblem problem_of(const Linear4bitGradXArgs& args) {
+  const bool aligned = is_aligned(args.grad, 16) && is_aligned(args.weight.codes, 16);
+  return problem(args.weight, args.m, args.dtype, aligned);
+}
+
+void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_simt(args, plan, stream);
+  linear_4bit_mma(args, plan, stream);
+  if (plan.splits > 1) {
+    linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);
+  }
+}
+
+void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_grad_x_simt(args, plan, stream);
+  linear_4bit_grad_x_mma(args, plan, stream);
+  if (plan.splits > 1) {
+    linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.cols, nullptr, args.dtype, args.out, stream);
+  }
+}
+
+// Plans without the tensor-core kernel need no workspace, so alignment, unknown here, cannot ask for more.
+int64_t linear_4bit_workspace(const Weight4bitArgs& weight, int64_t m, DType x, Device device) {
+  const DeviceGuard guard(device, kOp);
+  return linear_4bit_plan(problem(weight, m, x, true)).workspace_bytes;
+}
+
+int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs& weight, int64_t m, DType grad, Device device) {
+  const DeviceGuard guard(device, kOp);
+  return linear_4bit_grad_x_plan(problem(weight, m, grad, true)).workspace_bytes;
+}
+
+void linear_4bit(const Linear4bitArgs& args, Stream stream) {
+  const DeviceGuard guard(args.device, kOp);
+  run(args, linear_4bit_plan(problem_of(args)), stream);
+}
+
+void linear_4bit_grad_x(const Linear4bitGradXArgs& args, Stream stream) {
+  const DeviceGuard guard(args.device, kOp);
+  run(args, linear_4bit_grad_x_plan(problem_of(args)), stream);
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,37 @@
+#include "cuda/linear_4bit_grad_x_mma.cuh"
+
+#include <string>
+
+#include "cuda/launch.h"
+#include "cuda/linear_4bit_kernels.h"
+
+namespace qbits::cuda {
+namespace {
+
+constexpr std::string_view kOp = "linear_4bit_grad_x";
+
+template <class T>
+void run_mma(const GradXMmaArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  const auto kernel = plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, 0> : linear_4bit_grad_x_mma_kernel<T, 1>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
+  launch(kOp, kernel, {plan.blocks, kMmaThreads, static_cast<size_t>(plan.shared_bytes)}, stream, args);
+}
+
+}  // namespace
+
+void linear_4bit_grad_x_mma(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  if (plan.tile < 0 || plan.tile >= kLinear4bitGradXTileCount) {
+    throw Error(ErrorCode::Unsupported,
+                "[linear_4bit_grad_x] tile: got " + std::to_string(plan.tile) + ", want 0 or 1");
+  }
+  const GradXMmaArgs mma{.grad = args.grad,
+                         .out = args.out,
+                         .products = static_cast<float*>(args.workspace),
+                         .m = args.m,
+                         .split_depth = plan.split_depth,
+                         .splits = plan.splits,
+                         .weight = make_view(args.weight)};
+  args.dtype == DType::Float16 ? run_mma<__half>(mma, plan, stream) : run_mma<__nv_bfloat16>(mma, plan, stream);
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,213 @@
+#include "ops/linear_4bit_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "qbits/error.h"
+
+namespace qbits {
+namespace {
+
+constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max();
+constexpr int kMaxSplits = 16;
+constexpr int kSimtTile = 64;
+constexpr int kSimtRowWarps = 8;
+constexpr int kSimtRowColumns = 4;
+constexpr int kSimtRowMaxM = 16;
+constexpr int kGradXStages = 3;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
+
+// Bytes of shared memory an SM has and a block may take (CUDA C++ Programming Guide, technical specifications).
+struct SharedLimit {
+  int sm;
+  int block;
+};
+
+SharedLimit shared_limit(int cc) {
+  if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
+  if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
+  return {100 * 1024, 99 * 1024};
+}
+
+void check_blocks(int64_t blocks) {
+  if (blocks > kMaxBlocks) {
+    throw Error(ErrorCode::Unsupported, "[linear_4bit] thread blocks: got " + std::to_string(blocks) +
+                                            ", want at most " + std::to_string(kMaxBlocks));
+  }
+}
+
+Linear4bitPlan simt_row(const Linear4bitProblem& p) {
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtRow};
+  plan.blocks = ceil_div(p.n, kSimtRowWarps) * ceil_div(p.m, kSimtRowColumns);
+  plan.split_depth = p.k;
+  check_blocks(plan.blocks);
+  return plan;
+}
+
+Linear4bitPlan simt_tile(const Linear4bitProblem& p, int64_t cols, int64_t depth) {
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtTile};
+  plan.blocks = ceil_div(cols, kSimtTile) * ceil_div(p.m, kSimtTile);
+  plan.split_depth = depth;
+  check_blocks(plan.blocks);
+  return plan;
+}
+
+// Splits the depth when too few tiles exist to occupy the device, keeping a few stages for each split.
+void split(Linear4bitPlan& plan, const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t depth, int wanted) {
+  const int64_t tiles = ceil_div(m, tile.m) * ceil_div(cols, tile.n);
+  const int64_t steps = ceil_div(depth, tile.k);
+  const int64_t per_split = ceil_div(steps, std::clamp<int64_t>(wanted, 1, std::min<int64_t>(steps, kMaxSplits)));
+  plan.splits = static_cast<int>(ceil_div(steps, per_split));
+  plan.split_depth = per_split * tile.k;
+  plan.blocks = tiles * plan.splits;
+  plan.workspace_bytes = plan.splits > 1 ? plan.splits * m * cols * int64_t{sizeof(float)} : 0;
+  check_blocks(plan.blocks);
+}
+
+int wanted_splits(const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t depth, int sm_count) {
+  const int64_t tiles = ceil_div(m, tile.m) * ceil_div(cols, tile.n);
+  const int64_t steps = ceil_div(depth, tile.k);
+  return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(sm_count / tiles, steps / 4), 1, kMaxSplits));
+}
+
+// Why the tensor-core kernel cannot run, or "".
+std::string mma_obstacle(const Linear4bitProblem& p, int64_t run) {
+  if (p.compute_capability < 80) return "compute capability below 8.0";
+  if (p.dtype == DType::Float32) return "float32 activations";
+  if (!p.aligned) return "pointers not on 16-byte boundaries";
+  if (p.n == 0 || p.k == 0) return "empty weight";
+  if (p.k % 32 != 0) return "K is no multiple of 32";
+  const bool whole_row = p.coding == Coding::Affine && p.block_size >= p.k;
+  if (!whole_row && (!is_power_of_two(p.block_size) || p.block_size < run)) {
+    return "block size is no power of two from " + std::to_string(run);
+  }
+  return "";
+}
+
+Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
+  const Linear4bitTile& tile = kLinear4bitTiles[index];
+  const bool affine = p.coding == Coding::Affine;
+  const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = wide ? 64 : 32};
+  split(plan, tile, p.m, p.n, p.k, wanted);
+
+  const SharedLimit limit = shared_limit(p.compute_capability);
+  const int fixed = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
+  const int stage = Linear4bitShared::stage(tile, plan.chunk, affine);
+  // A second block on an SM is worth more than a deeper ring; 1 KB of each block is the system's.
+  const bool paired = mma_blocks_per_sm(tile, affine) == 2 && limit.sm / 2 - 1024 >= fixed + 3 * stage;
+  const int budget = paired ? limit.sm / 2 - 1024 : limit.block;
+  plan.stages = std::clamp((budget - fixed) / stage, 2, 6);
+  plan.shared_bytes = std::max(fixed + plan.stages * stage, Linear4bitShared::reduction(tile));
+  return plan;
+}
+
+int mma_tile(int64_t m) {
+  int index = 0;
+  while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
+  return index;
+}
+
+std::string grad_x_obstacle(const Linear4bitProblem& p) {
+  if (std::string obstacle = mma_obstacle(p, 16); !obstacle.empty()) return obstacle;
+  return p.n % 8 == 0 ? "" : "N is no multiple of 8";
+}
+
+Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, int index, int wanted) {
+  const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .stages = kGradXStages};
+  split(plan, tile, p.m, p.k, p.n, wanted);
+  plan.shared_bytes = Linear4bitShared::grad_x(tile, plan.stages);
+  return plan;
+}
+
+void check_problem(const Linear4bitProblem& p) {
+  if (p.n < 0 || p.k < 0 || p.m < 1 || p.block_size < 0 || !is_floating(p.dtype)) {
+    throw Error(ErrorCode::Unsupported, "[linear_4bit] problem: got m " + std::to_string(p.m) + ", n " +
+                                            std::to_string(p.n) + ", k " + std::to_string(p.k) + ", block size " +
+                                            std::to_string(p.block_size) + ", dtype " + std::string(name(p.dtype)) +
+                                            ", want sizes from 0, m from 1 and a floating dtype");
+  }
+}
+
+}  // namespace
+
+Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
+  check_problem(p);
+  if (const std::string obstacle = mma_obstacle(p, 32); !obstacle.empty()) {
+    Linear4bitPlan plan = p.m <= kSimtRowMaxM ? simt_row(p) : simt_tile(p, p.n, p.k);
+    plan.reason = obstacle;
+    return plan;
+  }
+  const int index = mma_tile(p.m);
+  Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
+  plan.reason = "smallest tile that holds m";
+  return plan;
+}
+
+std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
+  check_problem(p);
+  std::vector<Linear4bitPlan> plans = {simt_row(p), simt_tile(p, p.n, p.k)};
+  if (!mma_obstacle(p, 32).empty()) return plans;
+  for (int index = 0; index < kLinear4bitTileCount; ++index) {
+    plans.push_back(mma(p, index, 1));
+    if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  }
+  return plans;
+}
+
+Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
+  check_problem(p);
+  if (const std::string obstacle = grad_x_obstacle(p); !obstacle.empty()) {
+    Linear4bitPlan plan = simt_tile(p, p.k, p.n);
+    plan.reason = obstacle;
+    return plan;
+  }
+  const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
+  const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
+  Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
+  plan.reason = "smallest tile that holds m";
+  return plan;
+}
+
+std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p) {
+  check_problem(p);
+  std::vector<Linear4bitPlan> plans = {simt_tile(p, p.k, p.n)};
+  if (!grad_x_obstacle(p).empty()) return plans;
+  for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
+    plans.push_back(grad_x_mma(p, index, 1));
+    if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  }
+  return plans;
+}
+
+std::string to_string(const Linear4bitPlan& plan) {
+  std::string text;
+  switch (plan.kernel) {
+    case Linear4bitKernel::SimtRow:
+      text = "simt row";
+      break;
+    case Linear4bitKernel::SimtTile:
+      text = "simt tile 64x64";
+      break;
+    case Linear4bitKernel::Mma: {
+      // Only the forward kernel has a chunk.
+      const Linear4bitTile& t = plan.chunk > 0 ? kLinear4bitTiles[plan.tile] : kLinear4bitGradXTiles[plan.tile];
+      text = "mma " + std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
+      if (plan.chunk > 0) text += ", chunk " + std::to_string(plan.chunk);
+      text += ", " + std::to_string(plan.stages) + " stages, " + std::to_string(plan.shared_bytes) + " B shared";
+    }
+  }
+  text += ", " + std::to_string(plan.blocks) + " blocks";
+  if (plan.splits > 1) {
+    text += ", " + std::to_string(plan.splits) + " splits of " + std::to_string(plan.split_depth) + ", workspace " +
+            std::to_string(plan.workspace_bytes) + " B";
+  }
+  if (!plan.reason.empty()) text += " (" + plan.reason + ")";
+  return text;
+}
+
+}  // namespace qbits

@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "qbits/dtype.h"
+#include "qbits/export.h"
+#include "qbits/format.h"
+
+// Which CUDA kernel computes a product with a 4-bit weight, and in what shape. Pure data to data, so that
+// the choice is tested without a GPU (hence exported).
+
+namespace qbits {
+
+// out[m, cols] = a[m, depth] B with B the weight: linear_4bit (cols = N, depth = K, B = W^T) or its
+// gradient for x (cols = K, depth = N, B = W).
+struct Linear4bitProblem {
+  Coding coding = Coding::Codebook;
+  int64_t block_size = 0;  // affine: already the row length where the caller said 0
+  int64_t n = 0;           // rows of the weight
+  int64_t k = 0;           // its columns
+  int64_t m = 0;
+  DType dtype = DType::BFloat16;  // of x or grad
+  bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
+  int compute_capability = 90;    // 10 * major + minor
+  int sm_count = 132;
+};
+
+// Shape of one tensor-core tile: what a block of 256 threads computes in one pass, and how its 8 warps share it.
+struct Linear4bitTile {
+  int m;
+  int n;  // the output columns of a block
+  int k;  // depth of one pipeline stage
+  int warps_m;
+  int warps_n;
+  int warps_k;  // warps that share an output tile and add their sums in order
+};
+
+// linear_4bit: each warp takes 32 weight rows, 64 of depth and tile.m / warps_m columns of x.
+inline constexpr int kLinear4bitTileCount = 5;
+inline constexpr Linear4bitTile kLinear4bitTiles[kLinear4bitTileCount] = {
+    {8, 32, 512, 1, 1, 8},   {16, 64, 256, 1, 2, 4},  {32, 64, 256, 1, 2, 4},
+    {64, 128, 128, 1, 4, 2}, {128, 128, 64, 2, 4, 1},
+};
+
+// Blocks of linear_4bit an SM holds: two hide latency where registers and shared memory allow.
+constexpr int mma_blocks_per_sm(const Linear4bitTile& tile, bool affine) {
+  return tile.m <= (affine ? 16 : 32) ? 2 : 1;
+}
+
+// linear_4bit_grad_x: each warp takes tile.m / 2 rows of grad and 32 columns.
+inline constexpr int kLinear4bitGradXTileCount = 2;
+inline constexpr Linear4bitTile kLinear4bitGradXTiles[kLinear4bitGradXTileCount] = {
+    {32, 128, 32, 2, 4, 1},
+    {128, 128, 32, 2, 4, 1},
+};
+
+enum class Linear4bitKernel : uint8_t {
+  SimtRow,   // a warp per weight row; any case; few rows of x
+  SimtTile,  // 64 x 64 tiles in float32; any case
+  Mma,       // mma.sync m16n8k16
+};
+
+struct Linear4bitPlan {
+  Linear4bitKernel kernel = Linear4bitKernel::SimtTile;
+  int tile = 0;             // Mma: index into the tiles above
+  int chunk = 0;            // Mma forward: depth summed before a scale is applied, 32 or 64
+  int stages = 0;           // Mma: depth of the shared-memory ring
+  int splits = 1;           // blocks that share an output tile; > 1 needs the workspace
+  int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
+  int64_t blocks = 0;       // thread blocks of 256
+  int shared_bytes = 0;     // dynamic shared memory
+  int64_t workspace_bytes = 0;
+  std::string reason = {};  // why not a faster kernel, or what decided
+
+  bool operator==(const Linear4bitPlan&) const = default;
+};
+
+// The plan in use, and every plan that computes the problem (the tests force each). Both throw
+// Unsupported for a problem no kernel covers.
+QBITS_API Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& problem);
+QBITS_API std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& problem);
+
+QBITS_API Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& problem);
+QBITS_API std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& problem);
+
+// One line: "mma 16x64x256, chunk 64, 4 stages, ...".
+QBITS_API std::string to_string(const Linear4bitPlan& plan);
+
+// Shared memory of the tensor-core kernels, which lay it out by the same numbers.
+struct Linear4bitShared {
+  static constexpr int kLutBytes = 256 * 32 * 4;  // code pairs, one copy per bank
+  static constexpr int kNestedCodeBytes = 256 * 4;
+  static constexpr int codes(const Linear4bitTile& t) { return t.n * t.k / 2; }
+  static constexpr int x(const Linear4bitTile& t) { return t.m * t.k * 2; }
+  static constexpr int scales(const Linear4bitTile& t, int chunk, bool affine) {
+    return t.n * (t.k / chunk) * 4 * (affine ? 2 : 1);
+  }
+  static constexpr int stage(const Linear4bitTile& t, int chunk, bool affine) {
+    return codes(t) + x(t) + scales(t, chunk, affine);
+  }
+  // Sums of the warps that share a tile; padded so that fragments store without bank conflicts.
+  static constexpr int reduction(const Linear4bitTile& t) { return t.warps_k * t.m * (t.n + 4) * 4; }
+
+  // The gradient keeps a ring of grad tiles, two dequantized weight tiles and the codebook.
+  static constexpr int grad_x(const Linear4bitTile& t, int stages) {
+    return stages * t.m * t.k * 2 + 2 * t.k * t.n * 2;
+  }
+};
+
+}  // namespace qbits

@@ -1,0 +1,165 @@
+#include "ops/linear_4bit_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "ops/codebook_fit.h"
+#include "qbits/error.h"
+
+namespace qbits {
+namespace {
+
+constexpr Linear4bitProblem kDecode = {.block_size = 64, .n = 4096, .k = 4096, .m = 1};
+
+Linear4bitProblem with_m(Linear4bitProblem p, int64_t m) {
+  p.m = m;
+  return p;
+}
+
+TEST(Linear4bitPlan, SmallestTileThatHoldsM) {
+  const std::pair<int64_t, int> kExpected[] = {{1, 8},   {8, 8},   {9, 16},   {16, 16},   {17, 32},
+                                               {33, 64}, {64, 64}, {65, 128}, {129, 128}, {100000, 128}};
+  for (const auto& [m, tile] : kExpected) {
+    const Linear4bitPlan plan = linear_4bit_plan(with_m(kDecode, m));
+    ASSERT_EQ(plan.kernel, Linear4bitKernel::Mma) << m;
+    EXPECT_EQ(kLinear4bitTiles[plan.tile].m, tile) << m;
+    EXPECT_EQ(plan.chunk, 64);
+  }
+}
+
+TEST(Linear4bitPlan, ObstaclesLeadToFloat32KernelsAndAreNamed) {
+  struct Obstacle {
+    Linear4bitProblem problem;
+    std::string reason;
+  };
+  const auto changed = [](auto change) {
+    Linear4bitProblem p = kDecode;
+    change(p);
+    return p;
+  };
+  const Obstacle kObstacles[] = {
+      {changed([](auto& p) { p.compute_capability = 75; }), "compute capability below 8.0"},
+      {changed([](auto& p) { p.dtype = DType::Float32; }), "float32 activations"},
+      {changed([](auto& p) { p.aligned = false; }), "pointers not on 16-byte boundaries"},
+      {changed([](auto& p) { p.k = 4097; }), "K is no multiple of 32"},
+      {changed([](auto& p) { p.k = 0; }), "empty weight"},
+      {changed([](auto& p) { p.block_size = 16; }), "block size is no power of two from 32"},
+      {changed([](auto& p) { p.block_size = 96; }), "block size is no power of two from 32"},
+  };
+  for (const Obstacle& o : kObstacles) {
+    const Linear4bitPlan few = linear_4bit_plan(o.problem);
+    EXPECT_EQ(few.kernel, Linear4bitKernel::SimtRow) << o.reason;
+    EXPECT_EQ(few.reason, o.reason);
+    EXPECT_EQ(few.workspace_bytes, 0);
+    const Linear4bitPlan many = linear_4bit_plan(with_m(o.problem, 100));
+    EXPECT_EQ(many.kernel, Linear4bitKernel::SimtTile) << o.reason;
+    EXPECT_EQ(linear_4bit_plans(o.problem).size(), 2U) << o.reason;
+  }
+}
+
+TEST(Linear4bitPlan, ChunkFollowsBlocksAndRows) {
+  Linear4bitProblem p = kDecode;
+  p.block_size = 32;
+  EXPECT_EQ(linear_4bit_plan(p).chunk, 32);
+  p.block_size = 128;
+  p.k = 4096 + 32;  // blocks straddle rows
+  EXPECT_EQ(linear_4bit_plan(p).chunk, 32);
+  p.coding = Coding::Affine;  // groups do not
+  EXPECT_EQ(linear_4bit_plan(p).chunk, 64);
+  p.block_size = p.k;
+  EXPECT_EQ(linear_4bit_plan(p).chunk, 64);
+}
+
+TEST(Linear4bitPlan, SplitsCoverTheDepthOnce) {
+  for (const int64_t n : {8, 64, 1000, 4096, 28672}) {
+    for (const int64_t k : {32, 96, 4096, 14336}) {
+      for (const int64_t m : {1, 12, 30, 60, 500}) {
+        const Linear4bitProblem p = {.block_size = 64, .n = n, .k = k, .m = m};
+        for (const Linear4bitPlan& plan : linear_4bit_plans(p)) {
+          if (plan.kernel != Linear4bitKernel::Mma) continue;
+          const Linear4bitTile& tile = kLinear4bitTiles[plan.tile];
+          EXPECT_EQ(plan.split_depth % tile.k, 0) << to_string(plan);
+          EXPECT_GE(plan.splits * plan.split_depth, k) << to_string(plan);
+          EXPECT_LT((plan.splits - 1) * plan.split_depth, k) << to_string(plan);
+          EXPECT_EQ(plan.workspace_bytes, plan.splits > 1 ? plan.splits * m * n * 4 : 0) << to_string(plan);
+          EXPECT_EQ(plan.blocks, (m + tile.m - 1) / tile.m * ((n + tile.n - 1) / tile.n) * plan.splits);
+        }
+      }
+    }
+  }
+  EXPECT_GT(linear_4bit_plan({.block_size = 64, .n = 1024, .k = 8192, .m = 1}).splits, 1);
+  EXPECT_EQ(linear_4bit_plan({.block_size = 64, .n = 28672, .k = 8192, .m = 1}).splits, 1);
+}
+
+TEST(Linear4bitPlan, SharedMemoryFitsEveryDevice) {
+  const std::pair<int, int> kLimits[] = {{80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+  for (const auto& [cc, kilobytes] : kLimits) {
+    for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
+      for (const int64_t block : {32, 64}) {
+        const Linear4bitProblem p = {
+            .coding = coding, .block_size = block, .n = 4096, .k = 4096, .m = 64, .compute_capability = cc};
+        for (const Linear4bitPlan& plan : linear_4bit_plans(p)) {
+          EXPECT_LE(plan.shared_bytes, kilobytes * 1024) << "compute capability " << cc << ": " << to_string(plan);
+          EXPECT_GE(plan.stages, plan.kernel == Linear4bitKernel::Mma ? 2 : 0) << to_string(plan);
+        }
+        for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(p)) {
+          EXPECT_LE(plan.shared_bytes, 96 * 1024) << to_string(plan);
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear4bitPlan, GradX) {
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).kernel, Linear4bitKernel::Mma);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).tile, 1);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 32)).tile, 0);
+  Linear4bitProblem p = with_m(kDecode, 512);
+  p.n = 4095;
+  EXPECT_EQ(linear_4bit_grad_x_plan(p).reason, "N is no multiple of 8");
+  EXPECT_EQ(linear_4bit_grad_x_plan(p).kernel, Linear4bitKernel::SimtTile);
+  p.n = 0;
+  EXPECT_EQ(linear_4bit_grad_x_plan(p).reason, "empty weight");
+  p = with_m(kDecode, 512);
+  p.block_size = 16;
+  EXPECT_EQ(linear_4bit_grad_x_plan(p).kernel, Linear4bitKernel::Mma);
+}
+
+TEST(Linear4bitPlan, LargeSizesAndRefusals) {
+  const Linear4bitPlan plan =
+      linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 24, .k = 4096, .m = int64_t{1} << 20});
+  EXPECT_EQ(plan.blocks, (int64_t{1} << 17) * (int64_t{1} << 13));
+  EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 34, .k = 4096, .m = int64_t{1} << 24}), Error);
+  EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = 1, .k = 64, .m = 0}), Error);
+  EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = 1, .k = 64, .m = 1, .dtype = DType::UInt8}), Error);
+}
+
+TEST(Linear4bitPlan, PrintsOneLine) {
+  EXPECT_EQ(to_string(linear_4bit_plan(kDecode)),
+            "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)");
+  Linear4bitProblem p = kDecode;
+  p.dtype = DType::Float32;
+  EXPECT_EQ(to_string(linear_4bit_plan(p)), "simt row, 512 blocks (float32 activations)");
+}
+
+TEST(CodebookFit, ErrsLessThanRoundingEachWeight) {
+  for (const Format& f : formats()) {
+    if (f.codebook.size() != 16) continue;
+    for (const int bits : {8, 11}) {
+      const FittedCodebook fit = fit_codebook(f.codebook, bits);
+      EXPECT_GT(fit.factor, 0.5F);
+      EXPECT_LE(fit.factor, 1.0F);
+      for (int i = 0; i < 16; ++i) {
+        const float fitted = fit.values[i] * fit.factor;
+        EXPECT_NEAR(fitted, f.codebook[i], std::abs(f.codebook[i]) / static_cast<float>(1 << bits)) << f.name << i;
+        EXPECT_EQ(std::signbit(fit.values[i]), std::signbit(f.codebook[i])) << f.name << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qbits
