@@ -12,7 +12,7 @@ void dequantize_absmax_blocks(const DequantizeAbsmaxArgs& args, int64_t begin, i
     float* out = args.out + start;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      store(out + i, gather(absmax.nested_code, load_u8(values + i)) * set1(scale) + set1(offset));
+      store(out + i, lookup_u8(absmax.nested_code, values + i) * set1(scale) + set1(offset));
     }
     for (; i < n; ++i) {
       const float product = absmax.nested_code[values[i]] * scale;

@@ -14,7 +14,7 @@ void dequantize_blocks(const DequantizeBlockwiseArgs& args, int64_t begin, int64
     T* out = static_cast<T*>(args.out) + start;
     const float absmax = args.absmax[block];
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) put<kStream>(out + i, gather(args.code, load_u8(codes + i)) * set1(absmax));
+    for (; i + kLanes <= n; i += kLanes) put<kStream>(out + i, lookup_u8(args.code, codes + i) * set1(absmax));
     for (; i < n; ++i) from_float(args.code[codes[i]] * absmax, out[i]);
   }
   if constexpr (kStream) stream_fence();

@@ -13,23 +13,28 @@ struct Range {
 template <class T>
 Range range_of(const T* x, int64_t n) {
   constexpr int kLanes = F32::kLanes;
-  F32 low = set1(0.0F);
-  F32 high = set1(0.0F);
-  I32 top = set1(0);
-  int64_t i = 0;
-  auto widen = [&](F32 v) {
-    low = min(v, low);
-    high = max(v, high);
-    top = max(top, bits(v) & set1(0x7fffffff));
+  F32 low[2] = {set1(0.0F), set1(0.0F)};
+  F32 high[2] = {set1(0.0F), set1(0.0F)};
+  F32 poison[2] = {set1(0.0F), set1(0.0F)};  // 0 times a number is 0, times an infinity or NaN is NaN
+  auto widen = [&](int chain, F32 v) {
+    low[chain] = min(v, low[chain]);
+    high[chain] = max(v, high[chain]);
+    poison[chain] = muladd(v, set1(0.0F), poison[chain]);
   };
-  for (; i + kLanes <= n; i += kLanes) widen(load(x + i));
-  if (i < n) {
-    T rest[kLanes] = {};
-    for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
-    widen(load(rest));
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    widen(0, load(x + i));
+    widen(1, load(x + i + kLanes));
   }
-  if (max_lane(top) >= 0x7f800000) return {__builtin_nanf(""), __builtin_nanf("")};
-  return {min_lane(low), max_lane(high)};
+  for (; i < n; i += kLanes) {
+    T rest[kLanes] = {};
+    const int64_t count = n - i < kLanes ? n - i : kLanes;
+    for (int64_t j = 0; j < count; ++j) rest[j] = x[i + j];
+    widen(0, load(rest));
+  }
+  const bool finite = sum(poison[0] + poison[1]) == 0.0F;
+  if (!finite) return {__builtin_nanf(""), __builtin_nanf("")};
+  return {min_lane(min(low[0], low[1])), max_lane(max(high[0], high[1]))};
 }
 
 template <class S>
@@ -116,23 +121,44 @@ void pack_run(const T* x, int64_t start, int64_t n, Group group, float levels, u
   }
 }
 
+// The elements of group `g`.
+struct Span {
+  int64_t start, size;
+};
+
+Span span_of(const QuantizeAffineArgs& args, int64_t g) {
+  const int64_t groups_per_row = (args.cols - 1) / args.group_size + 1;
+  const int64_t first = g % groups_per_row * args.group_size;
+  const int64_t left = args.cols - first;
+  return {g / groups_per_row * args.cols + first, args.group_size < left ? args.group_size : left};
+}
+
 template <class T>
 void quantize_groups(const QuantizeAffineArgs& args, int64_t begin, int64_t end) {
-  const int64_t groups_per_row = (args.cols - 1) / args.group_size + 1;
+  // Ranges of several groups do not wait for one another, as long as the elements stay in the cache.
+  constexpr int64_t kTogether = 16;
+  const int64_t fitting = 32768 / args.group_size;
+  const int64_t together = fitting < 1 ? 1 : fitting < kTogether ? fitting : kTogether;
   const bool packed = args.format->is_4bit();
   const float levels = packed ? 15.0F : 255.0F;
-  for (int64_t g = begin; g < end; ++g) {
-    const int64_t first = g % groups_per_row * args.group_size;
-    const int64_t start = g / groups_per_row * args.cols + first;
-    const int64_t n = args.group_size < args.cols - first ? args.group_size : args.cols - first;
-    const T* x = static_cast<const T*>(args.x) + start;
-    const Group group = group_of(range_of(x, n), levels, args.scale_dtype);
-    set(args.scales, args.scale_dtype, g, group.scale);
-    set(args.zeros, args.scale_dtype, g, group.zero);
-    if (packed) {
-      pack_run(x, start, n, group, levels, args.codes);
-    } else {
-      code_run(x, n, group, levels, args.codes + start);
+  const T* x = static_cast<const T*>(args.x);
+  Group groups[kTogether];
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = end - first < together ? end : first + together;
+    for (int64_t g = first; g < last; ++g) {
+      const Span span = span_of(args, g);
+      const Group group = group_of(range_of(x + span.start, span.size), levels, args.scale_dtype);
+      set(args.scales, args.scale_dtype, g, group.scale);
+      set(args.zeros, args.scale_dtype, g, group.zero);
+      groups[g - first] = group;
+    }
+    for (int64_t g = first; g < last; ++g) {
+      const Span span = span_of(args, g);
+      if (packed) {
+        pack_run(x + span.start, span.start, span.size, groups[g - first], levels, args.codes);
+      } else {
+        code_run(x + span.start, span.size, groups[g - first], levels, args.codes + span.start);
+      }
     }
   }
 }

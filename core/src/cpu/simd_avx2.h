@@ -114,6 +114,9 @@ inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) {
   const __m256i greater = _mm256_castps_si256(_mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ));
   return {_mm256_add_epi32(a.v, _mm256_and_si256(step.v, greater))};
 }
+inline I32 plus_if_greater(I32 a, I32 step, I32 x, I32 y) {
+  return {_mm256_add_epi32(a.v, _mm256_and_si256(step.v, _mm256_cmpgt_epi32(x.v, y.v)))};
+}
 
 inline Table16 load_table(const void* p) {
   const auto* half = static_cast<const __m256i*>(p);
@@ -128,9 +131,11 @@ inline I32 lookup_int(const Table16& t, I32 i) {
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
 
 inline F32 gather(const float* table, I32 index) { return {_mm256_i32gather_ps(table, index.v, 4)}; }
-inline I32 gather_u8(const uint8_t* table, I32 index) {
-  const __m256i words = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index.v, 1);
-  return {_mm256_and_si256(words, _mm256_set1_epi32(0xff))};
+inline I32 gather(const int32_t* table, I32 index) { return {_mm256_i32gather_epi32(table, index.v, 4)}; }
+// Eight loads beat a gather, which needs its indices in a vector first.
+inline F32 lookup_u8(const float* table, const uint8_t* p) {
+  return {_mm256_setr_ps(table[p[0]], table[p[1]], table[p[2]], table[p[3]], table[p[4]], table[p[5]], table[p[6]],
+                         table[p[7]])};
 }
 
 inline void store_u8(uint8_t* p, I32 x) {

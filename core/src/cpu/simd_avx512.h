@@ -100,14 +100,19 @@ inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) {
   const __mmask16 greater = _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ);
   return {_mm512_mask_add_epi32(a.v, greater, a.v, step.v)};
 }
+inline I32 plus_if_greater(I32 a, I32 step, I32 x, I32 y) {
+  return {_mm512_mask_add_epi32(a.v, _mm512_cmpgt_epi32_mask(x.v, y.v), a.v, step.v)};
+}
 
 inline Table16 load_table(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline I32 lookup_int(const Table16& t, I32 i) { return {_mm512_permutexvar_epi32(i.v, t.v)}; }
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
 
 inline F32 gather(const float* table, I32 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
-inline I32 gather_u8(const uint8_t* table, I32 index) {
-  return {_mm512_and_si512(_mm512_i32gather_epi32(index.v, table, 1), _mm512_set1_epi32(0xff))};
+inline I32 gather(const int32_t* table, I32 index) { return {_mm512_i32gather_epi32(index.v, table, 4)}; }
+inline F32 lookup_u8(const float* table, const uint8_t* p) {
+  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm512_i32gather_ps(index, table, 4)};
 }
 
 inline void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }

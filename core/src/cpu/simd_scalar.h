@@ -86,6 +86,7 @@ inline I32 twice_plus_greater(I32 a, F32 x, F32 y) { return {a.v + a.v + (x.v > 
 
 // a + (x > y ? step : 0).
 inline I32 plus_if_greater(I32 a, I32 step, F32 x, F32 y) { return {a.v + (x.v > y.v ? step.v : 0)}; }
+inline I32 plus_if_greater(I32 a, I32 step, I32 x, I32 y) { return {a.v + (x.v > y.v ? step.v : 0)}; }
 
 inline Table16 load_table(const float* p) {
   Table16 t;
@@ -102,8 +103,9 @@ inline I32 lookup_int(const Table16& t, I32 i) { return {t.v[i.v & 15]}; }
 
 // table[index[lane]] for a table of any length.
 inline F32 gather(const float* table, I32 index) { return {table[index.v]}; }
-// The same for bytes, with three readable bytes behind the table.
-inline I32 gather_u8(const uint8_t* table, I32 index) { return {table[index.v]}; }
+inline I32 gather(const int32_t* table, I32 index) { return {table[index.v]}; }
+// table[p[lane]].
+inline F32 lookup_u8(const float* table, const uint8_t* p) { return {table[*p]}; }
 
 inline void store_u8(uint8_t* p, I32 x) { *p = static_cast<uint8_t>(x.v); }
 inline I32 load_u8(const uint8_t* p) { return {*p}; }
