@@ -9,15 +9,27 @@ namespace qbits {
 namespace {
 
 // QLoRA (arXiv 2305.14314), appendix E: quantiles of the standard normal distribution, with an exact zero.
-constexpr std::array<float, 16> kNf4 = {
-    -1.0F, -0.6961928009986877F, -0.5250730514526367F, -0.39491748809814453F, -0.28444138169288635F,
-    -0.18477343022823334F, -0.09105003625154495F, 0.0F, 0.07958029955625534F, 0.16093020141124725F,
-    0.24611230194568634F, 0.33791524171829224F, 0.44070982933044434F, 0.5626170039176941F, 0.7229568362236023F, 1.0F};
+constexpr std::array<float, 16> kNf4 = {-1.0F,
+                                        -0.6961928009986877F,
+                                        -0.5250730514526367F,
+                                        -0.39491748809814453F,
+                                        -0.28444138169288635F,
+                                        -0.18477343022823334F,
+                                        -0.09105003625154495F,
+                                        0.0F,
+                                        0.07958029955625534F,
+                                        0.16093020141124725F,
+                                        0.24611230194568634F,
+                                        0.33791524171829224F,
+                                        0.44070982933044434F,
+                                        0.5626170039176941F,
+                                        0.7229568362236023F,
+                                        1.0F};
 
 // bitsandbytes' fp4: sign in bit 3, then magnitudes 0, 0.0625, 8, 12, 4, 6, 2, 3 over 12.
-constexpr std::array<float, 16> kFp4 = {
-    0.0F, 0.0625F / 12, 8.0F / 12, 1.0F, 4.0F / 12, 6.0F / 12, 2.0F / 12, 3.0F / 12,
-    0.0F, -0.0625F / 12, -8.0F / 12, -1.0F, -4.0F / 12, -6.0F / 12, -2.0F / 12, -3.0F / 12};
+constexpr std::array<float, 16> kFp4 = {0.0F,       0.0625F / 12, 8.0F / 12,  1.0F,          4.0F / 12,  6.0F / 12,
+                                        2.0F / 12,  3.0F / 12,    0.0F,       -0.0625F / 12, -8.0F / 12, -1.0F,
+                                        -4.0F / 12, -6.0F / 12,   -2.0F / 12, -3.0F / 12};
 
 template <class Fill>
 std::array<float, 256> map256(Fill fill) {
@@ -33,13 +45,29 @@ constexpr std::string_view kCodebookTensors[] = {"codes", "absmax"};
 constexpr std::string_view kAffineTensors[] = {"codes", "scales", "zeros"};
 
 Format codebook(std::string_view name, std::string_view summary, int bits, std::span<const float> values, Ties ties) {
-  return {.name = name, .summary = summary, .bits = bits, .coding = Coding::Codebook, .codebook = values, .ties = ties,
-          .block_sizes = kBlockSizes, .whole_rows = false, .scale_dtypes = kFloat32Only, .tensors = kCodebookTensors};
+  return {.name = name,
+          .summary = summary,
+          .bits = bits,
+          .coding = Coding::Codebook,
+          .codebook = values,
+          .ties = ties,
+          .block_sizes = kBlockSizes,
+          .whole_rows = false,
+          .scale_dtypes = kFloat32Only,
+          .tensors = kCodebookTensors};
 }
 
 Format affine(std::string_view name, std::string_view summary, int bits) {
-  return {.name = name, .summary = summary, .bits = bits, .coding = Coding::Affine, .codebook = {}, .ties = Ties::Even,
-          .block_sizes = kBlockSizes, .whole_rows = true, .scale_dtypes = kFloats, .tensors = kAffineTensors};
+  return {.name = name,
+          .summary = summary,
+          .bits = bits,
+          .coding = Coding::Affine,
+          .codebook = {},
+          .ties = Ties::Even,
+          .block_sizes = kBlockSizes,
+          .whole_rows = true,
+          .scale_dtypes = kFloats,
+          .tensors = kAffineTensors};
 }
 
 std::span<const Format> table() {
@@ -87,9 +115,10 @@ int64_t codes_size(const Format& format, int64_t numel) { return format.is_4bit(
 int64_t num_scales(const Format& format, int64_t rows, int64_t cols, int64_t block_size) {
   check::block_size("num_scales", "block size", format, block_size);
   int64_t n = 0;
-  check::require(rows >= 0 && cols >= 0 && !__builtin_mul_overflow(rows, cols, &n), ErrorCode::InvalidArgument,
-                 "num_scales", "shape", [&] { return std::to_string(rows) + " x " + std::to_string(cols); },
-                 "sizes of at least 0 with a product below 2^63");
+  check::require(
+      rows >= 0 && cols >= 0 && !__builtin_mul_overflow(rows, cols, &n), ErrorCode::InvalidArgument, "num_scales",
+      "shape", [&] { return std::to_string(rows) + " x " + std::to_string(cols); },
+      "sizes of at least 0 with a product below 2^63");
   if (n == 0) return 0;
   if (format.coding == Coding::Codebook) return ceil_div(n, block_size);
   return rows * (block_size == 0 ? 1 : ceil_div(cols, block_size));

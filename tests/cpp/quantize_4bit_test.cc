@@ -56,7 +56,8 @@ TEST(Quantize4bit, NearestCodeForEveryShape) {
             float absmax = 0;
             const int64_t start = i / block_size * block_size;
             if (i % 97 != 0) continue;  // every position class is still seen over the lengths above
-            for (int64_t j = start; j < std::min(start + block_size, n); ++j) absmax = std::max(absmax, std::fabs(x.get(j)));
+            for (int64_t j = start; j < std::min(start + block_size, n); ++j)
+              absmax = std::max(absmax, std::fabs(x.get(j)));
             ASSERT_EQ(q.absmax[i / block_size], absmax) << where;
             expect_nearest(f, x.get(i), absmax, q.code(i), where + " i " + std::to_string(i));
           }

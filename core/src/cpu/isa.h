@@ -37,16 +37,16 @@ struct PerIsa {
 }  // namespace qbits::cpu
 
 // Declares `type name` in each instruction set's namespace and the PerIsa `name` that chooses.
-#define QBITS_PER_ISA(result, name, ...)    \
-  namespace qbits::cpu::scalar {            \
-  result name(__VA_ARGS__);                 \
-  }                                         \
-  namespace qbits::cpu::avx2 {              \
-  result name(__VA_ARGS__);                 \
-  }                                         \
-  namespace qbits::cpu::avx512 {            \
-  result name(__VA_ARGS__);                 \
-  }                                         \
-  namespace qbits::cpu {                    \
+#define QBITS_PER_ISA(result, name, ...)                                                           \
+  namespace qbits::cpu::scalar {                                                                   \
+  result name(__VA_ARGS__);                                                                        \
+  }                                                                                                \
+  namespace qbits::cpu::avx2 {                                                                     \
+  result name(__VA_ARGS__);                                                                        \
+  }                                                                                                \
+  namespace qbits::cpu::avx512 {                                                                   \
+  result name(__VA_ARGS__);                                                                        \
+  }                                                                                                \
+  namespace qbits::cpu {                                                                           \
   inline constexpr PerIsa<result(__VA_ARGS__)> name##_isa{scalar::name, avx2::name, avx512::name}; \
   }

@@ -11,7 +11,7 @@ namespace {
 // The largest float q for which q still rounds down to `low` rather than up to `high`.
 float threshold_between(float low, float high, bool tie_goes_low) {
   if (low == high) return -std::numeric_limits<float>::denorm_min();  // -0 | +0: any negative value is below
-  const double middle = (static_cast<double>(low) + high) / 2;  // exact: both are floats of similar magnitude
+  const double middle = (static_cast<double>(low) + high) / 2;        // exact: both are floats of similar magnitude
   float t = static_cast<float>(middle);
   if (t > middle) t = std::nextafter(t, low);
   if (t == middle && !tie_goes_low) t = std::nextafter(t, low);

@@ -1,5 +1,5 @@
-#include "cpu/simd_scalar.h"
 #include "cpu/dequantize_4bit_kernel.h"
+#include "cpu/simd_scalar.h"
 
 namespace qbits::cpu::scalar {
 #include "cpu/dequantize_4bit.inl.h"
