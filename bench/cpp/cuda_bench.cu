@@ -200,6 +200,7 @@ int main(int argc, char** argv) {
   }
   qbits::bench::Runner runner(filter);
   qbits::bench::quantize_rows(runner);
+  qbits::bench::linear_4bit_rows(runner);
   if (!path.empty()) std::ofstream(path) << runner.json();
   return 0;
 }

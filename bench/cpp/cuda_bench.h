@@ -57,6 +57,7 @@ class Runner {
 };
 
 // The rows of each family, in <family>_rows.cc.
+void linear_4bit_rows(Runner& runner);
 void quantize_rows(Runner& runner);
 
 }  // namespace qbits::bench

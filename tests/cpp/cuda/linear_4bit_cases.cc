@@ -1,0 +1,326 @@
+#include "cuda/linear_4bit_cases.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+
+namespace qbits::test {
+namespace {
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+std::vector<uint8_t> encode(const std::vector<float>& values, DType dtype) {
+  std::vector<uint8_t> bytes(values.size() * itemsize(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::Float32) {
+      std::memcpy(&bytes[4 * i], &values[i], 4);
+    } else if (dtype == DType::BFloat16) {
+      const __nv_bfloat16 v(values[i]);
+      std::memcpy(&bytes[2 * i], &v, 2);
+    } else {
+      const __half v(values[i]);
+      std::memcpy(&bytes[2 * i], &v, 2);
+    }
+  }
+  return bytes;
+}
+
+float decode(const uint8_t* bytes, DType dtype) {
+  if (dtype == DType::Float32) {
+    float v;
+    std::memcpy(&v, bytes, 4);
+    return v;
+  }
+  if (dtype == DType::BFloat16) {
+    __nv_bfloat16 v;
+    std::memcpy(&v, bytes, 2);
+    return __bfloat162float(v);
+  }
+  __half v;
+  std::memcpy(&v, bytes, 2);
+  return __half2float(v);
+}
+
+int64_t scale_count(const LinearCase& c) {
+  const bool affine = format(c.format).coding == Coding::Affine;
+  return affine ? c.n * ((c.k + c.block_size - 1) / c.block_size) : (c.n * c.k + c.block_size - 1) / c.block_size;
+}
+
+size_t bytes_of(int64_t elements, DType dtype) { return static_cast<size_t>(elements * itemsize(dtype)); }
+
+}  // namespace
+
+std::string to_string(const LinearCase& c) {
+  std::ostringstream text;
+  text << c.format << " block " << c.block_size << ", N " << c.n << ", K " << c.k << ", M " << c.m << ", "
+       << name(c.dtype) << (c.nested ? ", nested" : "") << (c.bias ? ", bias" : "");
+  if (c.format == "int4") text << ", scales " << name(c.scale_dtype);
+  if (c.offset != 0) text << ", pointers off by " << c.offset;
+  return text.str();
+}
+
+std::vector<LinearCase> linear_cases() {
+  struct Shape {
+    int64_t n, k, m;
+  };
+  constexpr Shape kShapes[] = {{1, 1, 1},      {3, 5, 2},      {33, 31, 7},    {64, 64, 1},
+                               {65, 96, 3},    {8, 2048, 8},   {100, 160, 17}, {257, 512, 5},
+                               {40, 1056, 33}, {130, 320, 70}, {72, 1280, 1},  {200, 576, 129}};
+  constexpr int64_t kBlocks[] = {64, 32, 128, 16, 256, 4096, 512};
+  constexpr DType kDtypes[] = {DType::BFloat16, DType::Float16, DType::Float32};
+  std::vector<LinearCase> cases;
+  int turn = 0;
+  for (const Shape& s : kShapes) {
+    for (const char* format : {"nf4", "fp4", "int4"}) {
+      for (const DType dtype : kDtypes) {
+        const bool affine = std::string(format) == "int4";
+        LinearCase c{.format = format, .block_size = kBlocks[turn % 7], .n = s.n, .k = s.k, .m = s.m, .dtype = dtype};
+        c.nested = !affine && turn % 2 == 1;
+        c.bias = turn % 3 != 0;
+        c.scale_dtype = kDtypes[turn / 3 % 3];
+        if (affine && turn % 5 == 0) c.block_size = s.k;  // one group per row
+        if (turn % 11 == 10) c.offset = 1;
+        cases.push_back(c);
+        ++turn;
+      }
+    }
+  }
+  return cases;
+}
+
+DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) {
+  void* p = nullptr;
+  check(cudaMalloc(&p, std::max<size_t>(bytes, 1)));
+  data_ = static_cast<uint8_t*>(p);
+  poison();
+}
+
+DeviceBuffer::~DeviceBuffer() { static_cast<void>(cudaFree(data_)); }
+
+void DeviceBuffer::write(const void* host, size_t bytes, size_t offset) {
+  if (bytes > 0) check(cudaMemcpy(data_ + offset, host, bytes, cudaMemcpyHostToDevice));
+}
+
+std::vector<uint8_t> DeviceBuffer::read() const {
+  std::vector<uint8_t> bytes(bytes_);
+  check(cudaDeviceSynchronize());
+  if (bytes_ > 0) check(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost));
+  return bytes;
+}
+
+void DeviceBuffer::poison() {
+  if (bytes_ > 0) check(cudaMemset(data_, 0xff, bytes_));
+}
+
+float rounded(float v, DType dtype) { return decode(encode({v}, dtype).data(), dtype); }
+
+LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed)
+    : case_(c),
+      grad_x_(grad_x),
+      a_device_(bytes_of(c.m * depth() + c.offset, c.dtype)),
+      codes_(static_cast<size_t>((c.n * c.k + 1) / 2 + c.offset)),
+      scales_(bytes_of(scale_count(c), DType::Float32)),
+      zeros_(bytes_of(scale_count(c), DType::Float32)),
+      nested_absmax_(bytes_of(scale_count(c) / 256 + 1, DType::Float32)),
+      nested_code_(bytes_of(256, DType::Float32)),
+      offset_(bytes_of(1, DType::Float32)),
+      bias_device_(bytes_of(c.n, c.dtype)),
+      out_(bytes_of(c.m * cols(), c.dtype)) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::uniform_real_distribution<float> uniform;
+  const Format& f = format(c.format);
+  const bool affine = f.coding == Coding::Affine;
+  const int64_t count = c.n * c.k;
+  std::vector<uint8_t> codes((count + 1) / 2);
+  for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random());
+  const int64_t blocks = scale_count(c);
+
+  // Scales as the contract of struct Absmax and of dequantize_affine reads them.
+  std::vector<float> scale(blocks);
+  std::vector<float> zero(blocks);
+  if (affine) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      scale[i] = rounded(0.01f + 0.05f * uniform(random), c.scale_dtype);
+      zero[i] = rounded(15 * uniform(random), c.scale_dtype);  // not an integer
+    }
+    const std::vector<uint8_t> scale_bytes = encode(scale, c.scale_dtype);
+    const std::vector<uint8_t> zero_bytes = encode(zero, c.scale_dtype);
+    scales_.write(scale_bytes.data(), scale_bytes.size());
+    zeros_.write(zero_bytes.data(), zero_bytes.size());
+  } else if (c.nested) {
+    std::vector<uint8_t> values(blocks);
+    std::vector<float> nested(blocks / 256 + 1);
+    std::vector<float> code(256);
+    for (uint8_t& v : values) v = static_cast<uint8_t>(random());
+    for (float& v : nested) v = 0.2f + 0.1f * uniform(random);
+    for (int i = 0; i < 256; ++i) code[i] = static_cast<float>(i - 127) / 128;
+    const float offset = 0.61f;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const float product = code[values[i]] * nested[i / 256];
+      scale[i] = product + offset;
+    }
+    scales_.write(values.data(), values.size());
+    nested_absmax_.write(nested.data(), 4 * nested.size());
+    nested_code_.write(code.data(), 4 * code.size());
+    offset_.write(&offset, 4);
+  } else {
+    for (float& v : scale) v = 0.5f + uniform(random);
+    scales_.write(scale.data(), 4 * scale.size());
+  }
+
+  codes_.write(codes.data(), codes.size(), static_cast<size_t>(c.offset));
+  w_.resize(count);
+  const int64_t groups = affine ? (c.k + c.block_size - 1) / c.block_size : 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int code = codes[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15;
+    if (affine) {
+      const int64_t s = i / c.k * groups + i % c.k / c.block_size;
+      const float difference = static_cast<float>(code) - zero[s];
+      w_[i] = difference * scale[s];
+    } else {
+      w_[i] = f.codebook[code] * scale[i / c.block_size];
+    }
+  }
+  if (c.bias) {
+    bias_.resize(c.n);
+    for (float& v : bias_) v = rounded(normal(random), c.dtype);
+    const std::vector<uint8_t> bytes = encode(bias_, c.dtype);
+    bias_device_.write(bytes.data(), bytes.size());
+  }
+  refill(seed + 1);
+}
+
+void LinearProblem::refill(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  a_.resize(case_.m * depth());
+  for (float& v : a_) v = rounded(normal(random), case_.dtype);
+  const std::vector<uint8_t> bytes = encode(a_, case_.dtype);
+  a_device_.write(bytes.data(), bytes.size(), bytes_of(case_.offset, case_.dtype));
+  multiply();
+}
+
+void LinearProblem::multiply() {
+  const int64_t size = rows() * cols();
+  want_.assign(size, 0);
+  magnitude_.assign(size, 0);
+  square_.assign(size, 0);
+  rounded_.assign(size, 0);
+  std::vector<float> column(depth());
+  std::vector<float> column_rounded(depth());
+  for (int64_t c = 0; c < cols(); ++c) {
+    for (int64_t r = 0; r < depth(); ++r) {
+      column[r] = weight(r, c);
+      column_rounded[r] = rounded(column[r], case_.dtype);
+    }
+    const double bias = case_.bias && !grad_x_ ? bias_[c] : 0;
+    for (int64_t m = 0; m < rows(); ++m) {
+      double sum = bias;
+      double rounded_sum = bias;
+      double magnitude = std::fabs(bias);
+      double square = 0;
+      for (int64_t r = 0; r < depth(); ++r) {
+        const double product = double{a(m, r)} * column[r];
+        sum += product;
+        rounded_sum += double{a(m, r)} * column_rounded[r];
+        magnitude += std::fabs(product);
+        square += product * product;
+      }
+      const int64_t i = m * cols() + c;
+      want_[i] = sum;
+      magnitude_[i] = magnitude;
+      square_[i] = square;
+      rounded_[i] = rounded(static_cast<float>(rounded_sum), case_.dtype);
+    }
+  }
+}
+
+Weight4bitArgs LinearProblem::weight_args() const {
+  const Format& f = format(case_.format);
+  Weight4bitArgs w{.format = &f, .rows = case_.n, .cols = case_.k, .block_size = case_.block_size};
+  w.codes = codes_.data() + case_.offset;
+  if (f.coding == Coding::Affine) {
+    w.scales = scales_.data();
+    w.zeros = zeros_.data();
+    w.scale_dtype = case_.scale_dtype;
+  } else {
+    w.absmax.values = scales_.data();
+    if (case_.nested) {
+      w.absmax.nested_absmax = reinterpret_cast<const float*>(nested_absmax_.data());
+      w.absmax.nested_code = reinterpret_cast<const float*>(nested_code_.data());
+      w.absmax.offset = reinterpret_cast<const float*>(offset_.data());
+    }
+  }
+  return w;
+}
+
+Linear4bitArgs LinearProblem::forward() const {
+  return {.x = a_device_.data() + bytes_of(case_.offset, case_.dtype),
+          .dtype = case_.dtype,
+          .m = case_.m,
+          .weight = weight_args(),
+          .bias = case_.bias ? bias_device_.data() : nullptr,
+          .out = out_.data(),
+          .workspace = nullptr,
+          .device = {DeviceType::Cuda, 0}};
+}
+
+Linear4bitGradXArgs LinearProblem::grad_x() const {
+  return {.grad = a_device_.data() + bytes_of(case_.offset, case_.dtype),
+          .dtype = case_.dtype,
+          .m = case_.m,
+          .weight = weight_args(),
+          .out = out_.data(),
+          .workspace = nullptr,
+          .device = {DeviceType::Cuda, 0}};
+}
+
+std::vector<float> LinearProblem::result() const {
+  const std::vector<uint8_t> bytes = out_.read();
+  std::vector<float> values(rows() * cols());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = decode(&bytes[i * itemsize(case_.dtype)], case_.dtype);
+  return values;
+}
+
+std::string LinearProblem::mismatch() const {
+  const double ulp = case_.dtype == DType::BFloat16 ? 0x1p-8 : case_.dtype == DType::Float16 ? 0x1p-11 : 0x1p-24;
+  const std::vector<float> got = result();
+  int64_t bad = 0;
+  std::ostringstream text;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double bound = ulp * (std::fabs(want_[i]) + 3 * std::sqrt(square_[i])) + 1e-6 * magnitude_[i] + 1e-7;
+    if (std::fabs(got[i] - want_[i]) <= bound) continue;
+    if (bad++ == 0) {
+      text << "first bad element: row " << i / cols() << ", column " << i % cols() << ": got " << got[i] << ", want "
+           << want_[i] << " within " << bound;
+    }
+  }
+  if (bad == 0) return "";
+  text << "; " << bad << " of " << got.size() << " are bad";
+  return text.str();
+}
+
+double LinearProblem::error() const {
+  const std::vector<float> got = result();
+  double sum = 0;
+  for (size_t i = 0; i < got.size(); ++i) sum += (got[i] - want_[i]) * (got[i] - want_[i]);
+  return std::sqrt(sum / static_cast<double>(got.size()));
+}
+
+double LinearProblem::reference_error() const {
+  double sum = 0;
+  for (size_t i = 0; i < want_.size(); ++i) sum += (rounded_[i] - want_[i]) * (rounded_[i] - want_[i]);
+  return std::sqrt(sum / static_cast<double>(want_.size()));
+}
+
+}  // namespace qbits::test

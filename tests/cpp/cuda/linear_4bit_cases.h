@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ops/linear_4bit.h"
+#include "qbits/format.h"
+
+// Products with 4-bit weights for the CUDA tests: random operands on the host and the device, and the float64
+// product of the float32-dequantized weights.
+
+namespace qbits::test {
+
+struct LinearCase {
+  std::string format;
+  int64_t block_size;
+  int64_t n;
+  int64_t k;
+  int64_t m;
+  DType dtype = DType::BFloat16;
+  bool nested = false;
+  bool bias = false;
+  DType scale_dtype = DType::Float32;
+  int offset = 0;  // elements of x and bytes of codes by which the pointers miss alignment
+};
+
+std::string to_string(const LinearCase& c);
+
+// Every shape with every format and dtype; block sizes, nesting, biases and scale dtypes take turns.
+std::vector<LinearCase> linear_cases();
+
+// Device memory, filled with 0xff bytes (NaN) at first.
+class DeviceBuffer {
+ public:
+  explicit DeviceBuffer(size_t bytes);
+  ~DeviceBuffer();
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  uint8_t* data() const { return data_; }
+  void write(const void* host, size_t bytes, size_t offset = 0);
+  std::vector<uint8_t> read() const;
+  void poison();
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Rounds to the dtype and back.
+float rounded(float v, DType dtype);
+
+class LinearProblem {
+ public:
+  LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed);
+
+  // The call on the device, without workspace.
+  Linear4bitArgs forward() const;
+  Linear4bitGradXArgs grad_x() const;
+
+  int64_t rows() const { return case_.m; }
+  int64_t cols() const { return grad_x_ ? case_.k : case_.n; }
+  int64_t depth() const { return grad_x_ ? case_.n : case_.k; }
+
+  // What the device wrote.
+  std::vector<float> result() const;
+  std::vector<uint8_t> result_bytes() const { return out_.read(); }
+  void poison() { out_.poison(); }
+  // Replaces x (or grad) by other random values, on both sides.
+  void refill(uint64_t seed);
+
+  // "" if the result is as close to the float64 product as rounding the weights to the dtype once, float32
+  // sums and one rounding of the result can explain; else the first bad element.
+  std::string mismatch() const;
+  // Root mean square error of the result, and of a product of weights rounded to the dtype, summed exactly and
+  // rounded once: better than any matrix library that is fed those weights.
+  double error() const;
+  double reference_error() const;
+
+ private:
+  float a(int64_t m, int64_t r) const { return a_[m * depth() + r]; }
+  float weight(int64_t r, int64_t c) const { return grad_x_ ? w_[r * case_.k + c] : w_[c * case_.k + r]; }
+  void multiply();
+  Weight4bitArgs weight_args() const;
+
+  LinearCase case_;
+  bool grad_x_;
+  std::vector<float> a_;
+  std::vector<float> w_;  // dequantized
+  std::vector<float> bias_;
+  std::vector<double> want_;       // the product
+  std::vector<double> magnitude_;  // sum of |a w|
+  std::vector<double> square_;     // sum of (a w)^2
+  std::vector<double> rounded_;    // the product with rounded weights
+  DeviceBuffer a_device_, codes_, scales_, zeros_, nested_absmax_, nested_code_, offset_, bias_device_, out_;
+};
+
+}  // namespace qbits::test
