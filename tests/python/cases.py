@@ -1,0 +1,310 @@
+"""The one list of cases: equality, opcheck, compilation, gradients and speed all iterate over it.
+
+A case names an op and everything its arguments are made of; `arguments(device)` makes them, `call(device)`
+runs the op. A new format or block size joins by itself, because the list is made from the format table.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from qbits import ops
+from qbits.formats import FORMATS, Format
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = (
+    (), (0,), (1,), (2,), (63,), (64,), (65,), (4097,),
+    (0, 64), (5, 0), (1, 1), (3, 33), (7, 128), (96, 64), (1, 1000),
+    (2, 3, 65), (2, 0, 3), (2, 2, 3, 17),
+)  # fmt: skip
+# How the elements lie in memory: next to each other, as columns, or every other one.
+LAYOUTS = ("contiguous", "transposed", "gaps")
+WEIGHTS = ((1, 1), (7, 33), (96, 64), (33, 257), (64, 512), (0, 16), (5, 0))
+LEADS = ((), (0,), (1,), (4,), (2, 3), (2, 1, 3))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `op`; `shape` is that of the tensor to quantize, or [N, K] of a weight."""
+
+    op: str
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    format: str = "nf4"
+    block_size: int = 64
+    nested: bool = False
+    scale_dtype: torch.dtype = torch.float32
+    lead: tuple[int, ...] = ()
+    bias: bool = False
+    num_quantiles: int = 256
+
+    def __str__(self):
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        parts = [self.op, self.format, self.block_size, shape, str(self.dtype).removeprefix("torch.")]
+        if self.op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
+            parts.append("lead" + "x".join(map(str, self.lead)))
+        if self.scale_dtype != torch.float32:
+            parts.append("scales" + str(self.scale_dtype).removeprefix("torch."))
+        parts += (
+            [self.layout] * (self.layout != "contiguous") + ["nested"] * self.nested + ["bias"] * self.bias
+        )
+        return "-".join(map(str, parts))
+
+    @property
+    def row(self) -> Format:
+        return FORMATS[self.format]
+
+    def arguments(self, device):
+        """The positional arguments of the op, the same on every device and at every call."""
+        generator = torch.Generator().manual_seed(len(str(self)) + math.prod(self.shape))
+        arguments = _ARGUMENTS[self.op](self, generator)
+        return tuple(_move(t, device) if isinstance(t, torch.Tensor) else t for t in arguments)
+
+    def call(self, device):
+        return getattr(ops, self.op)(*self.arguments(device))
+
+
+def _move(tensor, device):
+    """The tensor on another device, its strides kept."""
+    if tensor.device == torch.device(device):
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
+
+
+def random(shape, dtype, generator, layout="contiguous"):
+    """Normal values of mixed scale with exact zeros among them, in the given memory layout."""
+    if layout == "transposed":
+        return random(tuple(reversed(shape)), dtype, generator).permute(tuple(reversed(range(len(shape)))))
+    if layout == "gaps":
+        return random((*shape, 2), dtype, generator)[..., 0]
+    x = torch.randn(shape, generator=generator)
+    if shape:  # rows of different scale
+        x = x * torch.exp(torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=generator))
+    return x.masked_fill(torch.rand(shape, generator=generator) < 0.05, 0.0).to(dtype)
+
+
+def code_of(format):
+    """The 256 values of an 8-bit codebook format, those of the data-driven one from normal quantiles."""
+    values = FORMATS[format].codebook
+    if values:
+        return torch.tensor(values)
+    return torch.special.ndtri(torch.linspace(0.005, 0.995, 256)) / 2.5758295
+
+
+def _x(case, generator):
+    return random(case.shape, case.dtype, generator, case.layout)
+
+
+def _quantize_4bit(case, generator):
+    return _x(case, generator), case.format, case.block_size
+
+
+def _dequantize_4bit(case, generator):
+    x = _x(case, generator)
+    codes, absmax = ops.quantize_4bit(x.float(), case.format, case.block_size)
+    absmax, *nested = _nest(absmax) if case.nested else (absmax, None, None, None)
+    return codes, absmax, case.format, case.block_size, list(case.shape), case.dtype, *nested
+
+
+def _nest(absmax):
+    code = code_of("dynamic")
+    values, nested_absmax, offset = ops.quantize_absmax(absmax, code)
+    return values, nested_absmax, code, offset
+
+
+def _quantize_absmax(case, generator):
+    return _x(case, generator).abs(), code_of("dynamic")
+
+
+def _dequantize_absmax(case, generator):
+    return _nest(_x(case, generator).abs())
+
+
+def _quantize_affine(case, generator):
+    return _x(case, generator), case.format, case.block_size, case.scale_dtype
+
+
+def _dequantize_affine(case, generator):
+    quantized = ops.quantize_affine(_x(case, generator), case.format, case.block_size, case.scale_dtype)
+    return *quantized, case.format, case.block_size, list(case.shape), case.dtype
+
+
+def _quantize_blockwise(case, generator):
+    return _x(case, generator), code_of(case.format), case.block_size
+
+
+def _dequantize_blockwise(case, generator):
+    code = code_of(case.format)
+    codes, absmax = ops.quantize_blockwise(_x(case, generator), code, case.block_size)
+    return codes, absmax, code, case.block_size, case.dtype
+
+
+def _estimate_quantiles(case, generator):
+    return _x(case, generator), case.num_quantiles, 0.5 / (case.num_quantiles + 1)
+
+
+def _weight(case, generator):
+    """Codes, scales and the keyword arguments of a quantized random [N, K] weight."""
+    dense = random(case.shape, torch.float32, generator)
+    if case.row.coding == "affine":
+        codes, scales, zeros = ops.quantize_affine(dense, case.format, case.block_size, case.scale_dtype)
+        return codes, scales, (zeros, None, None, None)
+    codes, absmax = ops.quantize_4bit(dense, case.format, case.block_size)
+    absmax, *nested = _nest(absmax) if case.nested else (absmax, None, None, None)
+    return codes, absmax, (None, *nested)
+
+
+def _linear_4bit(case, generator):
+    n, k = case.shape
+    codes, scales, rest = _weight(case, generator)
+    x = random((*case.lead, k), case.dtype, generator, case.layout)
+    bias = random((n,), case.dtype, generator) if case.bias else None
+    return x, codes, scales, bias, case.format, case.block_size, n, k, *rest
+
+
+def _linear_4bit_grad_x(case, generator):
+    n, k = case.shape
+    codes, scales, rest = _weight(case, generator)
+    grad = random((*case.lead, n), case.dtype, generator, case.layout)
+    return grad, codes, scales, case.format, case.block_size, n, k, *rest
+
+
+def _embedding_4bit(case, generator):
+    n, k = case.shape
+    codes, scales, rest = _weight(case, generator)
+    lead = case.lead if n else (0, 3)
+    indices = torch.randint(max(n, 1), lead, generator=generator)
+    return indices, codes, scales, case.format, case.block_size, n, k, case.dtype, *rest
+
+
+_ARGUMENTS = {
+    "quantize_4bit": _quantize_4bit,
+    "dequantize_4bit": _dequantize_4bit,
+    "quantize_absmax": _quantize_absmax,
+    "dequantize_absmax": _dequantize_absmax,
+    "quantize_affine": _quantize_affine,
+    "dequantize_affine": _dequantize_affine,
+    "quantize_blockwise": _quantize_blockwise,
+    "dequantize_blockwise": _dequantize_blockwise,
+    "estimate_quantiles": _estimate_quantiles,
+    "linear_4bit": _linear_4bit,
+    "linear_4bit_grad_x": _linear_4bit_grad_x,
+    "embedding_4bit": _embedding_4bit,
+}
+OPS = tuple(_ARGUMENTS)
+
+
+def formats_of(op):
+    """The rows of the format table that `op` works on."""
+    rows = FORMATS.values()
+    if op in ("quantize_4bit", "dequantize_4bit"):
+        rows = [row for row in rows if row.coding == "codebook" and row.bits == 4]
+    elif op in ("quantize_affine", "dequantize_affine"):
+        rows = [row for row in rows if row.coding == "affine"]
+    elif op in ("quantize_blockwise", "dequantize_blockwise"):
+        rows = [row for row in rows if row.coding == "codebook" and row.bits == 8]
+    elif op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
+        rows = [row for row in rows if row.bits == 4]
+    else:
+        rows = []
+    return tuple(rows)
+
+
+def block_sizes_of(row):
+    return (*row.block_sizes, 0) if row.whole_rows else row.block_sizes
+
+
+def _of_format(op):
+    """Every format with every block size and dtype, on a shape that straddles blocks and ends in a tail.
+
+    The 8-bit codebooks differ only in their values: where sizes are concerned, the first stands for all.
+    """
+    for i, row in enumerate(formats_of(op)):
+        alike = i > 0 and row.coding == "codebook" and row.bits == 8
+        for block_size in (64,) if alike else block_sizes_of(row):
+            shape = (3, max(block_size, 64) * 3 // 2 + 1)
+            for dtype in DTYPES:
+                yield Case(op, shape, dtype, format=row.name, block_size=block_size)
+
+
+def _of_shape(op, shapes):
+    """Every shape in every memory layout."""
+    first = formats_of(op)[:2] or [FORMATS["nf4"]]
+    for row in first:
+        for shape in shapes:
+            for layout in LAYOUTS:
+                yield Case(op, shape, layout=layout, format=row.name)
+
+
+def _of_weight(op):
+    for row in formats_of(op):
+        for nested in (False, True) if row.coding == "codebook" else (False,):
+            for dtype in DTYPES:
+                for shape in WEIGHTS:
+                    yield Case(
+                        op, shape, dtype, format=row.name, nested=nested, lead=(2, 3), bias=shape[0] > 32
+                    )
+        for block_size in block_sizes_of(row):
+            yield Case(op, (64, 512), format=row.name, block_size=block_size, lead=(4,))
+        for scale_dtype in row.scale_dtypes[1:]:
+            yield Case(op, (64, 512), format=row.name, scale_dtype=scale_dtype, lead=(4,))
+    for lead in LEADS:
+        for layout in ("contiguous",) if op == "embedding_4bit" else LAYOUTS:
+            yield Case(op, (33, 257), lead=lead, layout=layout, bias=True)
+
+
+def _cases():
+    at_least_1d = tuple(shape for shape in SHAPES if shape)
+    for op in ("quantize_4bit", "dequantize_4bit"):
+        yield from _of_format(op)
+        yield from _of_shape(op, SHAPES)
+    for shape in SHAPES:
+        yield Case("dequantize_4bit", shape, nested=True)
+    for op in ("quantize_absmax", "dequantize_absmax"):
+        for blocks in (0, 1, 255, 256, 257, 4099):
+            yield Case(op, (blocks,))
+    for op in ("quantize_affine", "dequantize_affine"):
+        yield from _of_format(op)
+        yield from _of_shape(op, at_least_1d)
+        for row in formats_of(op):
+            for scale_dtype in row.scale_dtypes[1:]:
+                yield Case(op, (5, 200), format=row.name, scale_dtype=scale_dtype)
+    for op in ("quantize_blockwise", "dequantize_blockwise"):
+        yield from _of_format(op)
+        yield from _of_shape(op, SHAPES)
+    for dtype in DTYPES:
+        for shape in ((1,), (1000,), (37, 1001)):
+            for num_quantiles in (1, 2, 16, 256):
+                yield Case("estimate_quantiles", shape, dtype, num_quantiles=num_quantiles)
+    yield Case("estimate_quantiles", (37, 1001), layout="transposed")
+    for op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
+        yield from _of_weight(op)
+
+
+CASES = tuple(dict.fromkeys(_cases()))
+
+
+def cases(*names):
+    """All cases of the named ops."""
+    return [case for case in CASES if case.op in names]
+
+
+def few(*names):
+    """For slow checks: per op, one case of each format, nesting, layout and number of dimensions."""
+    chosen = {}
+    for case in cases(*names or OPS):
+        lead = (len(case.lead), math.prod(case.lead) == 0)
+        key = (
+            case.op,
+            case.format,
+            case.nested,
+            case.bias,
+            case.layout,
+            len(case.shape),
+            lead,
+            0 in case.shape,
+        )
+        chosen.setdefault(key, case)
+    return list(chosen.values())

@@ -1,0 +1,47 @@
+"""Fixtures of all Python tests: where to run (each CPU instruction set, CUDA) and how hard to search."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+import qbits
+from qbits.runtime import cuda_unavailable_reason
+
+hypothesis.settings.register_profile("default", max_examples=200, deadline=None)
+hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def _why_no_gpu():
+    if not torch.cuda.is_available():
+        return "no CUDA device that torch can use"
+    return cuda_unavailable_reason()
+
+
+WHY_NO_GPU = _why_no_gpu()
+CPU = [pytest.param(("cpu", isa), id=f"cpu-{isa}") for isa in qbits.available_isas()]
+CUDA = pytest.param(("cuda", ""), id="cuda", marks=pytest.mark.gpu)
+
+
+def pytest_collection_modifyitems(items):
+    if WHY_NO_GPU:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=WHY_NO_GPU))
+
+
+@pytest.fixture(params=[*CPU, CUDA])
+def device(request):
+    """Each place an op can run: the CPU once per instruction set it has, and the GPU."""
+    kind, isa = request.param
+    qbits.set_isa(isa)
+    yield torch.device(kind)
+    qbits.set_isa("")
+
+
+@pytest.fixture
+def gpu():
+    """The GPU, for tests that carry the marker `gpu` and compare with the CPU or watch streams."""
+    return torch.device("cuda")
