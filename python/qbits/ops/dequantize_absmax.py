@@ -19,8 +19,9 @@ def _output(values: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: 
 
 def _kernel(values: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: Tensor) -> Tensor:
     out = _output(values, nested_absmax, nested_code, offset)
-    inputs = (t.contiguous() for t in (values, nested_absmax, nested_code, offset))
-    _C.dequantize_absmax(*inputs, out)
+    _C.dequantize_absmax(
+        values.contiguous(), nested_absmax.contiguous(), nested_code.contiguous(), offset.contiguous(), out
+    )
     return out
 
 

@@ -56,8 +56,7 @@ def _kernel(
     dtype: torch.dtype,
 ) -> Tensor:
     out = _output(codes, scales, zeros, format, group_size, shape, dtype)
-    inputs = (t.contiguous() for t in (codes, scales, zeros))
-    _C.dequantize_affine(*inputs, format, group_size, out)
+    _C.dequantize_affine(codes.contiguous(), scales.contiguous(), zeros.contiguous(), format, group_size, out)
     return out
 
 

@@ -26,8 +26,7 @@ def _output(codes: Tensor, absmax: Tensor, code: Tensor, block_size: int, dtype:
 
 def _kernel(codes: Tensor, absmax: Tensor, code: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
     out = _output(codes, absmax, code, block_size, dtype)
-    inputs = (t.contiguous() for t in (codes, absmax, code))
-    _C.dequantize_blockwise(*inputs, block_size, out)
+    _C.dequantize_blockwise(codes.contiguous(), absmax.contiguous(), code.contiguous(), block_size, out)
     return out
 
 
