@@ -1,0 +1,115 @@
+"""torch.compile: one graph, forward and backward, and one compilation for every number of rows."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import qbits
+from qbits.nn import Embedding4bit, Linear4bit
+
+OPTIONS = {
+    "nf4": {},
+    "nf4 double": {"double_quant": True},
+    "int4": {"format": "int4"},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
+def compiled(function, backend="inductor", **options):
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    return torch.compile(function, fullgraph=True, backend=counter, **options), counter
+
+
+class Plain(nn.Linear):
+    """nn.Linear with a QuantizedTensor for weight: F.linear alone must do."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight, self.bias = layer.weight, layer.bias
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_one_compilation_forward_and_backward_for_every_number_of_rows(options):
+    layer = Linear4bit(64, 32, **options)
+    model = nn.Sequential(layer, nn.GELU(), Plain(Linear4bit(32, 16, **options)))
+    fast, counter = compiled(model, dynamic=True)
+    for rows in (3, 5, 8, 17):
+        x = torch.randn(rows, 64, requires_grad=True)
+        y, expected = fast(x), model(x)
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
+        torch.testing.assert_close(grad, expected_grad, atol=1e-4, rtol=1e-4)
+    assert counter.frame_count == 1
+
+
+def test_inference_and_leading_dimensions():
+    layer = Linear4bit(64, 32, compute_dtype=torch.bfloat16)
+    fast, counter = compiled(layer, dynamic=True)
+    with torch.no_grad():
+        for shape in ((2, 3, 64), (4, 5, 64)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(fast(x), layer(x), atol=2e-2, rtol=2e-2)
+    assert counter.frame_count == 1
+
+
+def test_moving_after_compilation():
+    layer = Linear4bit(64, 32, double_quant=True)
+    weight = layer.weight
+    fast, _ = compiled(layer, "aot_eager")
+    x = torch.randn(3, 64, requires_grad=True)
+    fast(x).sum().backward()
+    layer.to(torch.bfloat16)
+    assert layer.weight is weight and weight.dtype == torch.bfloat16
+    y = fast(x.detach().bfloat16())
+    assert torch.equal(y, layer(x.detach().bfloat16()))
+    layer.to("meta")
+    assert weight.is_meta and fast(torch.empty(3, 64, dtype=torch.bfloat16, device="meta")).is_meta
+
+
+def test_embedding_and_fallback_ops():
+    embedding = Embedding4bit(50, 64)
+    indices = torch.tensor([[1, 2], [3, 49]])
+    fast, _ = compiled(embedding, "aot_eager")
+    assert torch.equal(fast(indices), embedding(indices))
+    for format in ("nf4", "int8", "dynamic"):
+        q = qbits.quantize(torch.randn(32, 64), format)
+        fast, _ = compiled(lambda x, w: x @ w.t() + w.sum(), "aot_eager")
+        x = torch.randn(2, 64)
+        torch.testing.assert_close(fast(x, q), x @ q.dequantize().t() + q.dequantize().sum())
+
+
+def test_autocast_and_checkpointing():
+    model = nn.Sequential(Linear4bit(64, 64), nn.ReLU(), Linear4bit(64, 32))
+
+    def step(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return checkpoint(model, x, use_reentrant=False)
+
+    fast, _ = compiled(step, "aot_eager")
+    x = torch.randn(3, 64, requires_grad=True)
+    (grad,) = torch.autograd.grad(fast(x).float().sum(), x)
+    (expected,) = torch.autograd.grad(step(x).float().sum(), x)
+    torch.testing.assert_close(grad, expected, atol=1e-2, rtol=1e-2)
+
+
+def test_export():
+    layer = Linear4bit(64, 32).requires_grad_(False)
+    x = torch.randn(3, 64)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_functional_linear_on_an_argument():
+    q = qbits.quantize(torch.randn(32, 64))
+    fast, _ = compiled(F.linear, "aot_eager")
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(fast(x, q), F.linear(x, q))

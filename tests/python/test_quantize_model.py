@@ -1,0 +1,238 @@
+"""quantize_ and dequantize_: which layers, what stays shared, what is refused, how much memory."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import qbits
+from qbits import QuantizeConfig, QuantizedTensor, dequantize_, quantize_
+from qbits.nn import Embedding4bit, Linear4bit
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.up, self.down = nn.Linear(64, 128), nn.Linear(128, 64, bias=False)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Model(nn.Module):
+    """A small language model with a tied head, as Hugging Face builds them."""
+
+    def __init__(self, tied=True, head="lm_head"):
+        super().__init__()
+        self.embed = nn.Embedding(50, 64)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head_name = head
+        setattr(self, head, nn.Linear(64, 50, bias=False))
+        if tied:
+            self.get_output_embeddings().weight = self.embed.weight
+
+    def get_output_embeddings(self):
+        return getattr(self, self.head_name)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.get_output_embeddings()(x)
+
+
+IDS = torch.arange(12).view(2, 6)
+
+
+def quantized(model):
+    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit | Embedding4bit)]
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int4"])
+def test_linear_layers_but_the_output_embeddings(format):
+    model = Model()
+    expected = model(IDS)
+    assert quantize_(model, format) is model
+    assert quantized(model) == ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"]
+    assert model.lm_head.weight is model.embed.weight and type(model.lm_head) is nn.Linear
+    assert model.blocks[0].down.bias is None and model.blocks[0].up.bias is not None
+    y = model(IDS)
+    assert (y - expected).norm() < 0.1 * expected.norm()
+    y.sum().backward()
+    assert model.embed.weight.grad is not None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_embedding_of_any_name_is_skipped(tied):
+    assert "out" not in quantized(quantize_(Model(tied, head="out")))
+
+
+def test_an_explicit_skip_replaces_the_default():
+    model = quantize_(Model(), skip=[])
+    assert "lm_head" in quantized(model) and isinstance(model.embed.weight, nn.Parameter)
+    assert not isinstance(model.embed.weight, QuantizedTensor)  # untied
+    model = quantize_(Model(), skip=["blocks.0", "down"])
+    assert quantized(model) == ["blocks.1.up", "lm_head"]
+    assert quantized(quantize_(Model(), skip=["*.up", "lm_head"])) == ["blocks.0.down", "blocks.1.down"]
+    assert quantized(quantize_(Model(), skip="blocks")) == ["lm_head"]
+    # A part of a name is not a name.
+    assert len(quantized(quantize_(Model(), skip=["lm_hea", "own"]))) == 5
+
+
+def test_embeddings_on_request():
+    model = quantize_(Model(tied=False), QuantizeConfig(embeddings=True))
+    assert isinstance(model.embed, Embedding4bit) and type(model.lm_head) is nn.Linear
+    assert model(IDS).shape == (2, 6, 50)
+    model = quantize_(Model(tied=True), QuantizeConfig(embeddings=True), skip=[])
+    assert isinstance(model.embed, Embedding4bit) and isinstance(model.lm_head, Linear4bit)
+    assert model.embed.weight is model.lm_head.weight  # tied still, and quantized once
+
+
+def test_config_reaches_every_layer():
+    config = QuantizeConfig("nf4", block_size=32, double_quant=True, compute_dtype=torch.bfloat16)
+    model = quantize_(Model(), config)
+    for name in quantized(model):
+        layer = model.get_submodule(name)
+        assert layer.weight.block_size == 32 and layer.weight.double_quant
+        assert layer.compute_dtype == torch.bfloat16 and layer.config is config
+
+
+def test_shared_modules_and_weights_stay_shared():
+    shared = nn.Linear(64, 64)
+    a, b = nn.Linear(64, 64), nn.Linear(64, 64)
+    b.weight = a.weight
+    model = nn.ModuleDict({"x": shared, "y": nn.Sequential(shared, a), "z": b})
+    quantize_(model)
+    assert isinstance(model["x"], Linear4bit) and model["x"] is model["y"][0]
+    assert model["y"][1].weight is model["z"].weight and model["z"].bias is b.bias
+    dequantize_(model)
+    assert type(model["x"]) is nn.Linear and model["x"] is model["y"][0]
+    assert model["y"][1].weight is model["z"].weight
+
+
+def test_conv1d():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(conv1d(48, 64), nn.Linear(48, 64))
+    model[0].bias.data.normal_()
+    x, dense = torch.randn(2, 3, 64), model[0].weight.detach().clone()
+    expected = model(x)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    quantize_(model)
+    assert isinstance(model[0], Linear4bit) and model[0].weight.shape == (48, 64)
+    assert (model(x) - expected).norm() < 0.15 * expected.norm()
+    codes = model[0].weight.codes.clone()
+    model[0].weight.data.zero_()
+    model.load_state_dict(state)  # the dense state, transposed as Conv1D has it
+    assert torch.equal(model[0].weight.codes, codes)
+    y = model(x)
+    dequantize_(model)
+    assert isinstance(model[0], conv1d) and model[0].weight.shape == (64, 48)
+    torch.testing.assert_close(model(x), y, atol=1e-5, rtol=1e-5)
+    assert (model[0].weight - dense).norm() < 0.15 * dense.norm()
+
+
+def test_dequantize():
+    model = quantize_(Model(), "nf4")
+    y = model(IDS)
+    values = model.blocks[0].up.dequantize()
+    assert dequantize_(model) is model and quantized(model) == []
+    assert torch.equal(model.blocks[0].up.weight, values)
+    torch.testing.assert_close(model(IDS), y, atol=1e-4, rtol=1e-4)
+    quantize_(model, QuantizeConfig(embeddings=True), skip=[])
+    dequantize_(model, torch.bfloat16)
+    assert type(model.embed) is nn.Embedding and model.embed.weight.dtype == torch.bfloat16
+    assert model.embed.weight is model.lm_head.weight
+
+
+def test_quantized_layers_and_subclasses_are_left_alone():
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(64, 64), Special(64, 64), Linear4bit(64, 64, format="fp4"))
+    before = list(model)
+    quantize_(quantize_(model), "int4")
+    assert isinstance(model[0], Linear4bit) and model[0].weight.format == "nf4"
+    assert model[1] is before[1] and model[2] is before[2]
+    attention = nn.MultiheadAttention(64, 4)
+    quantize_(nn.Sequential(attention))
+    assert not isinstance(attention.out_proj, Linear4bit)
+
+
+def test_training_mode_is_kept():
+    model = Model().eval()
+    model.blocks[0].train()
+    quantize_(model)
+    assert model.blocks[0].up.training and not model.blocks[1].up.training
+
+
+def test_on_the_meta_device():
+    with torch.device("meta"):
+        model = Model(tied=False)
+    quantize_(model)
+    assert model.blocks[0].up.weight.is_meta and model(IDS.to("meta")).shape == (2, 6, 50)
+    assert quantize_(Model(), device="meta").blocks[1].down.weight.codes.is_meta
+    assert quantize_(Model(), device="cpu").embed.weight.device.type == "cpu"
+
+
+def test_refusals_before_anything_is_touched():
+    for bad, error, message in [
+        ("nf5", ValueError, r"\[QuantizeConfig\] format: got 'nf5', want one of nf4"),
+        ("int8", ValueError, r"\[QuantizeConfig\] format: got 'int8', want a 4-bit format"),
+        (4, TypeError, r"\[quantize_\] config: got int"),
+    ]:
+        model = Model()
+        with pytest.raises(error, match=message):
+            quantize_(model, bad)
+        assert quantized(model) == []
+    model = Model()
+    model.blocks[1].down.double()
+    with pytest.raises(TypeError, match=r"\[quantize_\] blocks.1.down.weight: got float64, want float32"):
+        quantize_(model)
+    assert quantized(model) == []
+    with pytest.raises(ValueError, match=r"\[quantize_\] model: got the layer Linear itself"):
+        quantize_(nn.Linear(64, 64))
+    with pytest.raises(TypeError, match=r"\[quantize_\] model: got Tensor"):
+        quantize_(torch.zeros(3))
+
+
+@pytest.mark.parametrize("config", ["nf4", "int4", QuantizeConfig(double_quant=True)])
+def test_bad_weights_are_named(config):
+    model = Model()
+    model.blocks[1].down.weight.data[3, 100] = float("nan")
+    model.blocks[1].down.weight.data[5, 0] = float("inf")
+    message = r"\[quantize\] blocks.1.down.weight: got nan at index \[3, 100\], want finite values"
+    with pytest.raises(ValueError, match=message):
+        quantize_(model, config)
+
+
+def test_dense_weights_are_freed_on_the_way(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)))
+    alive = [weakref.ref(layer.weight) for layer in model]
+    counts = []
+    encode = qbits.tensor.encode
+
+    def counting(*args):
+        gc.collect()
+        counts.append(sum(ref() is not None for ref in alive))
+        return encode(*args)
+
+    monkeypatch.setattr(qbits.tensor, "encode", counting)
+    quantize_(model)
+    assert counts == [6, 5, 4, 3, 2, 1]
+
+
+def test_progress(capsys):
+    quantize_(Model(), progress=True)
+    assert "0/4" in capsys.readouterr().err
+    quantize_(Model(), progress=False)
+    quantize_(Model())
+    assert capsys.readouterr().err == ""
