@@ -4,15 +4,14 @@
 
 namespace qbits::cpu {
 
-// Activations as float32 in the workspace: rows of a whole number of vectors, the rest of a row zeros, from an
-// aligned start.
-inline constexpr int64_t kRowMultiple = 128;
+// Activations as float32 in the workspace, from an aligned start. Rows are whole numbers of the longest vectors'
+// chunks, and one line longer, so that rows of a power of two do not meet in the same cache sets.
 inline constexpr int64_t kRowAlignment = 64;
 
-inline int64_t padded_cols(int64_t cols) { return (cols + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
+inline int64_t float_row_stride(int64_t cols) { return (cols + 127) / 128 * 128 + 16; }
 
 inline int64_t float_rows_size(int64_t rows, int64_t cols) {
-  return rows * padded_cols(cols) * static_cast<int64_t>(sizeof(float)) + kRowAlignment;
+  return rows * float_row_stride(cols) * static_cast<int64_t>(sizeof(float)) + kRowAlignment;
 }
 
 inline float* float_rows(void* workspace) {

@@ -12,8 +12,8 @@ int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs& weight, int64_t m, DT
 
 void linear_4bit_grad_x(const Linear4bitGradXArgs& args) {
   float* grad = float_rows(args.workspace);
-  const int64_t stride = padded_cols(args.weight.rows);
-  parallel_for(args.m, std::max<int64_t>(1, 65536 / (stride + 1)),
+  const int64_t stride = float_row_stride(args.weight.rows);
+  parallel_for(args.m, std::max<int64_t>(1, 65536 / stride),
                [&](int64_t begin, int64_t end) { linear_4bit_grad_x_load_isa(args, begin, end, grad, stride); });
 
   const int64_t tiles_k = (args.weight.cols - 1) / kGradTileK + 1;

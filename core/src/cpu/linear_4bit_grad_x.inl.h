@@ -6,8 +6,9 @@
 namespace {
 
 // Rows of W decoded at a time; a row of the panel ends in one more line so that rows spread over the cache's sets.
-constexpr int64_t kPanelN = 128;
+constexpr int64_t kPanelN = 64;
 constexpr int64_t kPanelStride = kGradTileK + 16;
+constexpr int64_t kAhead = 16;
 
 constexpr int kMicroM = F32::kLanes == 16 ? 12 : F32::kLanes == 8 ? 6 : 4;
 
@@ -59,6 +60,9 @@ void linear_4bit_grad_x_tile(const Linear4bitGradXArgs& args, const float* grad,
   for (int64_t n0 = 0; n0 < rows; n0 += kPanelN) {
     const int64_t n = n0 + kPanelN < rows ? kPanelN : rows - n0;
     for (int64_t i = 0; i < n; ++i) {
+      // A tile reads a few lines of each row, too far apart for the hardware to foresee.
+      const int64_t ahead = n0 + i + kAhead < rows ? n0 + i + kAhead : n0 + i;
+      for (int64_t k = k0; k < k1; k += 128) __builtin_prefetch(args.weight.codes + (ahead * args.weight.cols + k) / 2);
       float* row = panel + i * kPanelStride;
       decode_row(args.weight, n0 + i, k0, k1, row);
       for (int64_t k = k1 - k0; k < k_used; ++k) row[k] = 0.0F;

@@ -6,7 +6,7 @@
 
 // Tiles of out: kGradTileK columns for up to kGradTileM rows of grad.
 namespace qbits::cpu {
-inline constexpr int64_t kGradTileK = 128;
+inline constexpr int64_t kGradTileK = 256;
 inline constexpr int64_t kGradTileM = 96;
 }  // namespace qbits::cpu
 

@@ -161,6 +161,12 @@ inline I32 load_low_nibbles(const uint8_t* p, int64_t i) {
   return {_mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24))};
 }
 
+inline I32 load_words(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline I32 load_words(const uint8_t* p, int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_maskload_epi32(reinterpret_cast<const int*>(p), _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane))};
+}
+
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {
   const __m256i weights = _mm256_set1_epi16(0x0110);  // even byte times 16 plus odd byte
   int64_t j = 0;

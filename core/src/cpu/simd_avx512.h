@@ -137,6 +137,11 @@ inline I32 load_low_nibbles(const uint8_t* p, int64_t i) {
   return {_mm512_srlv_epi32(_mm512_permutexvar_epi32(word, words), shift)};
 }
 
+inline I32 load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I32 load_words(const uint8_t* p, int count) {
+  return {_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1U << count) - 1), p)};
+}
+
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {
   const __m512i weights = _mm512_set1_epi16(0x0110);  // even byte times 16 plus odd byte
   int64_t j = 0;

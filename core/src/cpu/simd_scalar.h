@@ -117,6 +117,12 @@ inline I32 load_nibbles(const uint8_t* p, int64_t i) { return {i % 2 ? p[i / 2] 
 // The same with anything above the low four bits of a lane: cheaper, and enough for lookup.
 inline I32 load_low_nibbles(const uint8_t* p, int64_t i) { return load_nibbles(p, i); }
 
+// kLanes 32-bit words, least significant byte first, of which only the first `count` are read where it is given.
+inline I32 load_words(const uint8_t* p) {
+  return {static_cast<int32_t>(p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24)};
+}
+inline I32 load_words(const uint8_t* p, int count) { return count > 0 ? load_words(p) : I32{0}; }
+
 // packed[j] = codes[2j] << 4 | codes[2j + 1].
 inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {
   for (int64_t j = 0; j < pairs; ++j) packed[j] = static_cast<uint8_t>(codes[2 * j] << 4 | codes[2 * j + 1]);
