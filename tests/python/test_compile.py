@@ -113,3 +113,16 @@ def test_functional_linear_on_an_argument():
     fast, _ = compiled(F.linear, "aot_eager")
     x = torch.randn(3, 64)
     torch.testing.assert_close(fast(x, q), F.linear(x, q))
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_after_moving(gpu):
+    layer = Linear4bit(64, 32, double_quant=True)
+    fast, _ = compiled(layer, dynamic=True)
+    fast(torch.randn(3, 64, requires_grad=True)).sum().backward()
+    layer.to(gpu)
+    x = torch.randn(4, 64, device=gpu, requires_grad=True)
+    y = fast(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, layer(x), atol=1e-3, rtol=1e-3)
+    assert x.grad.device.type == "cuda"

@@ -262,3 +262,26 @@ def test_printing():
     assert repr(Linear4bit(64, 16, double_quant=True)) == (
         "Linear4bit(in_features=64, out_features=16, bias=True, format=nf4, block_size=64, double_quant=True)"
     )
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_the_bits_are_those_of_the_cpu(gpu, options):
+    linear = nn.Linear(256, 96)
+    here = Linear4bit.from_float(linear, qbits.QuantizeConfig(**options))
+    there = copy.deepcopy(here).to(gpu)
+    made_there = Linear4bit.from_float(copy.deepcopy(linear).to(gpu), qbits.QuantizeConfig(**options))
+    for name, tensor in here.weight.tensors().items():
+        moved, made = there.weight.tensors()[name], made_there.weight.tensors()[name]
+        assert moved.device.type == made.device.type == "cuda"
+        assert torch.equal(moved.cpu(), tensor) and torch.equal(made.cpu(), tensor)
+    assert torch.equal(there.dequantize().cpu(), here.dequantize())
+    x = torch.randn(5, 256, requires_grad=True)
+    x_there = x.detach().to(gpu).requires_grad_()
+    here(x).sum().backward()
+    there(x_there).sum().backward()
+    torch.testing.assert_close(there(x_there).cpu(), here(x), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(x_there.grad.cpu(), x.grad, atol=1e-2, rtol=1e-2)
+    back = there.to("cpu")
+    assert back.weight.device.type == "cpu" and torch.equal(back(x), here(x))
+    state = {name: value.cpu() for name, value in made_there.state_dict().items()}
+    assert all(torch.equal(value, state[name]) for name, value in here.state_dict().items())

@@ -236,3 +236,14 @@ def test_progress(capsys):
     quantize_(Model(), progress=False)
     quantize_(Model())
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.gpu
+def test_quantizing_on_the_gpu(gpu):
+    model, there = Model(), Model()
+    there.load_state_dict(model.state_dict())
+    quantize_(model)
+    quantize_(there, device=gpu)
+    assert {p.device.type for p in there.parameters()} == {"cuda"}
+    assert torch.equal(there.blocks[1].down.weight.codes.cpu(), model.blocks[1].down.weight.codes)
+    torch.testing.assert_close(there(IDS.to(gpu)).cpu(), model(IDS), atol=1e-2, rtol=1e-2)
