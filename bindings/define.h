@@ -17,6 +17,9 @@
 
 namespace qbits::bindings {
 
+// The row called `name`; the Error if there is none names the op and the argument.
+const Format& find_format(std::string_view name, const char* op, const char* argument);
+
 // What the arguments of one call share: names for messages, and the device of the first tensor.
 struct Call {
   const char* op;
@@ -54,7 +57,9 @@ struct Param<const std::optional<TensorView>&> {
 template <>
 struct Param<const Format&> {
   using Python = std::string_view;
-  static const Format& convert(std::string_view format_name, const char*, Call&) { return format(format_name); }
+  static const Format& convert(std::string_view format_name, const char* name, Call& call) {
+    return find_format(format_name, call.op, name);
+  }
 };
 
 template <class... Args, std::size_t... I, class R, class... Names>

@@ -10,6 +10,7 @@
 
 #include "define.h"
 #include "init.h"
+#include "qbits/error.h"
 
 namespace nb = nanobind;
 
@@ -50,6 +51,17 @@ std::vector<float> map(Args... args) {
 }
 
 }  // namespace
+
+const Format& find_format(std::string_view format_name, const char* op, const char* argument) {
+  std::string known;
+  for (const Format& row : formats()) {
+    if (row.name == format_name) return row;
+    known.append(known.empty() ? "" : ", ").append(row.name);
+  }
+  const nb::object shown = nb::repr(nb::str(format_name.data(), format_name.size()));
+  throw Error(ErrorCode::InvalidArgument, "[" + std::string(op) + "] " + argument + ": got " +
+                                              nb::cast<std::string>(shown) + ", want one of " + known);
+}
 
 void init_format(nb::module_& m) {
   using namespace nb::literals;
