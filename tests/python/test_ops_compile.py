@@ -31,7 +31,9 @@ def test_compiles_to_one_graph(name, place):
     arguments = ONE_EACH[name].arguments(place)
     compiled, counter = fullgraph(lambda *a: op(*a), dynamic=True)
     same(compiled(*arguments), op(*arguments))
-    assert counter.frame_count == 1
+    # Dynamo first takes a float for a variable and starts anew when the op wants its value.
+    floats = any(isinstance(argument, float) for argument in arguments)
+    assert counter.frame_count <= 1 + floats
 
 
 def weight(n, k):
