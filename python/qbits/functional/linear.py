@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _linear = ops.linear_4bit
 _grad_x = ops.linear_4bit_grad_x
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 # The autograd functions lie outside of the ops: cheaper than register_autograd, and the backward pass
 # needs only the packed weight.
@@ -169,6 +170,8 @@ def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype an enclosing torch.autocast asks of a product with `x`; None without one."""
+    if not _is_any_autocast_enabled():  # the cheap question first: this is asked once a layer and token
+        return None
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
