@@ -44,3 +44,13 @@ def cuda_archs() -> list[str]:
 def cuda_unavailable_reason() -> str:
     """One sentence saying why qbits cannot use CUDA here; "" if it can."""
     return _C.cuda_unavailable_reason()
+
+
+def cuda_driver_version() -> int:
+    """The newest CUDA the driver supports, as 13000 for 13.0; 0 where there is no driver."""
+    return _C.cuda_driver_version()
+
+
+def cuda_runtime_version() -> int:
+    """The CUDA runtime this build holds, as 13000 for 13.0; 0 without CUDA."""
+    return _C.cuda_runtime_version()

@@ -1,0 +1,153 @@
+"""`qbits demo` with a model of a few thousand parameters: the same code, in seconds."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import qbits
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("safetensors")
+pytest.importorskip("rich")
+
+from qbits.cli import checkpoint, demo, main  # noqa: E402
+from qbits.cli.evaluate import decode, perplexity, windows  # noqa: E402
+from qbits.cli.footprint import footprint, footprints, model_config  # noqa: E402
+from qbits.cli.variants import variants  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a random Llama of 2 layers, tied embeddings, and a tokenizer of single characters."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=3,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    characters = tokenizers.models.WordLevel({chr(i): i for i in range(128)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(characters)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_demo_prints_every_format_and_reloads_bit_equal(tiny, tmp_path, capsys):
+    assert (
+        main(["demo", "--model", str(tiny), "--windows", "2", "--tokens", "4", "--output", str(tmp_path)])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "are bit-equal to those before" in " ".join(printed.split())
+    results = json.loads((tmp_path / "results.json").read_text())
+    expected = ["fp32", "bf16", *(row.name for row in qbits.FORMATS.values() if row.bits == 4)]
+    expected.insert(expected.index("nf4") + 1, "nf4-dq")
+    assert [result["format"] for result in results] == expected
+    for result in results:
+        assert math.isfinite(result["perplexity"]) and result["tokens_per_second"] > 0
+        assert f"\n{result['format']} " in printed
+    size = {result["format"]: sum(result["bytes"].values()) for result in results}
+    assert size["bf16"] == pytest.approx(size["fp32"] / 2, rel=0.01)  # rotary buffers stay float32
+    assert size["nf4"] < size["bf16"]
+
+
+def test_demo_takes_some_formats(tiny, capsys):
+    arguments = ["--windows", "1", "--tokens", "2", "--formats", "int4"]
+    assert main(["demo", "--model", str(tiny), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "\nint4 " in printed and "\nfp32 " in printed
+    assert "nf4 " not in printed
+
+
+def test_demo_fails_if_the_reloaded_model_differs(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, "reloads_bit_equal", lambda *_: False)
+    arguments = ["--windows", "1", "--tokens", "2", "--formats", "nf4"]
+    assert main(["demo", "--model", str(tiny), *arguments]) == 1
+    assert "NOT EQUAL" in capsys.readouterr().out
+
+
+def test_reload_sees_one_changed_bit(tiny, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    qbits.quantize_(model, "nf4")
+    checkpoint.save(model, tmp_path)
+    ids = torch.arange(40, 60).unsqueeze(0)
+    assert checkpoint.reloads_bit_equal(model, ids, tmp_path)
+    model.model.layers[1].mlp.down_proj.weight.absmax[3] *= 1.5
+    assert not checkpoint.reloads_bit_equal(model, ids, tmp_path)
+
+
+def test_checkpoint_holds_tied_weights_once_and_refuses_other_keys(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    qbits.quantize_(model, "nf4")
+    checkpoint.save(model, tmp_path)
+    state = load_file(tmp_path / checkpoint.WEIGHTS)
+    assert "model.embed_tokens.weight" in state and "lm_head.weight" not in state
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight"):
+        checkpoint.load(tmp_path, qbits.QuantizeConfig(format="nf4"))
+
+
+def test_perplexity_is_that_of_the_definition(tiny):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    ids = torch.randint(0, 128, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    assert perplexity(model, ids) == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_decode_is_greedy(tiny):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    prompt = torch.tensor([[40, 41, 42]])
+    generated = model.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert decode(model, prompt, 8).tokens == generated[0, 3:].tolist()
+
+
+def test_windows_are_spread_and_do_not_overlap():
+    ids = torch.arange(1000)
+    chosen = windows(ids, 3, 100)
+    assert chosen[:, 0].tolist() == [0, 300, 600]
+    assert chosen.shape == (3, 100)
+    assert windows(ids, 99, 100).flatten().equal(ids)
+    with pytest.raises(ValueError, match="want at least 2000"):
+        windows(ids, 1, 2000)
+
+
+def test_footprint_of_opt_350m_is_the_published_one():
+    """1,325 MB in fp32 and 208 MB in 4 bits with the rest in 16 bits and no scales."""
+    sizes = footprints(model_config("facebook/opt-350m"), variants(["nf4", "nf4-dq"]))
+    assert round(sizes["fp32"].weights / 1e6) == 1325
+    assert round(sizes["nf4"].weights / 1e6) == 208
+    assert sizes["fp32"].scales == 0
+    blocks = 24 * (4 * 1024**2 + 2 * 1024 * 4096) // 64 + 2 * 512 * 1024 // 64
+    assert sizes["nf4"].scales == blocks * 4
+    assert sizes["nf4-dq"].weights == sizes["nf4"].weights
+    assert blocks < sizes["nf4-dq"].scales < 1.1 * blocks
+
+
+def test_footprint_agrees_with_transformers(tiny):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    assert footprint(model).total == model.get_memory_footprint()
+
+
+def test_variants_leave_the_model_alone(tiny):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for variant in variants():
+        if variant.quantization is not None:
+            quantized = variant.apply(model)
+            assert quantized.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert demo.SAVED in {variant.name for variant in variants()}
