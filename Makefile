@@ -127,7 +127,7 @@ cpptest: $(STAMPS)/wheel $(STAMPS)/googletest
 pytest: $(STAMPS)/wheel $(STAMPS)/test
 	@export QBITS_BUILD=$(CURDIR)/build/wheel QBITS_WHEEL="$$(ls $(CURDIR)/build/wheels/qbits-*.whl)" \
 	  QBITS_TRANSFORMERS_523=$(VENV)/transformers-5.23
-	python -m pytest -q -m "not fuzz_long" $(ARGS)
+	python -m pytest -q -m "not fuzz_long" $(ARGS) | grep --line-buffered -vE '^[.s]+ +\[ *[0-9]+%\]$$'
 
 .PHONY: fuzz
 fuzz: $(STAMPS)/wheel $(STAMPS)/test  ## hostile inputs, at least 10,000 per op (long)
