@@ -1,5 +1,6 @@
 #include "cpu/absmax.h"
 #include "cpu/dequantize_4bit_kernel.h"
+#include "cpu/large_output.h"
 #include "cpu/thread_pool.h"
 
 namespace qbits::cpu {
@@ -8,7 +9,7 @@ void dequantize_4bit(const Dequantize4bitArgs& args) {
   constexpr int64_t kRun = 4096;  // blocks whose scales are reconstructed at a time
   const int64_t blocks = (args.n - 1) / args.block_size + 1;
   const int64_t grain = std::clamp<int64_t>(65536 / args.block_size, 1, kRun);
-  const bool stream = args.n * itemsize(args.out_dtype) > int64_t{8} << 20;
+  const bool stream = prepare_output(args.out, args.n * itemsize(args.out_dtype));
   parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
     float buffer[kRun];
     for (int64_t run = begin; run < end; run += kRun) {

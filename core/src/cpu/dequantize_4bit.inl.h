@@ -15,12 +15,12 @@ void dequantize_blocks(const Dequantize4bitArgs& args, const float* absmax, int6
     T* out = static_cast<T*>(args.out) + start;
     const F32 scale = set1(absmax[block - begin]);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) put<kStream>(out + i, lookup(table, load_nibbles(codes, i)) * scale);
+    for (; i + kLanes <= n; i += kLanes) put<kStream>(out + i, lookup(table, load_low_nibbles(codes, i)) * scale);
     if (i < n) {
       uint8_t rest[kLanes / 2 + 1] = {};
       T rest_out[kLanes];
       for (int64_t j = i / 2; j < (n + 1) / 2; ++j) rest[j - i / 2] = codes[j];
-      store(rest_out, lookup(table, load_nibbles(rest, 0)) * scale);
+      store(rest_out, lookup(table, load_low_nibbles(rest, 0)) * scale);
       for (int64_t j = i; j < n; ++j) out[j] = rest_out[j - i];
     }
   }

@@ -23,7 +23,8 @@ EncodeTables make_encode_tables(const Encoder16& encoder) {
 
 I32 encode(const EncodeTables& tables, F32 q) {
   I32 node = set1(1);
-  for (int level = 0; level < 4; ++level) node = twice_plus_greater(node, q, lookup(tables.heap, node));
+  for (int level = 0; level < 3; ++level) node = twice_plus_greater(node, q, lookup_low8(tables.heap, node));
+  node = twice_plus_greater(node, q, lookup_high8(tables.heap, node));
   return lookup_int(tables.codes, node);  // the low four bits of 16 + rank are the rank
 }
 

@@ -129,6 +129,10 @@ inline I32 lookup_int(const Table16& t, I32 i) {
   return {_mm256_castps_si256(_mm256_blendv_ps(low, high, bit3))};
 }
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
+inline F32 lookup_low8(const Table16& t, I32 i) { return {_mm256_permutevar8x32_ps(_mm256_castsi256_ps(t.low), i.v)}; }
+inline F32 lookup_high8(const Table16& t, I32 i) {
+  return {_mm256_permutevar8x32_ps(_mm256_castsi256_ps(t.high), i.v)};
+}
 
 inline F32 gather(const float* table, I32 index) { return {_mm256_i32gather_ps(table, index.v, 4)}; }
 inline I32 gather(const int32_t* table, I32 index) { return {_mm256_i32gather_epi32(table, index.v, 4)}; }

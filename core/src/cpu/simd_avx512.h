@@ -107,6 +107,8 @@ inline I32 plus_if_greater(I32 a, I32 step, I32 x, I32 y) {
 inline Table16 load_table(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline I32 lookup_int(const Table16& t, I32 i) { return {_mm512_permutexvar_epi32(i.v, t.v)}; }
 inline F32 lookup(const Table16& t, I32 i) { return from_bits(lookup_int(t, i)); }
+inline F32 lookup_low8(const Table16& t, I32 i) { return lookup(t, i); }
+inline F32 lookup_high8(const Table16& t, I32 i) { return lookup(t, i); }
 
 inline F32 gather(const float* table, I32 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
 inline I32 gather(const int32_t* table, I32 index) { return {_mm512_i32gather_epi32(index.v, table, 4)}; }

@@ -100,6 +100,9 @@ inline Table16 load_table(const int32_t* p) {
 }
 inline F32 lookup(const Table16& t, I32 i) { return {std::bit_cast<float>(t.v[i.v & 15])}; }
 inline I32 lookup_int(const Table16& t, I32 i) { return {t.v[i.v & 15]}; }
+// The same where every index is known to be below 8, or every one at least 8.
+inline F32 lookup_low8(const Table16& t, I32 i) { return lookup(t, i); }
+inline F32 lookup_high8(const Table16& t, I32 i) { return lookup(t, i); }
 
 // table[index[lane]] for a table of any length.
 inline F32 gather(const float* table, I32 index) { return {table[index.v]}; }
