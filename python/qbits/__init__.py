@@ -1,5 +1,7 @@
 """qbits: large neural networks in little memory. 4-bit and 8-bit weights for PyTorch and C++."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from qbits import _C as _C
@@ -7,15 +9,20 @@ from qbits import formats, functional, nn, ops
 from qbits import tensor_ops as tensor_ops  # registers what torch's functions do with a QuantizedTensor
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS, Format
+from qbits.integrations import register_on_import
 from qbits.quantize_model import dequantize_, quantize_
 from qbits.runtime import available_isas, isa, num_threads, set_isa, set_num_threads
 from qbits.tensor import QuantizedTensor, quantize
+
+if TYPE_CHECKING:
+    from qbits.integrations.transformers import QbitsConfig
 
 __version__ = _C.VERSION
 
 __all__ = [
     "FORMATS",
     "Format",
+    "QbitsConfig",
     "QuantizeConfig",
     "QuantizedTensor",
     "available_isas",
@@ -33,3 +40,12 @@ __all__ = [
 ]
 
 set_num_threads(torch.get_num_threads())
+register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "QbitsConfig":  # needs transformers, which takes seconds to import
+        from qbits.integrations.transformers import QbitsConfig
+
+        return QbitsConfig
+    raise AttributeError(f"module 'qbits' has no attribute {name!r}")

@@ -21,6 +21,14 @@ from qbits.tensor import QuantizedTensor, matrix_shape
 _BITSANDBYTES = "quant_state.bitsandbytes__"
 _QBITS = "quant_state.qbits__"
 
+WEIGHT_SUFFIXES = (
+    *("absmax", "quant_map", "nested_absmax", "nested_quant_map"),
+    *(_BITSANDBYTES + name for name in QuantState.valid_quant_types),
+    *("scales", "zeros"),
+    *(_QBITS + name for name, row in FORMATS.items() if row.coding == "affine"),
+)
+"""What may follow `weight.` in the keys of a quantized weight."""
+
 
 def quant_state(weight: QuantizedTensor) -> QuantState:
     """The QuantState of an nf4 or fp4 tensor, over the same memory."""

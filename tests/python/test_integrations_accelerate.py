@@ -1,0 +1,63 @@
+"""accelerate moves quantized weights to and fro: offload hooks and the Accelerator."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qbits
+
+accelerate = pytest.importorskip("accelerate")
+
+
+def model(**options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32, bias=False))
+    return qbits.quantize_(net, qbits.QuantizeConfig(**options), progress=False)
+
+
+@pytest.fixture
+def execution_device(device):
+    return torch.device(device)
+
+
+@pytest.mark.parametrize("options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"])
+def test_cpu_offload(options, execution_device):
+    net = model(**options)
+    x = torch.randn(5, 64)
+    want = copy.deepcopy(net).to(execution_device)(x.to(execution_device))
+    accelerate.cpu_offload(net, execution_device=execution_device)
+    assert net[0].weight.is_meta
+    for _ in range(2):  # weights leave again after each forward
+        got = net(x.to(execution_device))
+        assert torch.equal(got, want)
+        assert net[0].weight.is_meta
+
+
+def test_disk_offload(tmp_path, execution_device):
+    net = model()
+    x = torch.randn(5, 64)
+    want = copy.deepcopy(net).to(execution_device)(x.to(execution_device))
+    try:
+        accelerate.disk_offload(net, str(tmp_path), execution_device=execution_device)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        assert "QuantizedTensor" in str(error) or "quantized" in str(error)
+        return
+    assert torch.equal(net(x.to(execution_device)), want)
+
+
+def test_accelerator_trains_around_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(model(), nn.Linear(32, 4))
+    accelerator = accelerate.Accelerator(cpu=True)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    net, optimizer = accelerator.prepare(net, optimizer)
+    x = torch.randn(8, 64)
+    before = net(x).square().mean()
+    for _ in range(3):
+        loss = net(x).square().mean()
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert net(x).square().mean() < before

@@ -1,0 +1,124 @@
+"""Run by test_integrations_transformers.py in a process of its own, once per installed transformers version.
+
+Argument: a folder for checkpoints. Prints "ok" last.
+"""
+
+import os
+import sys
+import warnings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+
+import qbits
+
+MODELS = {
+    "llama": LlamaConfig(
+        vocab_size=256,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+    "llama_tied": LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "gpt2": GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=2, n_positions=64),
+    "opt": OPTConfig(
+        vocab_size=256,
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+    ),
+}
+CONFIGS = [
+    {"format": "nf4"},
+    {"format": "nf4", "double_quant": True},
+    {"format": "fp4", "block_size": 32},
+    {"format": "int4", "scale_dtype": "bfloat16"},
+]
+
+
+def check(name: str, folder: str, dtype: torch.dtype, options: dict) -> None:
+    dense_folder, saved, resaved = (os.path.join(folder, part) for part in ("dense", "saved", "resaved"))
+    torch.manual_seed(0)
+    ids = torch.randint(0, 256, (1, 16))
+    dense = AutoModelForCausalLM.from_config(MODELS[name]).eval()
+    dense.save_pretrained(dense_folder)
+
+    config = qbits.QbitsConfig(**options)
+    model = AutoModelForCausalLM.from_pretrained(dense_folder, quantization_config=config, dtype=dtype)
+    layers = [m for m in model.modules() if isinstance(m, qbits.nn.Linear4bit)]
+    assert layers and not isinstance(model.get_output_embeddings(), qbits.nn.Linear4bit)
+    logits = model(ids).logits
+
+    # The same weights as quantizing the dense model by hand.
+    by_hand = AutoModelForCausalLM.from_pretrained(dense_folder, dtype=dtype)
+    qbits.quantize_(by_hand, config.options(), progress=False)
+    assert torch.equal(by_hand(ids).logits, logits), f"{name}: quantize_ and from_pretrained differ"
+    error = (dense(ids).logits - logits.float()).norm() / dense(ids).logits.norm()
+    assert error < 0.35, f"{name}: relative error {error}"
+
+    model.save_pretrained(saved)
+    again = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    assert torch.equal(again(ids).logits, logits), f"{name}: logits change on reload"
+    again.save_pretrained(resaved)
+    third = AutoModelForCausalLM.from_pretrained(resaved, dtype=dtype)
+    assert torch.equal(third(ids).logits, logits), f"{name}: logits change on the second reload"
+    for key, value in model.state_dict().items():
+        assert torch.equal(third.state_dict()[key], value), f"{name}: {key} changed"
+
+    back = third.dequantize()
+    assert not any(isinstance(m, qbits.nn.Linear4bit) for m in back.modules())
+    difference = (back(ids).logits - logits).float().norm() / logits.float().norm()
+    assert difference < (1e-5 if dtype == torch.float32 else 2e-2), f"{name}: dequantized model differs by {difference}"
+
+
+def refuse(folder: str) -> None:
+    for bad in ({"format": "nf5"}, {"block_size": 48}, {"format": "int8"}, {"blocksize": 64}):
+        try:
+            qbits.QbitsConfig(**bad)
+        except (ValueError, TypeError):
+            continue
+        raise AssertionError(f"{bad} was accepted")
+    # A NaN in a checkpoint is reported by name.
+    model = AutoModelForCausalLM.from_config(MODELS["llama"])
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
+    model.save_pretrained(folder)
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=qbits.QbitsConfig())
+    except Exception as error:
+        text = f"{error} {error.__cause__} {error.__context__}"
+        assert "up_proj" in text, text
+    else:
+        raise AssertionError("a NaN weight was accepted")
+
+
+def main() -> None:
+    warnings.simplefilter("error", UserWarning)
+    folder = sys.argv[1]
+    print("transformers", transformers.__version__, "torch", torch.__version__)
+    for options in CONFIGS:
+        check("llama", os.path.join(folder, "llama"), torch.float32, options)
+    for name in ("llama_tied", "gpt2", "opt"):
+        check(name, os.path.join(folder, name), torch.float32, CONFIGS[0])
+    check("llama", os.path.join(folder, "bf16"), torch.bfloat16, CONFIGS[1])
+    refuse(os.path.join(folder, "nan"))
+    print("ok")
+
+
+main()
