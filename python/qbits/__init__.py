@@ -9,7 +9,7 @@ from qbits import formats, functional, nn, ops
 from qbits import tensor_ops as tensor_ops  # registers what torch's functions do with a QuantizedTensor
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS, Format
-from qbits.integrations import register_on_import
+from qbits.plugins import register_on_import
 from qbits.quantize_model import dequantize_, quantize_
 from qbits.runtime import available_isas, isa, num_threads, set_isa, set_num_threads
 from qbits.tensor import QuantizedTensor, quantize

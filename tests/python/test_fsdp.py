@@ -59,7 +59,9 @@ def worker(rank, port, options):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
-@pytest.mark.parametrize("options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"])
+@pytest.mark.parametrize(
+    "options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"]
+)
 def test_fully_shard_on_two_ranks(options):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""LoRA and other tuners on 4-bit weights: a train step moves the adapter alone, a merge lands in the weight."""
+"""LoRA and other tuners on 4-bit weights: training moves the adapter alone, a merge lands in the weight."""
 
 import pytest
 import torch
@@ -34,11 +34,15 @@ TUNERS = {
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.parametrize("options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"])
+@pytest.mark.parametrize(
+    "options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"]
+)
 def test_train_step_and_merge(tuner, options):
     model = peft.get_peft_model(quantized_mlp(**options), TUNERS[tuner]())
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    frozen = {n: p.dequantize().clone() for n, p in model.named_parameters() if isinstance(p, qbits.QuantizedTensor)}
+    frozen = {
+        n: p.dequantize().clone() for n, p in model.named_parameters() if isinstance(p, qbits.QuantizedTensor)
+    }
     assert trainable and len(frozen) == 2
     before = {n: p.detach().clone() for n, p in trainable.items()}
     optimizer = torch.optim.SGD(trainable.values(), lr=0.2)
@@ -71,7 +75,11 @@ def test_train_step_and_merge(tuner, options):
 def test_lora_on_a_bf16_transformer(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=2,
     )
     torch.manual_seed(0)
@@ -82,7 +90,9 @@ def test_lora_on_a_bf16_transformer(tmp_path):
     model = peft.prepare_model_for_kbit_training(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert isinstance(model.model.layers[0].mlp.up_proj.weight, qbits.QuantizedTensor)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     model.train()
     ids = torch.randint(0, 128, (2, 16))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)

@@ -6,7 +6,7 @@ bitsandbytes. Works with transformers 5.17 and later; what differs between versi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,9 @@ class QbitsConfig(QuantizationConfigMixin):
     ) -> None:
         kwargs.pop("quant_method", None)
         if kwargs:
-            raise TypeError(f"[QbitsConfig] arguments: got {', '.join(sorted(kwargs))}, want none but the documented")
+            raise TypeError(
+                f"[QbitsConfig] arguments: got {', '.join(sorted(kwargs))}, want none but the documented"
+            )
         self.quant_method = "qbits"
         self.format = format
         self.block_size = block_size
@@ -126,7 +128,9 @@ class _Deserialize(ConversionOps):
         want = (module.out_features, module.in_features)
         if tuple(weight.shape) != want or weight.format != module.config.format:
             got = f"{weight.format} {list(weight.shape)}"
-            raise ValueError(f"[from_pretrained] {full_layer_name}: got {got}, want {module.config.format} {list(want)}")
+            raise ValueError(
+                f"[from_pretrained] {full_layer_name}: got {got}, want {module.config.format} {list(want)}"
+            )
         # The model's dtype, as for every other parameter; the stored scales keep theirs.
         weight = weight.like(dtype=module.weight.dtype)
         module._is_hf_initialized = True
@@ -140,7 +144,9 @@ class QbitsHfQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: QbitsConfig
     # 5.23 builds its converters from these two; 5.17 calls get_weight_conversions below.
-    serialized_names = {"weight": ["weight", *(f"weight.{suffix}" for suffix in WEIGHT_SUFFIXES)]}
+    serialized_names: ClassVar[dict[str, list[str]]] = {
+        "weight": ["weight", *(f"weight.{suffix}" for suffix in WEIGHT_SUFFIXES)]
+    }
 
     def __init__(self, quantization_config: QbitsConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -162,8 +168,8 @@ class QbitsHfQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         if not self.pre_quantized and isinstance(device_map, dict) and "disk" in device_map.values():
             raise ValueError(
-                "[QbitsConfig] device_map: got modules on disk while quantizing, want them on a device or the CPU; "
-                "quantize and save first, then load with offload"
+                "[QbitsConfig] device_map: got modules on disk while quantizing, want them on a device or "
+                "the CPU; quantize and save first, then load with offload"
             )
 
     def update_device_map(self, device_map: Any) -> Any:
@@ -183,7 +189,11 @@ class QbitsHfQuantizer(HfQuantizer):
         return 0.5 + (scale / config.block_size if config.block_size else 0.0)
 
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
-        return self.quantized_element_size if self.param_needs_quantization(model, param_name) else param.element_size()
+        return (
+            self.quantized_element_size
+            if self.param_needs_quantization(model, param_name)
+            else param.element_size()
+        )
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         module, name = get_module_from_name(model, param_name)

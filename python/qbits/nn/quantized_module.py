@@ -60,7 +60,7 @@ class QuantizedModule(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # On the meta device the entry stays the weight itself: it has a shape and a dtype but no bytes to lay out.
+        # On the meta device the entry stays the weight itself: there are no bytes to lay out.
         if isinstance(self.weight, QuantizedTensor) and not self.weight.is_meta:
             for key, value in weight_entries(self.weight).items():
                 destination[f"{prefix}weight.{key}" if key else f"{prefix}weight"] = value
