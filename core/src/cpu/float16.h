@@ -3,7 +3,8 @@
 #include <bit>
 #include <cstdint>
 
-// The 16-bit floats in portable code, rounding to nearest even; tag types for kernels.
+// The 16-bit floats in portable code, rounding to nearest even; tag types for kernels. The functions are static so that
+// the linker cannot merge copies compiled for different instruction sets.
 
 namespace qbits::cpu {
 
@@ -15,11 +16,11 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
+static inline float to_float(float x) { return x; }
 
-inline float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+static inline float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
-inline float to_float(Float16 x) {
+static inline float to_float(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t rest = x.bits & 0x7fff;
   if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00) << 22);
@@ -28,15 +29,15 @@ inline float to_float(Float16 x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
 }
 
-inline void from_float(float x, float& out) { out = x; }
+static inline void from_float(float x, float& out) { out = x; }
 
-inline void from_float(float x, BFloat16& out) {
+static inline void from_float(float x, BFloat16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const bool nan = (bits & 0x7fffffff) > 0x7f800000;
   out.bits = static_cast<uint16_t>((nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-inline void from_float(float x, Float16& out) {
+static inline void from_float(float x, Float16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t sign = bits >> 16 & 0x8000;
   const uint32_t rest = bits & 0x7fffffff;
