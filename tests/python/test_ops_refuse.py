@@ -171,6 +171,15 @@ def test_the_unchanged_arguments_are_accepted(base, device):
     op(*arguments)
 
 
+def test_an_empty_shape_whose_strides_overflow_is_refused():
+    with pytest.raises(
+        ValueError, match=r"\[dequantize_4bit\] shape: got \[0, 2, .*, want sizes whose strides fit"
+    ):
+        ops.dequantize_4bit(
+            torch.empty(0, dtype=torch.uint8), torch.empty(0), "nf4", 64, [0, 2, BIG], torch.float32
+        )
+
+
 FLOAT_INPUTS = ("x", "grad", "bias", "absmax", "scales", "zeros", "nested_absmax", "code")
 
 

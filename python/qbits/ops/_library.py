@@ -101,7 +101,11 @@ def check_shape(op: str, what: str, shape: Sequence[int]) -> int:
         if (condition := size >= 0) is not True:
             check(condition, op, what, list(shape), "sizes of at least 0")
     check(len(shape) <= MAX_DIMS, op, what, f"{len(shape)} dimensions", f"at most {MAX_DIMS}")
-    return math.prod(shape)
+    numel = math.prod(shape)
+    if type(numel) is int and numel == 0:  # nothing else bounds the sizes of an empty tensor
+        strides_fit = math.prod(size or 1 for size in shape[1:]) < 2**63
+        check(strides_fit, op, what, list(shape), "sizes whose strides fit 64 bits")
+    return numel
 
 
 def check_absmax(
