@@ -42,17 +42,20 @@ struct Case {
 
 class Runner {
  public:
-  explicit Runner(std::string filter);
+  // `tflops`: the rate of matrix products behind the rows' limits; 0: an H200's.
+  explicit Runner(std::string filter, double tflops = 0);
   void run(const Case& c);
   std::string json() const;
 
  private:
   double measure(const std::vector<Call>& calls);
+  void measure_copy();
 
   std::string filter_;
   std::vector<std::string> rows_;
   cudaStream_t stream_ = nullptr;
   int64_t l2_bytes_ = 0;
+  double tflops_ = 0;
   double copy_bandwidth_ = 0;  // bytes read and written a second
 };
 
