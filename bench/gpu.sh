@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Proves a CUDA build on a machine with a GPU. Installs dist/*.whl (from `make cuda`), then runs the C++ tests, the Python GPU
 # tests, the C++ tests under compute-sanitizer and the GPU bench, each within a time limit, all within 9 minutes.
-# Needs python3 with torch and pytest. Variables:
+# Needs python3 with torch and pytest, and takes what that python3 lacks from wheels in dist/ or packages in .peers/.
+# Variables:
 #   OUT           where the logs, bench.json and summary.json go (out/gpu)
 #   QBITS_COMMIT  the commit that was built (git's HEAD)
-#   STAGES        which stages run ("install cpp pytest sanitizer bench")
+#   STAGES        which stages run ("install cpp pytest sanitizer bench"; there is also racecheck)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-out/gpu}
@@ -14,7 +15,8 @@ mkdir -p "$OUT"
 export work
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$work/site:$PWD/.peers${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1
 
 install() {
   python3 -m pip install -q --no-deps --no-index --no-compile --target "$work/site" dist/*.whl && python3 -m qbits
@@ -28,41 +30,56 @@ cpp() {
   return $status
 }
 
-# The tests of the CUDA back end alone: the others would cost minutes and show nothing, and so would tens of gigabytes.
-sanitizer() {
+# compute_sanitizer TOOL FILTER STAGE: the tests of the CUDA back end under that tool.
+compute_sanitizer() {
   local status=0
   for program in dist/bin/*cuda*_test; do
-    compute-sanitizer --tool memcheck --error-exitcode 1 "$program" --gtest_brief=1 --gtest_filter='-*Large*' \
-      --gtest_output="json:$work/sanitizer/$(basename "$program").json" || status=$?
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$program" --gtest_brief=1 --gtest_filter="$2" \
+      --gtest_output="json:$work/$3/$(basename "$program").json" || status=$?
   done
   return $status
 }
 
+# All but those of tens of gigabytes and those that make CUDA report an error, which memcheck would count.
+sanitizer() {
+  compute_sanitizer memcheck '-*Large*:*DeliberateError*' sanitizer
+}
+
+# Racecheck takes many times as long as the tests: a few that use each kernel with shared memory.
+racecheck() {
+  compute_sanitizer racecheck '*GraphReplays*:*EveryThreshold:CudaEstimateQuantiles.StreamsAndGraphs' racecheck
+}
+
 pytest() {
-  python3 -m pytest -q -p no:cacheprovider -m gpu --junit-xml="$work/pytest.xml" tests/python
+  local parallel=()
+  python3 -c 'import xdist' 2>/dev/null && parallel=(-n auto)
+  python3 -m pytest -v --tb=short -rf -p no:cacheprovider -m gpu "${parallel[@]}" --junit-xml="$work/pytest.xml" \
+    tests/python
 }
 
 bench() {
   dist/bin/qbits_cuda_bench --json "$OUT/bench.json"
 }
 
-export -f install cpp sanitizer pytest bench
+export -f install cpp pytest compute_sanitizer sanitizer racecheck bench
 
-# stage NAME SECONDS: runs the function of that name, keeps its log, records its result, goes on.
+# stage NAME SECONDS: runs the function of that name, keeps its log, records its result, goes on. At the limit it is
+# interrupted first, so that pytest still reports its failures.
 stage() {
   local name=$1 limit=$2 start=$SECONDS status=0
   case " $STAGES " in *" $name "*) ;; *) return ;; esac
-  timeout --kill-after=5 "$limit" bash -c "$name" >"$OUT/$name.log" 2>&1 || status=$?
+  timeout --signal=INT --kill-after=5 "$limit" bash -c "$name" >"$OUT/$name.log" 2>&1 || status=$?
   printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$work/stages.tsv"
   echo "--- $name: exit status $status after $((SECONDS - start)) s (limit $limit)"
   tail -n 5 "$OUT/$name.log"
 }
 
 touch "$work/stages.tsv"
-stage install 60
-stage cpp 100
-stage pytest 150
-stage sanitizer 120
+stage install 40
+stage cpp 80
+stage pytest 200
+stage sanitizer 100
+stage racecheck 100
 stage bench 100
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
@@ -110,6 +127,7 @@ counts = {
     "cpp": gtest_counts(work / "cpp"),
     "pytest": pytest_counts(work / "pytest.xml"),
     "sanitizer": gtest_counts(work / "sanitizer"),
+    "racecheck": gtest_counts(work / "racecheck"),
 }
 stages = {}
 for line in (work / "stages.tsv").read_text().splitlines():
