@@ -47,7 +47,8 @@ sanitizer() {
 
 # Racecheck takes many times as long as the tests: a few that use each kernel with shared memory.
 racecheck() {
-  compute_sanitizer racecheck '*GraphReplays*:*EveryThreshold:CudaEstimateQuantiles.StreamsAndGraphs' racecheck
+  compute_sanitizer racecheck \
+    '*EveryThreshold:CudaEstimateQuantiles.StreamsAndGraphs:Linear4bit*Cuda.GraphReplays*' racecheck
 }
 
 pytest() {
@@ -79,7 +80,7 @@ stage install 40
 stage cpp 80
 stage pytest 200
 stage sanitizer 100
-stage racecheck 100
+stage racecheck 150
 stage bench 100
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
