@@ -101,11 +101,10 @@ def check_shape(op: str, what: str, shape: Sequence[int]) -> int:
         if (condition := size >= 0) is not True:
             check(condition, op, what, list(shape), "sizes of at least 0")
     check(len(shape) <= MAX_DIMS, op, what, f"{len(shape)} dimensions", f"at most {MAX_DIMS}")
-    numel = math.prod(shape)
-    if type(numel) is int and numel == 0:  # nothing else bounds the sizes of an empty tensor
-        strides_fit = math.prod(size or 1 for size in shape[1:]) < 2**63
-        check(strides_fit, op, what, list(shape), "sizes whose strides fit 64 bits")
-    return numel
+    # torch computes the strides of an empty tensor too, as if its sizes of 0 were 1; and bytes, not elements.
+    extent = math.prod(size or 1 for size in shape if type(size) is int)
+    check(extent < 2**60, op, what, list(shape), "sizes whose strides fit 64 bits")
+    return math.prod(shape)
 
 
 def check_absmax(

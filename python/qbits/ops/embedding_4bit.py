@@ -11,6 +11,7 @@ from qbits.ops._library import (
     MAX_DIMS,
     check,
     check_dtype,
+    check_shape,
     check_tensor,
     check_weight_4bit,
     define,
@@ -41,7 +42,9 @@ def _output(
     check(indices.dim() < MAX_DIMS, OP, "indices", f"{indices.dim()} dimensions", f"at most {MAX_DIMS - 1}")
     check_dtype(OP, "dtype", dtype, FLOATS)
     refuse_grad(OP, "scales.detach()", scales, zeros, nested_absmax, nested_code, offset)
-    return indices.new_empty((*indices.shape, k), dtype=dtype)
+    shape = (*indices.shape, k)
+    check_shape(OP, "out", shape)
+    return indices.new_empty(shape, dtype=dtype)
 
 
 def _kernel(
