@@ -4,8 +4,7 @@
 #include <cstdint>
 
 // The part of the DLPack 1.3 C ABI that torch.Tensor.__dlpack_c_exchange_api__ offers and qbits reads:
-// https://dmlc.github.io/dlpack/latest/c_api.html. Layouts are fixed for every 1.x; no tensor is ever
-// managed here, so the managed kinds stay opaque.
+// https://dmlc.github.io/dlpack/latest/c_api.html. Layouts are fixed for every 1.x.
 
 namespace qbits::dlpack {
 
@@ -38,12 +37,20 @@ struct Tensor {
   uint64_t byte_offset;
 };
 
-struct ManagedTensor;
+struct ManagedTensor {
+  uint32_t major;
+  uint32_t minor;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+  uint64_t flags;
+  Tensor tensor;
+};
 
 struct ExchangeApi {
   uint32_t major;
   uint32_t minor;
   ExchangeApi* previous;  // the table of an older version, or null
+  // A tensor of the prototype's shape, dtype and device. -1 after a call of set_error on failure.
   int (*allocate)(Tensor* prototype, ManagedTensor** out, void* context,
                   void (*set_error)(void* context, const char* kind, const char* message));
   int (*managed_from_object)(void* object, ManagedTensor** out);
@@ -59,6 +66,7 @@ static_assert(sizeof(Device) == 8 && sizeof(DataType) == 4);
 static_assert(offsetof(Tensor, device) == 8 && offsetof(Tensor, ndim) == 16 && offsetof(Tensor, dtype) == 20);
 static_assert(offsetof(Tensor, shape) == 24 && offsetof(Tensor, strides) == 32);
 static_assert(offsetof(Tensor, byte_offset) == 40 && sizeof(Tensor) == 48);
+static_assert(offsetof(ManagedTensor, deleter) == 16 && offsetof(ManagedTensor, tensor) == 32);
 static_assert(offsetof(ExchangeApi, previous) == 8 && offsetof(ExchangeApi, allocate) == 16);
 static_assert(offsetof(ExchangeApi, tensor_from_object) == 40 && offsetof(ExchangeApi, current_stream) == 48);
 static_assert(sizeof(ExchangeApi) == 56);

@@ -40,11 +40,6 @@ TensorView matrix(const TensorView& x) {
   return TensorView::contiguous(x.data, x.dtype, {rows, cols}, x.device);
 }
 
-// Python passes None where no scratch memory is needed.
-TensorView scratch(Optional workspace, Device device) {
-  return workspace ? *workspace : TensorView::contiguous(nullptr, DType::UInt8, {0}, device);
-}
-
 int64_t rows(const TensorView& x) { return x.ndim == 0 ? 1 : matrix(x).shape[0]; }
 
 }  // namespace
@@ -54,50 +49,29 @@ using namespace nanobind::literals;
 
 void init_linear(nanobind::module_& m) {
   define(
-      m, "linear_4bit_workspace",
-      +[](const TensorView& x, const TensorView& codes, const TensorView& scales, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, Optional zeros, Optional nested_absmax, Optional nested_code,
-          Optional offset) {
-        return linear_4bit_workspace(
-            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset), rows(x),
-            x.dtype);
-      },
-      "x"_a, "codes"_a, "scales"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "zeros"_a = none(),
-      "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
-  define(
       m, "linear_4bit",
       +[](const TensorView& x, const TensorView& codes, const TensorView& scales, Optional bias, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional workspace, Optional zeros,
-          Optional nested_absmax, Optional nested_code, Optional offset, Stream stream) {
-        linear_4bit(matrix(x),
-                    weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset),
-                    bias, matrix(out), scratch(workspace, out.device), stream);
+          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros, Optional nested_absmax,
+          Optional nested_code, Optional offset, Stream stream) {
+        const Weight4bit weight =
+            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset);
+        const Scratch scratch(linear_4bit_workspace(weight, rows(x), x.dtype), codes.device);
+        linear_4bit(matrix(x), weight, bias, matrix(out), scratch.view(), stream);
       },
-      "x"_a, "codes"_a, "scales"_a, "bias"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "workspace"_a,
-      "zeros"_a = none(), "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
-  define(
-      m, "linear_4bit_grad_x_workspace",
-      +[](const TensorView& grad, const TensorView& codes, const TensorView& scales, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, Optional zeros, Optional nested_absmax, Optional nested_code,
-          Optional offset) {
-        return linear_4bit_grad_x_workspace(
-            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset), rows(grad),
-            grad.dtype);
-      },
-      "grad"_a, "codes"_a, "scales"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "zeros"_a = none(),
+      "x"_a, "codes"_a, "scales"_a, "bias"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "zeros"_a = none(),
       "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
   define(
       m, "linear_4bit_grad_x",
       +[](const TensorView& grad, const TensorView& codes, const TensorView& scales, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional workspace, Optional zeros,
-          Optional nested_absmax, Optional nested_code, Optional offset, Stream stream) {
-        linear_4bit_grad_x(
-            matrix(grad),
-            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset),
-            matrix(out), scratch(workspace, out.device), stream);
+          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros, Optional nested_absmax,
+          Optional nested_code, Optional offset, Stream stream) {
+        const Weight4bit weight =
+            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset);
+        const Scratch scratch(linear_4bit_grad_x_workspace(weight, rows(grad), grad.dtype), codes.device);
+        linear_4bit_grad_x(matrix(grad), weight, matrix(out), scratch.view(), stream);
       },
-      "grad"_a, "codes"_a, "scales"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "workspace"_a,
-      "zeros"_a = none(), "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
+      "grad"_a, "codes"_a, "scales"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "zeros"_a = none(),
+      "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
   define(
       m, "embedding_4bit",
       +[](const TensorView& indices, const TensorView& codes, const TensorView& scales, const Format& format,

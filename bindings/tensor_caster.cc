@@ -1,6 +1,7 @@
 #include "tensor_caster.h"
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "dlpack_abi.h"
@@ -148,6 +149,30 @@ Stream current_stream(Device device) {
     throw nb::python_error();
   }
   return stream;
+}
+
+Scratch::Scratch(int64_t bytes, Device device) : view_(TensorView::contiguous(nullptr, DType::UInt8, {bytes}, device)) {
+  if (bytes == 0) return;
+  dlpack::Tensor prototype{.data = nullptr,
+                           .device = {device.type == DeviceType::Cuda ? dlpack::kCuda : dlpack::kCpu, device.index},
+                           .ndim = 1,
+                           .dtype = {dlpack::kUInt, 8, 1},
+                           .shape = view_.shape.data(),
+                           .strides = nullptr,
+                           .byte_offset = 0};
+  std::string error;
+  dlpack::ManagedTensor* managed = nullptr;
+  const int status = torch.api->allocate(
+      &prototype, &managed, &error,
+      [](void* context, const char*, const char* message) { *static_cast<std::string*>(context) = message; });
+  if (status != 0) throw std::runtime_error(error);
+  owner_ = managed;
+  view_.data = static_cast<char*>(managed->tensor.data) + managed->tensor.byte_offset;
+}
+
+Scratch::~Scratch() {
+  auto* managed = static_cast<dlpack::ManagedTensor*>(owner_);
+  if (managed != nullptr) managed->deleter(managed);
 }
 
 }  // namespace qbits::bindings

@@ -93,19 +93,6 @@ def estimate_quantiles_workspace(x: torch.Tensor) -> int: ...
 def estimate_quantiles(
     x: torch.Tensor, offset: float, quantiles: torch.Tensor, workspace: torch.Tensor
 ) -> None: ...
-def linear_4bit_workspace(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    zeros: torch.Tensor | None = None,
-    nested_absmax: torch.Tensor | None = None,
-    nested_code: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-) -> int: ...
 def linear_4bit(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -116,25 +103,11 @@ def linear_4bit(
     n: int,
     k: int,
     out: torch.Tensor,
-    workspace: torch.Tensor | None,
     zeros: torch.Tensor | None = None,
     nested_absmax: torch.Tensor | None = None,
     nested_code: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
 ) -> None: ...
-def linear_4bit_grad_x_workspace(
-    grad: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    zeros: torch.Tensor | None = None,
-    nested_absmax: torch.Tensor | None = None,
-    nested_code: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-) -> int: ...
 def linear_4bit_grad_x(
     grad: torch.Tensor,
     codes: torch.Tensor,
@@ -144,7 +117,6 @@ def linear_4bit_grad_x(
     n: int,
     k: int,
     out: torch.Tensor,
-    workspace: torch.Tensor | None,
     zeros: torch.Tensor | None = None,
     nested_absmax: torch.Tensor | None = None,
     nested_code: torch.Tensor | None = None,

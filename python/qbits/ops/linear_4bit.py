@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
@@ -59,11 +58,11 @@ def _kernel(
             OP, "qbits.functional.linear_4bit", x, bias, scales, zeros, nested_absmax, nested_code, offset
         )
     x = x.contiguous()
-    size = _C.linear_4bit_workspace(
-        x, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
-    )
-    workspace = x.new_empty(size, dtype=torch.uint8) if size else None
-    out = x.new_empty(*x.shape[:-1], n)
+    try:
+        out = x.new_empty(*x.shape[:-1], n)
+    except RuntimeError:  # no such size, which the checks explain, or no memory
+        _output(x, codes, scales, bias, format, block_size, n, k, zeros, nested_absmax, nested_code, offset)
+        raise
     _C.linear_4bit(
         x,
         codes,
@@ -74,7 +73,6 @@ def _kernel(
         n,
         k,
         out,
-        workspace,
         zeros,
         nested_absmax,
         nested_code,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
@@ -52,11 +51,11 @@ def _kernel(
             OP, "qbits.functional.linear_4bit", grad, scales, zeros, nested_absmax, nested_code, offset
         )
     grad = grad.contiguous()
-    size = _C.linear_4bit_grad_x_workspace(
-        grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
-    )
-    workspace = grad.new_empty(size, dtype=torch.uint8) if size else None
-    out = grad.new_empty(*grad.shape[:-1], k)
+    try:
+        out = grad.new_empty(*grad.shape[:-1], k)
+    except RuntimeError:  # no such size, which the checks explain, or no memory
+        _output(grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset)
+        raise
     _C.linear_4bit_grad_x(
         grad,
         codes,
@@ -66,7 +65,6 @@ def _kernel(
         n,
         k,
         out,
-        workspace,
         zeros,
         nested_absmax,
         nested_code,
