@@ -252,3 +252,24 @@ def test_work_goes_to_torch_s_current_stream(gpu):
 def test_refuses_tensors_on_different_devices(gpu, outputs):
     with pytest.raises(ValueError, match=r"\[quantize_4bit\] codes: got .* on cpu, want a tensor on cuda:0"):
         quantize(torch.randn(N, device=gpu), outputs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
+def test_a_process_that_gets_no_more_threads_goes_on():
+    script = """
+import resource, torch, qbits
+x = torch.randn(1 << 20)
+codes, absmax = qbits.ops.quantize_4bit(x, "nf4", 64)
+want = codes.clone()
+codes.zero_()
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), limits[1]))
+qbits.set_num_threads(4000)
+qbits._C.quantize_4bit(x, "nf4", 64, codes, absmax)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(torch.equal(codes, want))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"

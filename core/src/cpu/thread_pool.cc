@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <mutex>
 #include <set>
@@ -37,7 +38,11 @@ void wait_while_equal(std::atomic<T>& value, T old) {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    workers_.reserve(threads - 1);
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::exception&) {  // a process at a limit of its works with the threads it got
+    }
   }
 
   ~Pool() {
@@ -127,19 +132,22 @@ int default_threads() {
 
 // The pool and its lock live until the process ends: workers may still sleep in it at exit.
 struct State {
+  explicit State(int count) : threads(count) {}
+
   std::mutex mutex;
   Pool* pool = nullptr;
-  std::atomic<int> threads{default_threads()};
+  std::atomic<int> threads;
 };
 
 State*& state_slot() {
-  static State* state = new State;
+  static State* state = new State(default_threads());
   return state;
 }
 
 State& state() {
-  // A forked child has the parent's pool but none of its threads: it starts afresh.
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { state_slot() = new State; });
+  // A forked child has the parent's pool but none of its threads: it starts afresh, with the same setting.
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { state_slot() = new State(state_slot()->threads); });
   static_cast<void>(registered);
   return *state_slot();
 }
