@@ -6,6 +6,7 @@ use the same scheme: `weight`, `weight.scales`, `weight.zeros`, `weight.quant_st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from qbits.codec import check_options, codebook, dtype_name, shape_codes
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
 from qbits.functional.quant_state import _DTYPES, QuantState, _shape, check_entry, pack_json, unpack_json
-from qbits.functional.quantize_4bit import nested_tensors
+from qbits.functional.quantize_4bit import nested_tensors, packed_bytes
+from qbits.ops._library import describe
 from qbits.tensor import QuantizedTensor, matrix_shape
 
 _BITSANDBYTES = "quant_state.bitsandbytes__"
@@ -97,12 +99,16 @@ def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | No
     if not all(isinstance(value, Tensor) for value in entries.values()):
         raise ValueError("[load_state_dict] entries: got values that are not tensors")
     device = codes.device if device is None else device
+    for key, value in entries.items():
+        if value.layout != torch.strided or (value.is_meta and device.type != "meta"):
+            want = f"a dense tensor with data, to load on {device}"
+            raise ValueError(f"[load_state_dict] {key or 'codes'}: got {describe(value)}, want {want}")
     if any(key.startswith(_QBITS) for key in rest):
         return _affine_from_entries(codes, rest, device)
     state = QuantState.from_dict(rest, device)
     codes = codes.to(device)
     if codes.dtype != torch.uint8 and state.shape is not None:  # bitsandbytes' quant_storage
-        codes = codes.contiguous().reshape(-1).view(torch.uint8)[: (state.shape.numel() + 1) // 2]
+        codes = packed_bytes(codes, math.prod(state.shape))
     state.validate(codes)
     assert state.shape is not None and state.quant_type is not None
     assert state.blocksize is not None and state.dtype is not None

@@ -181,3 +181,25 @@ def test_gradients_do_not_pass_through_quantization():
     codes, state = F.quantize_4bit(A, quant_type="nf4")
     assert not F.dequantize_4bit(codes, state).requires_grad
     assert not F.quantize_blockwise(A)[1].absmax.requires_grad
+
+
+def test_tensors_to_write_into_are_checked():
+    A = torch.randn(64, 64)
+    codes, state = F.quantize_4bit(A)
+    with pytest.raises(TypeError, match=r"\[quantize_4bit\] out: got float32, want uint8"):
+        F.quantize_4bit(A, out=torch.empty(2048, 1))
+    with pytest.raises(ValueError, match=r"\[quantize_4bit\] absmax: got float32\[2, 64\]"):
+        F.quantize_4bit(A, absmax=torch.empty(2, 64))
+    with pytest.raises(TypeError, match=r"\[dequantize_4bit\] out: got int32, want float32"):
+        F.dequantize_4bit(codes, state, out=torch.empty(64, 64, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"\[dequantize_blockwise\] out: got float32\[3, 64, 64\]"):
+        F.dequantize_blockwise(*F.quantize_blockwise(A), out=torch.empty(3, 64, 64))
+    with pytest.raises(ValueError, match=r"\[estimate_quantiles\] out"):
+        F.estimate_quantiles(A, out=torch.empty(2, 256))
+
+
+def test_codes_of_another_tensor_are_refused():
+    codes, state = F.quantize_4bit(torch.randn(64, 64))
+    for wrong in (torch.cat([codes, codes]), codes.double()):
+        with pytest.raises(ValueError, match=r"\[dequantize_4bit\] codes: got .*, want 2048 bytes"):
+            F.dequantize_4bit(wrong, state)

@@ -234,6 +234,14 @@ DAMAGE = {
     "shape none": (_json(shape=None), "shape: got None"),
     "nested_blocksize": (_json(nested_blocksize=128), "nested_blocksize and nested_dtype: got 128"),
     "nested_offset": (_json(nested_offset="0"), "nested_offset: got '0'"),
+    "nested_offset too large": (_json(nested_offset=10**400), "want a float32 number"),
+    "a tensor in json": (_json(absmax=[1.0]), "in it and beside it"),
+    "codes of another dtype": (_cast("weight", torch.float64), "codes: got float64"),
+    "codes on meta": (
+        lambda s: s.update({"weight": s["weight"].to("meta")}),
+        "want a dense tensor with data",
+    ),
+    "sparse absmax": (lambda s: s.update({"weight.absmax": s["weight.absmax"].to_sparse()}), "want a dense"),
     "unknown field": (_json(lookup=1), "entries: got"),
     "unknown entry": (lambda s: s.update({"weight.extra": s["bias"]}), "entries: got"),
 }
@@ -284,8 +292,7 @@ def test_another_format_or_shape_is_refused():
         layer({}).load_state_dict(nn.Linear(128, 64).state_dict() | {"bias": torch.zeros(96)})
 
 
-def test_a_meta_weight_cannot_be_saved():
+def test_a_meta_weight_is_its_own_entry():
     with torch.device("meta"):
         module = layer({})
-    with pytest.raises(ValueError, match=r"\[state_dict\] weight: .*meta device"):
-        module.state_dict()
+    assert type(module.state_dict()["weight"]) is qbits.QuantizedTensor

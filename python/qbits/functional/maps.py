@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qbits import _C, ops
 from qbits.formats import FORMATS
+from qbits.functional.quantize_4bit import written
 
 # 4-bit AbnormalFloat for blocks of 64: Yoshida, "NF4 Isn't Information Theoretically Optimal (and that's
 # Good)", arXiv 2306.06965, listed from 1 down as in bitsandbytes.
@@ -84,7 +85,7 @@ def estimate_quantiles(
     if offset is None:
         offset = 1 / (2 * num_quantiles) if num_quantiles > 0 else 0.0
     quantiles = ops.estimate_quantiles(A.detach(), num_quantiles, offset)
-    return quantiles if out is None else out.copy_(quantiles)
+    return quantiles if out is None else written("estimate_quantiles", "out", out, quantiles)
 
 
 def create_quantile_map(A: Tensor, total_bits: int = 8) -> Tensor:

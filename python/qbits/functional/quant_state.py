@@ -154,6 +154,8 @@ class QuantState:
                 raise ValueError(
                     f"[quant_state] quant_type: got {fields.get('quant_type')!r} under key {key}"
                 )
+            if twice := sorted(set(fields) & set(entries)):
+                raise ValueError(f"[quant_state] {key}: got {twice} in it and beside it, want them once")
             entries.update(fields)
         nested = "nested_absmax" in entries
         want = {"absmax", "quant_map", *_FIELDS}
@@ -161,6 +163,9 @@ class QuantState:
             want |= {"nested_absmax", "nested_quant_map", *_NESTED_FIELDS}
         if set(entries) != want:
             raise ValueError(f"[quant_state] entries: got {sorted(entries)}, want {sorted(want)}")
+        for name in ("absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if nested else ())):
+            if not isinstance(entries[name], Tensor):
+                raise ValueError(f"[quant_state] {name}: got {entries[name]!r}, want a tensor")
         state = cls(
             absmax=entries["absmax"].to(device),
             shape=None if entries["shape"] is None else torch.Size(_shape(entries["shape"])),
@@ -171,8 +176,9 @@ class QuantState:
         )
         if nested:
             offset = entries["nested_offset"]
-            if isinstance(offset, bool) or not isinstance(offset, (int, float)):
-                raise ValueError(f"[quant_state] nested_offset: got {offset!r}, want a number")
+            number = isinstance(offset, (int, float)) and not isinstance(offset, bool)
+            if not number or 2**128 <= abs(offset) < math.inf:
+                raise ValueError(f"[quant_state] nested_offset: got {offset!r}, want a float32 number")
             state.offset = torch.tensor(offset, dtype=torch.float32, device=device)
             state.state2 = cls(
                 absmax=entries["nested_absmax"].to(device),

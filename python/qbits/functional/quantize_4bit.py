@@ -11,6 +11,7 @@ from qbits import ops
 from qbits.codec import codebook, dynamic_map
 from qbits.formats import NESTED_BLOCK_SIZE
 from qbits.functional.quant_state import QuantState
+from qbits.ops._library import check_dtype, describe
 
 _FORMATS = ("nf4", "fp4")
 
@@ -61,8 +62,8 @@ def quantize_4bit(
             absmax=nested_absmax, code=code, blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32
         )
     if absmax is not None:
-        state.absmax = absmax.copy_(state.absmax)
-    return codes if out is None else out.copy_(codes), state
+        state.absmax = written("quantize_4bit", "absmax", absmax, state.absmax)
+    return codes if out is None else written("quantize_4bit", "out", out, codes), state
 
 
 def dequantize_4bit(
@@ -108,13 +109,28 @@ def dequantize_4bit(
         dtype,
         *nested_tensors(quant_state),
     )
-    return dense if out is None else out.copy_(dense)
+    return dense if out is None else written("dequantize_4bit", "out", out, dense)
 
 
 def packed_bytes(codes: Tensor, numel: int) -> Tensor:
-    """The uint8 [(numel + 1) // 2] codes in `codes`, whatever its storage dtype and shape."""
+    """The uint8 [(numel + 1) // 2] codes in `codes`, whatever its storage dtype and shape.
+
+    Raises ValueError for more bytes than fill up the last element: they are some other tensor's.
+    """
     flat = codes.detach().contiguous().reshape(-1).view(torch.uint8)
-    return flat[: (numel + 1) // 2]
+    size = (numel + 1) // 2
+    if flat.numel() >= size + codes.element_size():
+        got = f"{describe(codes)}, {flat.numel()} bytes"
+        raise ValueError(f"[dequantize_4bit] codes: got {got}, want {size} bytes")
+    return flat[:size]
+
+
+def written(op: str, what: str, out: Tensor, result: Tensor) -> Tensor:
+    """`out`, into which `result` is written. Raises unless it has the same dtype, shape and device."""
+    check_dtype(op, what, out.dtype, (result.dtype,))
+    if out.shape != result.shape or out.device != result.device:
+        raise ValueError(f"[{op}] {what}: got {describe(out)}, want {describe(result)}")
+    return out.copy_(result)
 
 
 def nested_tensors(state: QuantState) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:

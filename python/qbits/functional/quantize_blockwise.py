@@ -8,6 +8,7 @@ from torch import Tensor
 from qbits import ops
 from qbits.codec import dynamic_map
 from qbits.functional.quant_state import QuantState
+from qbits.functional.quantize_4bit import written
 
 
 def quantize_blockwise(
@@ -40,8 +41,8 @@ def quantize_blockwise(
         state.absmax, state.state2 = quantize_blockwise(scales - offset, blocksize=blocksize)
         state.offset = offset
     if absmax is not None:
-        state.absmax = absmax.copy_(state.absmax)
-    return codes if out is None else out.copy_(codes), state
+        state.absmax = written("quantize_blockwise", "absmax", absmax, state.absmax)
+    return codes if out is None else written("quantize_blockwise", "out", out, codes), state
 
 
 def dequantize_blockwise(
@@ -78,4 +79,4 @@ def dequantize_blockwise(
     dense = ops.dequantize_blockwise(
         A, scales, values, quant_state.blocksize or blocksize, quant_state.dtype or torch.float32
     )
-    return dense if out is None else out.copy_(dense)
+    return dense if out is None else written("dequantize_blockwise", "out", out, dense)
