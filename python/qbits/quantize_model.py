@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from qbits.codec import FLOATS, dtype_name
@@ -17,6 +17,12 @@ from qbits.nn.embedding_4bit import Embedding4bit
 from qbits.nn.linear_4bit import Linear4bit, is_conv1d
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
+
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
+)
 
 
 @dataclass
@@ -44,8 +50,9 @@ def quantize_(
     """Replaces the linear layers of `model` by 4-bit ones, in place, one after the other.
 
     nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so. Subclasses of
-    theirs, which may use their weight in their own way, and layers that are quantized already stay as they
-    are. A module or weight used in several places is quantized once and stays shared.
+    theirs, which may use their weight in their own way, layers whose weight is computed from others (by
+    weight_norm, pruning, ...) and layers that are quantized already stay as they are. Hooks on calls are
+    kept. A module or weight used in several places is quantized once and stays shared.
 
     Args:
         model: its weights float32, bfloat16 or float16.
@@ -101,7 +108,17 @@ def dequantize_(
 
     Returns:
         `model`, with nn.Linear, nn.Embedding and, where there was one, Conv1D; weights not trainable.
+
+    Raises:
+        ValueError: a quantized layer itself, which cannot be replaced in place.
+        TypeError: not a module, or a dtype that is not float32, bfloat16 or float16.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"[dequantize_] model: got {type(model).__name__}, want nn.Module")
+    if isinstance(model, QuantizedModule):
+        raise ValueError(
+            f"[dequantize_] model: got the layer {type(model).__name__} itself, want one around it"
+        )
     groups = _by_weight(p for p in _walk(model, "", set()) if isinstance(p.module, QuantizedModule))
     for group in _drain(groups, "dequantize", progress):
         _dequantize_group(group, dtype)
@@ -119,12 +136,21 @@ def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:
 
 def _is_target(module: Any, config: QuantizeConfig) -> bool:
     if type(module) is nn.Embedding and config.embeddings:
-        return module.max_norm is None and _is_dense(module.weight)
-    return (type(module) is nn.Linear or is_conv1d(module)) and _is_dense(module.weight)
+        return module.max_norm is None and _is_dense(module)
+    return (type(module) is nn.Linear or is_conv1d(module)) and _is_dense(module)
 
 
-def _is_dense(weight: Tensor) -> bool:
-    return not isinstance(weight, QuantizedTensor)
+def _is_dense(module: nn.Module) -> bool:
+    # A weight that is no parameter is computed from others by a hook: weight_norm, spectral_norm, pruning.
+    weight = module._parameters.get("weight")
+    return weight is not None and not isinstance(weight, QuantizedTensor)
+
+
+def _move_hooks(source: nn.Module, target: nn.Module) -> nn.Module:
+    """Gives `target` the call hooks of `source`: the same dicts, so that handles still remove them."""
+    for name in _HOOKS:
+        setattr(target, name, getattr(source, name))
+    return target
 
 
 def _output_names(model: nn.Module) -> list[str]:
@@ -191,7 +217,8 @@ def _quantize_group(group: list[_Place], config: QuantizeConfig, device: torch.d
             dense = dense.t().contiguous() if transposed else dense
             weights[transposed] = quantized_parameter(dense, config, f"{place.name}.weight")
         if id(module) not in modules:
-            modules[id(module)] = _quantized(module, weights[transposed], config, transposed)
+            layer = _quantized(module, weights[transposed], config, transposed)
+            modules[id(module)] = _move_hooks(module, layer)
         place.replace(modules[id(module)])
 
 
@@ -212,7 +239,7 @@ def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
             dense = dense.t().contiguous() if transposed else dense
             weights[transposed] = nn.Parameter(dense, requires_grad=False)
         if id(module) not in modules:
-            modules[id(module)] = _dequantized(module, weights[transposed])
+            modules[id(module)] = _move_hooks(module, _dequantized(module, weights[transposed]))
         place.replace(modules[id(module)])
 
 

@@ -247,3 +247,35 @@ def test_quantizing_on_the_gpu(gpu):
     assert {p.device.type for p in there.parameters()} == {"cuda"}
     assert torch.equal(there.blocks[1].down.weight.codes.cpu(), model.blocks[1].down.weight.codes)
     torch.testing.assert_close(there(IDS.to(gpu)).cpu(), model(IDS), atol=1e-2, rtol=1e-2)
+
+
+def test_hooks_move_along():
+    model, calls = nn.Sequential(nn.Linear(64, 64)), []
+    handle = model[0].register_forward_pre_hook(lambda module, x: calls.append(type(module)))
+    quantize_(model)
+    model(torch.ones(64))
+    dequantize_(model)
+    model(torch.ones(64))
+    handle.remove()
+    model(torch.ones(64))
+    assert calls == [Linear4bit, nn.Linear]
+
+
+def test_weights_a_hook_computes_stay():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(64, 64)))
+    quantize_(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_dequantize_refuses_a_layer_itself():
+    with pytest.raises(ValueError, match=r"\[dequantize_\] model: got the layer Linear4bit itself"):
+        dequantize_(Linear4bit(64, 64))
+    with pytest.raises(TypeError, match=r"\[dequantize_\] model: got NoneType"):
+        dequantize_(None)
+
+
+def test_a_refused_dtype_changes_nothing():
+    layer = Linear4bit(64, 64)
+    with pytest.raises(TypeError, match=r"\[Module.to\] dtype"):
+        layer.double()
+    assert layer.bias.dtype == torch.float32

@@ -44,6 +44,8 @@ class QuantizedModule(nn.Module):
         weight = self._parameters.get("weight")
         if not isinstance(weight, QuantizedTensor):
             return super()._apply(fn, recurse)
+        with torch.no_grad():  # first, since it may refuse
+            moved = _moved(weight, fn(weight))
         # torch would swap the wrapper, which fails once it has been compiled, or leave its tensors behind.
         self._parameters["weight"] = None
         try:
@@ -51,7 +53,6 @@ class QuantizedModule(nn.Module):
         finally:
             self._parameters["weight"] = weight
         with torch.no_grad():
-            moved = _moved(weight, fn(weight))
             try:
                 weight.data = moved
             except RuntimeError:  # something in C++ holds the wrapper
