@@ -315,6 +315,9 @@ def quantize(
     block_size, scale_dtype = check_options("quantize", row, block_size, double_quant, scale_dtype)
     if isinstance(tensor, QuantizedTensor):
         tensor = tensor.dequantize()
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        got = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"[quantize] tensor: got {got}, want a dense torch.Tensor")
     if tensor.dtype not in FLOATS:
         want = ", ".join(map(dtype_name, FLOATS))
         raise TypeError(f"[quantize] tensor: got {dtype_name(tensor.dtype)}, want {want}")
@@ -322,6 +325,9 @@ def quantize(
     tensors = encode(matrix, format, block_size, double_quant, scale_dtype)
     if name is not None and (index := first_bad_index(tensor.detach(), tensors)) is not None:
         value = tensor.detach()[index].item()
+        if math.isfinite(value):
+            want = f"values whose range {dtype_name(scale_dtype)} scales can hold"
+            raise ValueError(f"[quantize] {name}: got a scale that is not finite, want {want}")
         raise ValueError(f"[quantize] {name}: got {value} at index {list(index)}, want finite values")
     return QuantizedTensor(tensors, format, block_size, tensor.shape, tensor.dtype)
 
@@ -342,6 +348,14 @@ def rebuild_quantized_tensor(
     requires_grad: bool,
 ) -> QuantizedTensor:
     """Unpickles a QuantizedTensor. Raises ValueError or TypeError for tensors its format does not have."""
+    row = check_format("QuantizedTensor", format)
+    scales = {"scales", "zeros"} if row.coding == "affine" else {"absmax"}
+    nested = {"nested_absmax", "nested_code", "offset"} if {*tensors} - {"codes"} - scales else set()
+    if {*tensors} != {"codes"} | scales | nested or not all(isinstance(t, Tensor) for t in tensors.values()):
+        want = f"the tensors of {format}"
+        raise ValueError(f"[QuantizedTensor] tensors: got {sorted(map(str, tensors))}, want {want}")
+    if min((*shape, *matrix), default=0) < 0 or math.prod(shape) != math.prod(matrix):
+        raise ValueError(f"[QuantizedTensor] shape: got {shape}, want that of a matrix {matrix}")
     tensor = QuantizedTensor(tensors, format, block_size, shape, dtype, matrix)
     # The op checks every size and dtype against the table; on meta tensors it does only that.
     decode(tensor.map(lambda t: t.to("meta")).tensors(), format, block_size, matrix, dtype)

@@ -99,7 +99,11 @@ def _split(func: Any, args: Any, kwargs: Any) -> Any:
     if (args[2] if len(args) > 2 else kwargs.get("dim", 0)) != 0 or self.shape[0] == 0:
         return NotImplemented
     if isinstance(sizes, int):
-        sizes = [min(sizes, self.shape[0] - start) for start in range(0, self.shape[0], max(sizes, 1))]
+        if sizes <= 0:
+            return NotImplemented
+        sizes = [min(sizes, self.shape[0] - start) for start in range(0, self.shape[0], sizes)]
+    elif sum(sizes) != self.shape[0] or min(sizes) < 0:
+        return NotImplemented  # torch says what is wrong
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = [slice_rows(self, start, start + size) for start, size in zip(starts, sizes, strict=True)]
     if any(part is None for part in parts):
@@ -268,6 +272,12 @@ def _fallback(func: Any, args: Any, kwargs: Any) -> Any:
 
     result = func(*tree_map(replace, args), **tree_map(replace, kwargs))
     for target in targets:
+        if dense[id(target)].shape != target.shape:
+            want = f"{list(target.shape)}: an op in place that keeps the shape, or dequantize() first"
+            raise ValueError(
+                f"[QuantizedTensor] {func}: got shape {list(dense[id(target)].shape)}, want {want}"
+            )
+    for target in targets:
         store(target, dense[id(target)])
     return tree_map(lambda value: owner.get(id(value), value), result)
 
@@ -313,5 +323,19 @@ def _embedding(
         return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
 
 
+def _setitem(self: Tensor, index: Any, value: Any) -> None:
+    # Most views of a QuantizedTensor are dense, so that writing to one would be lost.
+    dense = _dense(self)
+    dense[tree_map(_dense, index)] = _dense(value)
+    if isinstance(self, QuantizedTensor):
+        self.copy_(dense)
+
+
+def _dlpack(self: QuantizedTensor, **kwargs: Any) -> Any:
+    return self.dequantize().__dlpack__(**kwargs)  # its own memory is an empty shell
+
+
+FUNCTIONS[Tensor.__setitem__] = _setitem
+FUNCTIONS[Tensor.__dlpack__] = _dlpack
 FUNCTIONS[F.linear] = _linear
 FUNCTIONS[F.embedding] = _embedding

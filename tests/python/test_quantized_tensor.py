@@ -288,3 +288,57 @@ def test_refusals():
         qbits.quantize(x, scale_dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"\[quantize\] tensor: got int64, want float32, bfloat16, float16"):
         qbits.quantize(torch.zeros(3, dtype=torch.int64))
+
+
+def test_assignment_to_elements_is_kept():
+    x = dense(64, 128)
+    weight = qbits.quantize(x)
+    want = weight.dequantize()
+    weight[3] = 0.0
+    weight[:, 5] = weight[:, 6]
+    want[3] = 0.0
+    want[:, 5] = want[:, 6]
+    assert torch.equal(weight.dequantize(), qbits.quantize(want).dequantize())
+    assert (weight[3].dequantize() if isinstance(weight[3], qbits.QuantizedTensor) else weight[3]).eq(0).all()
+
+
+def test_ops_in_place_that_change_the_shape_are_refused():
+    weight = qbits.quantize(dense(64, 128))
+    before = weight.dequantize()
+    for change in (weight.t_, lambda: weight.unsqueeze_(0), lambda: weight.resize_(2, 2)):
+        with pytest.raises(ValueError, match=r"\[QuantizedTensor\] aten.*: got shape"):
+            change()
+    for sizes in (0, -1, [10, 10], [70, -6]):
+        with pytest.raises(RuntimeError, match="split"):
+            weight.split(sizes)
+    assert torch.equal(weight.dequantize(), before)
+
+
+def test_dlpack_gives_the_dequantized_values():
+    weight = qbits.quantize(dense(64, 128))
+    assert torch.equal(torch.from_dlpack(weight), weight.dequantize())
+
+
+def test_what_cannot_be_quantized_is_refused():
+    for wrong in (None, [1.0], torch.eye(4).to_sparse()):
+        with pytest.raises(TypeError, match=r"\[quantize\] tensor: got .*, want a dense torch.Tensor"):
+            qbits.quantize(wrong)
+    with pytest.raises(ValueError, match=r"\[quantize\] w: .* float16 scales can hold"):
+        qbits.quantize(torch.full((4, 64), 1e38), "int4", scale_dtype=torch.float16, name="w")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"shape": (100, 128)}, r"\] shape: got"),
+        ({"shape": (-64, -128)}, r"\] shape: got"),
+        ({"format": "int4"}, r"\] tensors: got"),
+        ({"format": "nf5"}, r"\] format: got"),
+        ({"tensors": {"codes": torch.zeros(64, 64, dtype=torch.uint8)}}, r"\] tensors: got"),
+    ],
+)
+def test_tampered_pickles_are_refused(change, message):
+    rebuild, arguments = qbits.quantize(dense(64, 128)).__reduce_ex__(2)
+    names = ("tensors", "format", "block_size", "shape", "dtype", "matrix", "is_parameter", "requires_grad")
+    with pytest.raises(ValueError, match=message):
+        rebuild(**{**dict(zip(names, arguments, strict=True)), **change})
