@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--windows",
         type=_at_least(1),
-        default=6,
+        default=4,
         help="windows of text to measure perplexity in",
     )
     demo.add_argument("--tokens", type=_at_least(2), default=40, help="tokens to generate in each format")
