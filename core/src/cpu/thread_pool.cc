@@ -36,6 +36,8 @@ void wait_while_equal(std::atomic<T>& value, T old) {
 }
 
 class Pool {
+  static constexpr int kClosed = 1 << 30;
+
  public:
   explicit Pool(int threads) {
     workers_.reserve(threads - 1);
@@ -59,13 +61,16 @@ class Pool {
     grain_ = grain;
     body_ = &body;
     next_.store(0, std::memory_order_relaxed);
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    joined_.store(0, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     drain();
-    for (int left = running_.load(std::memory_order_acquire); left != 0;
-         left = running_.load(std::memory_order_acquire)) {
-      wait_while_equal(running_, left);
+    // Only workers that have started are waited for: one whose core is taken, by a spinning thread of another
+    // pool for instance, would hold up the rest for a time slice.
+    joined_.fetch_or(kClosed, std::memory_order_acq_rel);
+    for (int joined = joined_.load(std::memory_order_acquire); joined != kClosed;
+         joined = joined_.load(std::memory_order_acquire)) {
+      wait_while_equal(joined_, joined);
     }
   }
 
@@ -78,16 +83,30 @@ class Pool {
     }
   }
 
+  // Whether the run is still open. Its fields do not change before this worker leaves.
+  bool join() {
+    int joined = joined_.load(std::memory_order_acquire);
+    while ((joined & kClosed) == 0) {
+      if (joined_.compare_exchange_weak(joined, joined + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
+  void leave() {
+    if (joined_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) joined_.notify_all();
+  }
+
   void work() {
     uint32_t seen = 0;
     for (;;) {
       wait_while_equal(generation_, seen);
       seen = generation_.load(std::memory_order_acquire);
       if (stop_) return;
+      if (!join()) continue;
       inside_body = true;
       drain();
       inside_body = false;
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_all();
+      leave();
     }
   }
 
@@ -97,7 +116,7 @@ class Pool {
  private:
   std::vector<std::thread> workers_;
   std::atomic<uint32_t> generation_{0};
-  std::atomic<int> running_{0};
+  std::atomic<int> joined_{kClosed};  // workers in the run, and kClosed once no more may join
   std::atomic<int64_t> next_{0};
   std::atomic<bool> stop_{false};
   int64_t count_ = 0;
