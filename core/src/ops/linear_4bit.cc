@@ -19,7 +19,7 @@ int64_t workspace_size(std::string_view op, const Weight4bitArgs& w, int64_t m, 
 }  // namespace
 
 int64_t linear_4bit_workspace(const Weight4bit& weight, int64_t m, DType x) {
-  constexpr std::string_view op = "linear_4bit_workspace";
+  constexpr std::string_view op = "linear_4bit";
   const Device device = weight.codes.device;
   const Weight4bitArgs w = check::weight_4bit(op, weight, device);
   check::require(is_floating(x), ErrorCode::InvalidType, op, "x dtype", name(x), "float32, bfloat16 or float16");

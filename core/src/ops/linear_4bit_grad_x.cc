@@ -18,7 +18,7 @@ int64_t workspace_size(std::string_view op, const Weight4bitArgs& w, int64_t m, 
 }  // namespace
 
 int64_t linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t m, DType grad) {
-  constexpr std::string_view op = "linear_4bit_grad_x_workspace";
+  constexpr std::string_view op = "linear_4bit_grad_x";
   const Device device = weight.codes.device;
   const Weight4bitArgs w = check::weight_4bit(op, weight, device);
   check::require(is_floating(grad), ErrorCode::InvalidType, op, "grad dtype", name(grad),
