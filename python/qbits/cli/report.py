@@ -22,7 +22,7 @@ WIDTH = 100
 
 def print_header(console: Console, name: str, parameters: int, ids: Tensor, device: str) -> None:
     """What is measured, on what."""
-    where = f"{qbits.isa()}, {qbits.num_threads()} threads" if device == "cpu" else device
+    where = f"the CPU ({qbits.isa()}, {qbits.num_threads()} threads)" if device == "cpu" else device
     console.print(f"[bold]{name}[/], {parameters / MB:.1f} million parameters, on {where}", soft_wrap=True)
     console.print(
         f"Text: Python's reference pages (pydoc_data.topics), {len(ids)} windows of {ids.shape[1]} tokens",
@@ -66,8 +66,8 @@ def print_texts(console: Console, results: list[Result]) -> None:
 def print_caveat(console: Console, default_model: bool) -> None:
     """How to read the table."""
     notes = [
-        "MB: 10^6 bytes of parameters, scales included. The 4-bit rows hold the linear layers in 4 bits and "
-        "the embeddings, norms and output layer in bf16.",
+        "MB: 10^6 bytes of parameters and buffers, scales included. The 4-bit rows hold the linear layers in "
+        "4 bits and the embeddings, norms and output layer in bf16.",
         "perplexity: of the stored weights, with activations in fp32. tokens/s: greedy decoding; activations "
         "in fp32 in the first row, in bf16 in the others.",
     ]
@@ -87,7 +87,7 @@ def print_reload(console: Console, size: int, tokens: int, equal: bool, output: 
     verdict = "bit-equal to" if equal else "[red]NOT EQUAL to[/]"
     where = f" in {output}" if output else ""
     console.print(
-        f"\nSaved the nf4 model ({size / MB:.1f} MB of safetensors{where}), loaded it in a new process: "
+        f"\nSaved the nf4 model ({size / MB:.1f} MB of safetensors{where}) and loaded it in a new process:\n"
         f"its logits of {tokens} tokens are {verdict} those before.",
         soft_wrap=True,
     )
