@@ -56,6 +56,17 @@ def test_self_test_sees_a_wrong_kernel(monkeypatch):
     assert "FAILED" in str(result)
 
 
+def test_info_survives_an_op_that_raises(monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(self_test.ops, "linear_4bit", broken)
+    assert main(["info"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED on cpu: RuntimeError: no kernel image" in printed
+    assert "torch:" in printed
+
+
 def test_self_test_sees_a_wrong_code(monkeypatch):
     real = self_test.ops.quantize_4bit
 

@@ -23,10 +23,18 @@ def diagnosis() -> tuple[str, bool]:
     lines = [f"{name + ':':<13}{value}" for name, value in _facts()]
     passed = True
     for device in ("cpu", *(["cuda"] if _cuda_usable() else [])):
-        result = self_test(device)
-        passed &= result.passed
-        lines.append(f"{'self-test:':<13}{result}")
+        outcome, ok = _self_test(device)
+        lines.append(f"{'self-test:':<13}{outcome}")
+        passed &= ok
     return "\n".join(lines), passed
+
+
+def _self_test(device: str) -> tuple[str, bool]:
+    try:
+        result = self_test(device)
+    except Exception as error:  # a build too broken to compute is what the report is for
+        return f"FAILED on {device}: {type(error).__name__}: {error}", False
+    return str(result), result.passed
 
 
 def _facts() -> Iterator[tuple[str, str]]:
