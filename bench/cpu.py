@@ -262,9 +262,10 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    run = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    if built := os.environ.get("QBITS_COMMIT"):
+        return built
+    command = ["git", "rev-parse", "--verify", "-q", "HEAD"]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return run.stdout.strip() or None
 
 

@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-out/gpu}
-export QBITS_COMMIT=${QBITS_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+export QBITS_COMMIT=${QBITS_COMMIT:-$(git rev-parse --verify -q HEAD 2>/dev/null || echo unknown)}
 STAGES=${STAGES:-install cpp pytest sanitizer bench}
 mkdir -p "$OUT"
 export work
