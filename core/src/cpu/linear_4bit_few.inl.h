@@ -9,6 +9,9 @@
 // word hold its element p ^ 1, so one shift and one lookup yield that element of every word of the chunk. x is
 // put into the same order once per call. A word never spans two blocks, so a chunk's sums are multiplied by the
 // scales of its words at the end. Needs columns in multiples of eight.
+//
+// Where rows are whole blocks the scales of a panel are kept one after the other and a chunk looks up those of
+// its lanes; elsewhere each word has its own copy.
 
 constexpr int64_t kChunk = 8 * F32::kLanes;
 
@@ -42,12 +45,47 @@ struct FewKernel {
   static constexpr int64_t kPanel = few_panel<kM>();
   static constexpr int kLanes = F32::kLanes;
 
+  static constexpr int kEntries = kPanel / 8 + 16;  // a lookup may read sixteen
+
   const Weight4bitArgs& w;
   const Table16 table;
-  alignas(64) float scales[kRows][kPanel / 8 + kLanes];
-  alignas(64) float zeros[kAffine ? kRows : 1][kAffine ? kPanel / 8 + kLanes : 1];
+  const bool whole_blocks;
+  int shift = 62;  // columns of an entry of `scales`, as a power of two; 62: one entry for the row
+  I32 entry_of_lane = set1(0);
+  alignas(64) float scales[kRows][kEntries];
+  alignas(64) float zeros[kAffine ? kRows : 1][kAffine ? kEntries : 1];
 
-  explicit FewKernel(const Weight4bitArgs& weight, const Table16& codebook) : w(weight), table(codebook) {}
+  FewKernel(const Weight4bitArgs& weight, const Table16& codebook)
+      : w(weight), table(codebook), whole_blocks(weight.cols % weight.block_size == 0) {
+    const int64_t span = whole_blocks ? w.block_size : 8;
+    if ((span & (span - 1)) != 0) return;  // only a whole row has such a length
+    shift = __builtin_ctzll(static_cast<uint64_t>(span));
+    int32_t entries[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) entries[lane] = (8 * lane) >> shift;
+    entry_of_lane = load_i32(entries);
+  }
+
+  // The scales (or zeros) of row `row` for columns [begin, end), one for each entry, then zeros.
+  template <class At>
+  void fill(int64_t row, int64_t begin, int64_t end, At at, float* out) const {
+    if (!whole_blocks) {
+      spread_scales(w, row, begin, end, at, out);
+      return;
+    }
+    const int64_t first = (row * w.cols + begin) / w.block_size;
+    const int64_t count = (row * w.cols + end - 1) / w.block_size - first + 1;
+    for (int64_t i = 0; i < count; ++i) out[i] = at(first + i);
+    for (int64_t i = count; i < count + 16 && i < kEntries; ++i) out[i] = 0.0F;
+  }
+
+  // What `entries` holds for each lane of the chunk whose first entry is `entry`.
+  F32 of_lanes(const float* entries, int64_t entry) const {
+    if constexpr (kLanes == 1) {
+      return set1(entries[entry]);
+    } else {
+      return lookup_low8(load_table(entries + entry), entry_of_lane);
+    }
+  }
 
   template <int kPosition>
   void position(const I32 (&words)[kRows], const F32 (&zero)[kRows], const float* x, int64_t stride,
@@ -64,16 +102,16 @@ struct FewKernel {
     if constexpr (kPosition < 7) position<kPosition + 1>(words, zero, x, stride, sums);
   }
 
-  void chunk(const I32 (&words)[kRows], int64_t word, const float* x, int64_t stride, F32 (&totals)[kRows][kM]) const {
+  void chunk(const I32 (&words)[kRows], int64_t entry, const float* x, int64_t stride, F32 (&totals)[kRows][kM]) const {
     F32 zero[kRows] = {};
     F32 sums[kRows][kM];
     for (int r = 0; r < kRows; ++r) {
-      if constexpr (kAffine) zero[r] = load(zeros[r] + word);
+      if constexpr (kAffine) zero[r] = of_lanes(zeros[r], entry);
       for (int m = 0; m < kM; ++m) sums[r][m] = set1(0.0F);
     }
     position<0>(words, zero, x, stride, sums);
     for (int r = 0; r < kRows; ++r) {
-      const F32 scale = load(scales[r] + word);
+      const F32 scale = of_lanes(scales[r], entry);
       for (int m = 0; m < kM; ++m) totals[r][m] = muladd(sums[r][m], scale, totals[r][m]);
     }
   }
@@ -85,9 +123,14 @@ struct FewKernel {
     const uint8_t* codes[kRows];
     for (int r = 0; r < kRows; ++r) {
       codes[r] = w.codes + (rows[r] * w.cols + begin) / 2;
-      spread_scales(w, rows[r], begin, end, [&](int64_t i) { return scale_at(w, i); }, scales[r]);
       if constexpr (kAffine) {
-        spread_scales(w, rows[r], begin, end, [&](int64_t i) { return zero_at(w, i); }, zeros[r]);
+        fill(rows[r], begin, end, [&](int64_t i) { return scale_at(w, i); }, scales[r]);
+        fill(rows[r], begin, end, [&](int64_t i) { return zero_at(w, i); }, zeros[r]);
+      } else if (w.absmax.is_nested()) {
+        fill(rows[r], begin, end, [&](int64_t i) { return absmax_at(w.absmax, i); }, scales[r]);
+      } else {
+        const float* absmax = static_cast<const float*>(w.absmax.values);
+        fill(rows[r], begin, end, [=](int64_t i) { return absmax[i]; }, scales[r]);
       }
     }
     I32 words[kRows];
@@ -97,14 +140,16 @@ struct FewKernel {
         words[r] = load_words(codes[r] + k / 2);
         __builtin_prefetch(codes[r] + k / 2 + ahead);
       }
-      chunk(words, k / 8, x + k, stride, totals);
+      chunk(words, entry(begin, k), x + k, stride, totals);
     }
     if (k < end - begin) {
       const int count = static_cast<int>((end - begin - k) / 8);
       for (int r = 0; r < kRows; ++r) words[r] = load_words(codes[r] + k / 2, count);
-      chunk(words, k / 8, x + k, stride, totals);
+      chunk(words, entry(begin, k), x + k, stride, totals);
     }
   }
+
+  int64_t entry(int64_t begin, int64_t k) const { return ((begin + k) >> shift) - (begin >> shift); }
 };
 
 // c[m, n - n0] = x[m] . W[n] for n in [n0, n1) and kM rows of x in chunk order.
