@@ -37,3 +37,14 @@ class QuantizeConfig:
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
             want = "float32, bfloat16, float16 or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
+
+
+def as_config(op: str, config: str | QuantizeConfig | None) -> QuantizeConfig:
+    """`config` itself, or the defaults, or those with the format it names. Anything else is a TypeError."""
+    if config is None:
+        return QuantizeConfig()
+    if isinstance(config, str):
+        return QuantizeConfig(format=config)
+    if not isinstance(config, QuantizeConfig):
+        raise TypeError(f"[{op}] config: got {type(config).__name__}, want a format or a QuantizeConfig")
+    return config

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qbits.codec import FLOATS, dtype_name
-from qbits.config import QuantizeConfig
+from qbits.config import QuantizeConfig, as_config
 from qbits.nn.embedding_4bit import Embedding4bit
 from qbits.nn.linear_4bit import Linear4bit, is_conv1d
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
@@ -71,10 +71,7 @@ def quantize_(
             the parameter and the first bad index, with the layers before it quantized already.
         TypeError: a dtype that cannot be quantized, before anything is changed.
     """
-    if isinstance(config, str):
-        config = QuantizeConfig(format=config)
-    if not isinstance(config, QuantizeConfig):
-        raise TypeError(f"[quantize_] config: got {type(config).__name__}, want a format or a QuantizeConfig")
+    config = as_config("quantize_", config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
     if _is_target(model, config):

@@ -285,3 +285,17 @@ def test_on_the_gpu_the_bits_are_those_of_the_cpu(gpu, options):
     assert back.weight.device.type == "cpu" and torch.equal(back(x), here(x))
     state = {name: value.cpu() for name, value in made_there.state_dict().items()}
     assert all(torch.equal(value, state[name]) for name, value in here.state_dict().items())
+
+
+def test_a_config_is_a_format_a_quantize_config_or_options():
+    assert qbits.nn.Linear4bit(64, 32, config="fp4").config.format == "fp4"
+    dense = torch.nn.Linear(64, 32)
+    assert qbits.nn.Linear4bit.from_float(dense, "int4").config.format == "int4"
+    with pytest.raises(TypeError, match=r"\[Linear4bit\] config: got dict, want a format"):
+        qbits.nn.Linear4bit(64, 32, config={"format": "nf4"})
+    with pytest.raises(TypeError, match=r"\[Linear4bit\] options: got .* beside config"):
+        qbits.nn.Linear4bit(64, 32, config="nf4", block_size=32)
+    with pytest.raises(TypeError, match=r"\[quantize_4bit\] A: got list, want a tensor"):
+        qbits.functional.quantize_4bit([1.0])
+    with pytest.raises(TypeError, match=r"\[quantize_4bit\] quant_storage: got 'uint8'"):
+        qbits.functional.quantize_4bit(torch.ones(64), quant_storage="uint8")

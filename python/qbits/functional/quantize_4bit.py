@@ -43,6 +43,10 @@ def quantize_4bit(
     """
     if quant_type not in _FORMATS:
         raise ValueError(f"[quantize_4bit] quant_type: got {quant_type!r}, want {' or '.join(_FORMATS)}")
+    if not isinstance(A, Tensor):
+        raise TypeError(f"[quantize_4bit] A: got {type(A).__name__}, want a tensor")
+    if not isinstance(quant_storage, torch.dtype):
+        raise TypeError(f"[quantize_4bit] quant_storage: got {quant_storage!r}, want a torch.dtype")
     blocksize = 64 if blocksize is None else blocksize
     codes, scales = ops.quantize_4bit(A.detach(), quant_type, blocksize)
     itemsize = quant_storage.itemsize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qbits.config import QuantizeConfig
+from qbits.config import QuantizeConfig, as_config
 from qbits.functional.linear import embedding_4bit
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
@@ -17,7 +17,8 @@ class Embedding4bit(QuantizedModule, nn.Embedding):
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
             initialised like its, then quantized.
-        config: format, block size and the rest; keyword arguments are taken for its fields.
+        config: a format, or a QuantizeConfig with block size and the rest, whose fields are also taken as
+            keyword arguments.
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.
@@ -30,16 +31,20 @@ class Embedding4bit(QuantizedModule, nn.Embedding):
         padding_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        config: QuantizeConfig | None = None,
+        config: str | QuantizeConfig | None = None,
         **options: object,
     ) -> None:
-        self.config = QuantizeConfig(**options) if config is None else config  # type: ignore[arg-type]
+        if options and config is not None:
+            raise TypeError(
+                f"[Embedding4bit] options: got {sorted(options)} beside config, want one or the other"
+            )
+        self.config = QuantizeConfig(**options) if options else as_config("Embedding4bit", config)  # type: ignore[arg-type]
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         self.weight = quantized_parameter(self.weight.detach(), self.config, None)
 
     @classmethod
     def from_float(
-        cls, embedding: nn.Embedding, config: QuantizeConfig | None = None, name: str = "weight"
+        cls, embedding: nn.Embedding, config: str | QuantizeConfig | None = None, name: str = "weight"
     ) -> Embedding4bit:
         """The quantized `embedding`. `name` is what a NaN or infinity in the table is reported under.
 
@@ -52,7 +57,7 @@ class Embedding4bit(QuantizedModule, nn.Embedding):
             raise TypeError(f"[Embedding4bit.from_float] module: got {got}, want nn.Embedding")
         if embedding.max_norm is not None:
             raise ValueError(f"[Embedding4bit.from_float] max_norm: got {embedding.max_norm}, want None")
-        config = QuantizeConfig() if config is None else config
+        config = as_config("Embedding4bit.from_float", config)
         parameter = quantized_parameter(embedding.weight.detach(), config, name)
         return cls.from_parameter(parameter, config, embedding.padding_idx, embedding.training)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qbits.config import QuantizeConfig
+from qbits.config import QuantizeConfig, as_config
 from qbits.functional.linear import autocast_dtype, linear_4bit
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
@@ -20,7 +20,8 @@ class Linear4bit(QuantizedModule, nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised like
             its, then quantized.
-        config: format, block size and the rest; keyword arguments are taken for its fields.
+        config: a format, or a QuantizeConfig with block size and the rest, whose fields are also taken as
+            keyword arguments.
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.
@@ -33,16 +34,20 @@ class Linear4bit(QuantizedModule, nn.Linear):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        config: QuantizeConfig | None = None,
+        config: str | QuantizeConfig | None = None,
         **options: object,
     ) -> None:
-        self.config = QuantizeConfig(**options) if config is None else config  # type: ignore[arg-type]
+        if options and config is not None:
+            raise TypeError(
+                f"[Linear4bit] options: got {sorted(options)} beside config, want one or the other"
+            )
+        self.config = QuantizeConfig(**options) if options else as_config("Linear4bit", config)  # type: ignore[arg-type]
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight = quantized_parameter(self.weight.detach(), self.config, None)
 
     @classmethod
     def from_float(
-        cls, linear: nn.Module, config: QuantizeConfig | None = None, name: str = "weight"
+        cls, linear: nn.Module, config: str | QuantizeConfig | None = None, name: str = "weight"
     ) -> Linear4bit:
         """The quantized `linear`: an nn.Linear or transformers' Conv1D. Shares its bias.
 
@@ -58,7 +63,7 @@ class Linear4bit(QuantizedModule, nn.Linear):
                 f"[Linear4bit.from_float] module: got {type(linear).__name__}, want nn.Linear or Conv1D"
             )
         dense: Tensor = linear.weight.detach()  # type: ignore[operator]
-        config = QuantizeConfig() if config is None else config
+        config = as_config("Linear4bit.from_float", config)
         parameter = quantized_parameter(dense.t().contiguous() if transposed else dense, config, name)
         return cls.from_parameter(parameter, linear.bias, config, transposed, linear.training)  # type: ignore[arg-type]
 
