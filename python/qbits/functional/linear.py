@@ -53,7 +53,7 @@ class _Linear4bit(torch.autograd.Function):
             else:
                 grad_x = _grad_x(grad, codes, scales, *ctx.weight, zeros, *nested)
         if ctx.needs_input_grad[1]:
-            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+            grad_bias = grad.sum_to_size(grad.shape[-1:])
         return grad_x, grad_bias, None, None, None, None, None, None, None, None, None, None
 
 
