@@ -335,6 +335,20 @@ def _dlpack(self: QuantizedTensor, **kwargs: Any) -> Any:
     return self.dequantize().__dlpack__(**kwargs)  # its own memory is an empty shell
 
 
+def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, which writes to its first tensor through a pointer: an empty shell has none."""
+
+    def on_values(self: Tensor, *args: Any) -> Tensor:
+        dense = _dense(self)
+        function(dense, *map(_dense, args))
+        return self.copy_(dense) if isinstance(self, QuantizedTensor) else self
+
+    return on_values
+
+
+FUNCTIONS[Tensor.apply_] = _elementwise(Tensor.apply_)
+FUNCTIONS[Tensor.map_] = _elementwise(Tensor.map_)
+FUNCTIONS[Tensor.map2_] = _elementwise(Tensor.map2_)
 FUNCTIONS[Tensor.__setitem__] = _setitem
 FUNCTIONS[Tensor.__dlpack__] = _dlpack
 FUNCTIONS[F.linear] = _linear

@@ -342,3 +342,18 @@ def test_tampered_pickles_are_refused(change, message):
     names = ("tensors", "format", "block_size", "shape", "dtype", "matrix", "is_parameter", "requires_grad")
     with pytest.raises(ValueError, match=message):
         rebuild(**{**dict(zip(names, arguments, strict=True)), **change})
+
+
+def test_functions_that_write_through_a_pointer_see_the_values():
+    q = qbits.quantize(torch.randn(4, 64))
+    values = q.dequantize()
+    assert q.apply_(lambda v: -2 * v) is q
+    assert torch.equal(q.dequantize(), qbits.quantize(-2 * values).dequantize())
+    q = qbits.quantize(values)
+    dense = torch.zeros(4, 64)
+    assert dense.map2_(q, q, lambda a, b, c: a + b + c) is dense
+    torch.testing.assert_close(dense, 2 * values)
+    assert q.map_(dense, lambda a, b: b) is q
+    assert torch.equal(q.dequantize(), qbits.quantize(dense).dequantize())
+    q.map2_(values, values, lambda a, b, c: b + c)
+    assert torch.equal(q.dequantize(), qbits.quantize(2 * values).dequantize())
