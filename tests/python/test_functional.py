@@ -1,5 +1,7 @@
 """qbits.functional: the signatures, shapes and states of bitsandbytes.functional."""
 
+import re
+
 import pytest
 import torch
 
@@ -203,3 +205,29 @@ def test_codes_of_another_tensor_are_refused():
     for wrong in (torch.cat([codes, codes]), codes.double()):
         with pytest.raises(ValueError, match=r"\[dequantize_4bit\] codes: got .*, want 2048 bytes"):
             F.dequantize_4bit(wrong, state)
+
+
+@pytest.mark.parametrize("bad", [None, [1.0], 3])
+def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
+    x = torch.randn(4, 64)
+    codes, scales, _ = F.quantize_affine(x)
+    packed, _ = F.quantize_4bit(x)
+    calls = {
+        "[quantize_4bit] A": lambda: F.quantize_4bit(bad),
+        "[dequantize_4bit] A": lambda: F.dequantize_4bit(bad, F.quantize_4bit(x)[1]),
+        "[quantize_blockwise] A": lambda: F.quantize_blockwise(bad),
+        "[dequantize_blockwise] A": lambda: F.dequantize_blockwise(bad, F.quantize_blockwise(x)[1]),
+        "[quantize_affine] x": lambda: F.quantize_affine(bad),
+        "[dequantize_affine] zeros": lambda: F.dequantize_affine(codes, scales, bad, "int4", 64, x.shape),
+        "[estimate_quantiles] A": lambda: F.estimate_quantiles(bad),
+    }
+    if bad is not None:  # where None has a meaning
+        calls |= {
+            "[quantize_4bit] out": lambda: F.quantize_4bit(x, out=bad),
+            "[dequantize_4bit] absmax": lambda: F.dequantize_4bit(packed, None, bad, x.clone()),
+            "[quantize_blockwise] code": lambda: F.quantize_blockwise(x, bad),
+            "[dequantize_blockwise] absmax": lambda: F.dequantize_blockwise(x.byte(), None, bad),
+        }
+    for where, call in calls.items():
+        with pytest.raises(TypeError, match=f"{re.escape(where)}: got {type(bad).__name__}, want a tensor"):
+            call()
