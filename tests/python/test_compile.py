@@ -1,5 +1,7 @@
 """torch.compile: one graph, forward and backward, and one compilation for every number of rows."""
 
+import copy
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -67,6 +69,32 @@ def test_functions_that_make_a_map_are_traced(double_quant):
     assert all(map(torch.equal, fast(x), there_and_back(x)))
     assert counter.frame_count == 1
     assert all(map(torch.equal, there_and_back(x), there_and_back(x)))  # no fake map was kept
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_graph_sees_its_own_writes_to_a_weight(options, grad):
+    layers = {
+        "linear": (Linear4bit(64, 32, **options), torch.randn(3, 64)),
+        "embedding": (Embedding4bit(32, 64, **options), torch.tensor([[3, 31]])),
+    }
+
+    def write_and_call(layer, x, dense):
+        with torch.no_grad():
+            layer.weight.copy_(dense)
+            before = layer(x)
+            layer.weight.mul_(2)
+        return before, layer(x)
+
+    for layer, x in layers.values():
+        eager, dense = copy.deepcopy(layer), torch.randn(32, 64)
+        fast, _ = compiled(write_and_call)
+        with torch.set_grad_enabled(grad):
+            for _ in range(2):
+                for y, expected in zip(fast(layer, x, dense), write_and_call(eager, x, dense), strict=True):
+                    torch.testing.assert_close(y, expected)
+                assert torch.equal(layer.weight.dequantize(), eager.weight.dequantize())
+                dense = -dense
 
 
 def test_inference_and_leading_dimensions():

@@ -106,6 +106,10 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
     """
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("linear_4bit", weight)
+    if torch.compiler.is_dynamo_compiling() and autocast_dtype(x) is None:
+        # Comes back here when the graph is lowered. Dynamo itself would read codes and scales as they were
+        # before the graph's own writes to the weight.
+        return torch.nn.functional.linear(x, weight.detach(), bias)
     scales = weight.absmax if weight.zeros is None else weight.scales
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _Linear4bit.apply(
@@ -152,6 +156,8 @@ def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
     """
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("embedding_4bit", weight)
+    if torch.compiler.is_dynamo_compiling() and dtype in (None, weight.logical_dtype):
+        return torch.nn.functional.embedding(indices, weight.detach())  # as in linear_4bit
     return ops.embedding_4bit(
         indices,
         weight.codes,
