@@ -52,6 +52,8 @@ struct LaunchShape {
   int64_t blocks;
   int threads;
   size_t shared_bytes = 0;
+  int cluster = 1;        // blocks of a thread block cluster
+  bool overlaps = false;  // the kernel waits by itself for those before it (programmatic dependent launch)
 };
 
 // Runs `kernel` on `stream`; the status checked is this launch's own, not an earlier call's.
@@ -63,6 +65,18 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = native(stream);
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  if (shape.overlaps) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
 
