@@ -228,6 +228,8 @@ class QuantizedTensor(Tensor):
     def data(self, value: Tensor) -> None:
         if isinstance(value, QuantizedTensor):
             fresh = value.like()
+        elif not isinstance(value, Tensor):
+            raise TypeError(f"[QuantizedTensor.data] value: got {type(value).__name__}, want a tensor")
         else:
             dtype = value.dtype if value.dtype in FLOATS else self.logical_dtype
             shape = tuple(value.shape)

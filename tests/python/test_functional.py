@@ -206,6 +206,29 @@ def test_codes_of_another_tensor_are_refused():
             F.dequantize_4bit(wrong, state)
 
 
+@pytest.mark.parametrize(
+    "size, error, want",
+    [(2**63, ValueError, "one from 16 to 4096"), (-(2**80), ValueError, "one from"), (1.5, TypeError, "an int")],
+)
+def test_a_block_size_that_no_op_can_be_given(size, error, want):
+    A = torch.randn(4, 64)
+    codes, state = F.quantize_4bit(A)
+    state.blocksize = size
+    codes8, state8 = F.quantize_blockwise(A)
+    affine = F.quantize_affine(A)
+    for op, call in [
+        ("quantize_4bit", lambda: F.quantize_4bit(A, blocksize=size)),
+        ("dequantize_4bit", lambda: F.dequantize_4bit(codes, state)),
+        ("quantize_blockwise", lambda: F.quantize_blockwise(A, blocksize=size)),
+        ("dequantize_blockwise", lambda: F.dequantize_blockwise(codes8, absmax=state8.absmax, blocksize=size)),
+        ("quantize_affine", lambda: F.quantize_affine(A, group_size=size)),
+        ("dequantize_affine", lambda: F.dequantize_affine(*affine, "int4", size, (4, 64))),
+        ("linear_4bit_plan", lambda: F.linear_4bit_plan("nf4", 4, 64, size)),
+    ]:
+        with pytest.raises(error, match=rf"\[{op}\] block size: got {size}, want {want}"):
+            call()
+
+
 def test_linear_4bit_plan():
     isa = qbits.isa()
     assert F.linear_4bit_plan("nf4", 64, 128).startswith(f"cpu {isa}, few rows of x, 2 tiles 1x32, ")

@@ -159,6 +159,8 @@ def test_assigning_data(options):
     assert p.dtype == torch.bfloat16 and p.dequantize().dtype == torch.bfloat16
     p.data = dense(16, 64, seed=2)
     assert p.shape == (16, 64) and p.dtype == torch.float32 and p.dequantize().shape == (16, 64)
+    with pytest.raises(TypeError, match=r"\[QuantizedTensor.data\] value: got NoneType, want a tensor"):
+        p.data = None
     p.data = p.data.to("meta")
     assert p.is_meta and p.codes.is_meta and isinstance(p, nn.Parameter) and not p.requires_grad
 

@@ -106,6 +106,8 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
     """
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("linear_4bit", weight)
+    if not isinstance(x, Tensor):
+        refuse_input("linear_4bit", "x", x)
     scales = weight.absmax if weight.zeros is None else weight.scales
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _Linear4bit.apply(
@@ -152,6 +154,8 @@ def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
     """
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("embedding_4bit", weight)
+    if not isinstance(indices, Tensor):
+        refuse_input("embedding_4bit", "indices", indices)
     return ops.embedding_4bit(
         indices,
         weight.codes,
@@ -176,6 +180,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def refuse_input(op: str, what: str, value: object) -> None:
+    """Raises the TypeError for an input that is no tensor."""
+    raise TypeError(f"[{op}] {what}: got {type(value).__name__}, want a tensor")
 
 
 def _refuse_weight(op: str, weight: object) -> None:

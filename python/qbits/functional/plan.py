@@ -6,6 +6,7 @@ import torch
 
 from qbits import _C
 from qbits.codec import dtype_name
+from qbits.ops._library import as_block_size
 
 
 def linear_4bit_plan(
@@ -48,4 +49,5 @@ def linear_4bit_plan(
     elif device.type != "cpu":
         raise ValueError(f"[linear_4bit_plan] device: got {device}, want cpu, or a cuda device by itself")
     capability = None if compute_capability is None else 10 * compute_capability[0] + compute_capability[1]
+    block_size = as_block_size("linear_4bit_plan", block_size)
     return _C.linear_4bit_plan(format, rows, cols, block_size, m, dtype_name(dtype), capability, sm_count)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qbits.config import QuantizeConfig, as_config
-from qbits.functional.linear import autocast_dtype, linear_4bit
+from qbits.functional.linear import autocast_dtype, linear_4bit, refuse_input
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
 
@@ -87,6 +87,8 @@ class Linear4bit(QuantizedModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype."""
+        if not isinstance(x, Tensor):
+            refuse_input("linear_4bit", "x", x)
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         dtype = self.config.compute_dtype

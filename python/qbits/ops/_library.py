@@ -7,6 +7,7 @@ symbolic sizes they become guards or, for unbacked ones, run-time assertions.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,20 @@ def check_block_size(op: str, row: Format, block_size: int, what: str = "block s
         whole = " or 0 for whole rows" if row.whole_rows else ""
         want = ", ".join(map(str, row.block_sizes)) + whole
         raise ValueError(f"[{op}] {what}: got {block_size}, want {want}")
+
+
+def as_block_size(op: str, block_size: object) -> int:
+    """`block_size` as an int the op can be given; torch says of another one only that its type is wrong.
+
+    Raises TypeError for no integer, ValueError for one beyond 64 bits.
+    """
+    try:
+        size = operator.index(block_size)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"[{op}] block size: got {block_size!r}, want an int") from None
+    if not -(2**63) <= size < 2**63:
+        raise ValueError(f"[{op}] block size: got {size}, want one from 16 to 4096")
+    return size
 
 
 def check_shape(op: str, what: str, shape: Sequence[int]) -> int:
