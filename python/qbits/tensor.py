@@ -88,9 +88,13 @@ class QuantizedTensor(Tensor):
         else:
             want = "the tensors of a format or a QuantizedTensor, as qbits.quantize makes"
             raise TypeError(f"[QuantizedTensor] tensors: got {type(tensors).__name__}, want {want}")
-        return torch.Tensor._make_wrapper_subclass(
+        shell = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=device, requires_grad=requires_grad
         )
+        # C++ that asks for the memory it does not have, torch.utils.dlpack.to_dlpack for one, gets an error
+        # instead of a null pointer.
+        torch._C._set_throw_on_mutable_data_ptr(shell)
+        return shell
 
     def __init__(
         self,

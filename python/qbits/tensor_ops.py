@@ -335,7 +335,12 @@ def _dlpack(self: QuantizedTensor, **kwargs: Any) -> Any:
     return self.dequantize().__dlpack__(**kwargs)  # its own memory is an empty shell
 
 
+def _data_ptr(self: QuantizedTensor) -> int:
+    return 0  # as for torch's own wrapper tensors
+
+
 FUNCTIONS[Tensor.__setitem__] = _setitem
+FUNCTIONS[Tensor.data_ptr] = _data_ptr
 FUNCTIONS[Tensor.__dlpack__] = _dlpack
 FUNCTIONS[F.linear] = _linear
 FUNCTIONS[F.embedding] = _embedding

@@ -321,6 +321,16 @@ def test_dlpack_gives_the_dequantized_values():
     assert torch.equal(torch.from_dlpack(weight), weight.dequantize())
 
 
+def test_memory_it_does_not_have_is_an_error_not_a_null_pointer():
+    weight = qbits.quantize(dense(64, 128))
+    moved = qbits.quantize(dense(4, 8))
+    moved.data = weight.to(torch.bfloat16)
+    for tensor in (weight, moved, nn.Parameter(weight, requires_grad=False), weight.detach(), weight[:8]):
+        with pytest.raises(RuntimeError, match="data pointer"):
+            torch.utils.dlpack.to_dlpack(tensor)
+        assert tensor.data_ptr() == 0
+
+
 def test_what_cannot_be_quantized_is_refused():
     for wrong in (None, [1.0], torch.eye(4).to_sparse()):
         with pytest.raises(TypeError, match=r"\[quantize\] tensor: got .*, want a dense torch.Tensor"):
