@@ -28,6 +28,9 @@ IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 """What a function of torch does instead of going down to aten ops; filled by tensor_ops.py."""
 
+CALL: list[Callable[..., Any]] = []
+"""How any other function of torch is called; one element, put there by tensor_ops.py."""
+
 FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
 
@@ -202,8 +205,7 @@ class QuantizedTensor(Tensor):
         kwargs = kwargs or {}
         if func in FUNCTIONS:
             return FUNCTIONS[func](*args, **kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+        return CALL[0](func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
