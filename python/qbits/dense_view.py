@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qbits.tensor import QuantizedTensor
 
 _OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+_VIEW_PROPERTIES = {"T", "H", "mT", "mH", "real", "imag", "data"}
 _WRITERS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 
 
@@ -68,10 +69,12 @@ def take(owner: QuantizedTensor, view: Callable[[Tensor], Any]) -> Any:
 def call(func: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Calls a function of torch on QuantizedTensors and views of them."""
     with torch._C.DisableTorchFunctionSubclass():
+        name = getattr(func, "__name__", "")
+        fact = name == "__get__" and func.__self__.__name__ not in _VIEW_PROPERTIES  # shape, device, grad, ...
         # What is traced or transformed is not memory that could be written back.
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if fact or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
-        written = _written(func, args, kwargs)
+        written = _written(name, args, kwargs)
         views, targets = [], []
         if DenseView in types:
             views, targets = _views((args, kwargs)), _views(written)
@@ -88,20 +91,22 @@ def call(func: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
             taken = _calls.taken
         finally:
             _calls.taken = outer
+        if not (taken or views):
+            return result
         if targets:
             _put_back([v for v, old in zip(targets, versions, strict=True) if old is None or _version(v) != old])
         for owner, dense in taken:
             if any(isinstance(t, QuantizedTensor) and t.codes is owner.codes for t in written):
                 owner.copy_(dense)  # an op in place that torch makes of views, such as fill_diagonal_
         sources = [*taken, *((view.owner, view.dense) for view in views)]
-        return _mark(result, sources) if sources else result
+        return _mark(result, sources)
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
-    """What `func` writes into: `out`, or the first argument where its name says, as torch's do, that it does."""
+def _written(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
+    """What a function writes into: `out`, or its first argument where its name says, as torch's do, that it does."""
     if "out" in kwargs:
         return tree_leaves(kwargs["out"])
-    name = getattr(func, "__name__", "").partition(".")[0]
+    name = name.partition(".")[0]  # of an overload
     if (name.endswith("_") and not name.endswith("__")) or name in _WRITERS:
         return tree_leaves(args[0] if args else next(iter(kwargs.values()), None))
     return ()
