@@ -51,8 +51,8 @@ DType dtype(std::string_view dtype_name) {
   for (const DType d : {DType::Float32, DType::BFloat16, DType::Float16}) {
     if (name(d) == dtype_name) return d;
   }
-  throw Error(ErrorCode::InvalidType, "[linear_4bit_plan] dtype of x: got " + std::string(dtype_name) +
-                                          ", want float32, bfloat16 or float16");
+  throw Error(ErrorCode::InvalidType,
+              "[linear_4bit_plan] dtype of x: got " + std::string(dtype_name) + ", want float32, bfloat16 or float16");
 }
 
 }  // namespace
@@ -75,8 +75,8 @@ void init_linear(nanobind::module_& m) {
       "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
   define(
       m, "linear_4bit_plan",
-      +[](const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t x_rows, std::string_view x_dtype,
-          std::optional<int> compute_capability, int sm_count) {
+      +[](const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t x_rows,
+          std::string_view x_dtype, std::optional<int> compute_capability, int sm_count) {
         std::optional<CudaDevice> device;
         if (compute_capability) device = {*compute_capability, sm_count};
         return linear_4bit_plan(format, rows, cols, block_size, x_rows, dtype(x_dtype), device);

@@ -1,4 +1,4 @@
-"""Views of a QuantizedTensor that cannot stay quantized: dense copies, but what is written into one is kept."""
+"""Views of a QuantizedTensor that cannot stay quantized: dense, but what is written into one is kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qbits.tensor import QuantizedTensor
 
-_OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
 _VIEW_PROPERTIES = {"T", "H", "mT", "mH", "real", "imag", "data"}
-_WRITERS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
+_WRITERS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__"}
+_WRITERS |= {"__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 
 
 class _Calls(threading.local):
@@ -70,7 +70,9 @@ def call(func: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     """Calls a function of torch on QuantizedTensors and views of them."""
     with torch._C.DisableTorchFunctionSubclass():
         name = getattr(func, "__name__", "")
-        fact = name == "__get__" and func.__self__.__name__ not in _VIEW_PROPERTIES  # shape, device, grad, ...
+        fact = (
+            name == "__get__" and func.__self__.__name__ not in _VIEW_PROPERTIES
+        )  # shape, device, grad, ...
         # What is traced or transformed is not memory that could be written back.
         if fact or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
@@ -94,7 +96,9 @@ def call(func: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         if not (taken or views):
             return result
         if targets:
-            _put_back([v for v, old in zip(targets, versions, strict=True) if old is None or _version(v) != old])
+            _put_back(
+                [v for v, old in zip(targets, versions, strict=True) if old is None or _version(v) != old]
+            )
         for owner, dense in taken:
             if any(isinstance(t, QuantizedTensor) and t.codes is owner.codes for t in written):
                 owner.copy_(dense)  # an op in place that torch makes of views, such as fill_diagonal_
@@ -103,7 +107,7 @@ def call(func: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
 
 
 def _written(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
-    """What a function writes into: `out`, or its first argument where its name says, as torch's do, that it does."""
+    """What a function writes into: `out`, or its first argument where, as torch's do, its name says so."""
     if "out" in kwargs:
         return tree_leaves(kwargs["out"])
     name = name.partition(".")[0]  # of an overload

@@ -243,9 +243,7 @@ except ValueError as error:
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
     )
-    assert result.stdout.strip() == (
-        "[QBITS_ISA] instruction set: got avx1024, want scalar, avx2 or avx512"
-    )
+    assert result.stdout.strip() == ("[QBITS_ISA] instruction set: got avx1024, want scalar, avx2 or avx512")
 
 
 @pytest.mark.gpu

@@ -208,7 +208,11 @@ def test_codes_of_another_tensor_are_refused():
 
 @pytest.mark.parametrize(
     "size, error, want",
-    [(2**63, ValueError, "one from 16 to 4096"), (-(2**80), ValueError, "one from"), (1.5, TypeError, "an int")],
+    [
+        (2**63, ValueError, "one from 16 to 4096"),
+        (-(2**80), ValueError, "one from"),
+        (1.5, TypeError, "an int"),
+    ],
 )
 def test_a_block_size_that_no_op_can_be_given(size, error, want):
     A = torch.randn(4, 64)
@@ -220,7 +224,10 @@ def test_a_block_size_that_no_op_can_be_given(size, error, want):
         ("quantize_4bit", lambda: F.quantize_4bit(A, blocksize=size)),
         ("dequantize_4bit", lambda: F.dequantize_4bit(codes, state)),
         ("quantize_blockwise", lambda: F.quantize_blockwise(A, blocksize=size)),
-        ("dequantize_blockwise", lambda: F.dequantize_blockwise(codes8, absmax=state8.absmax, blocksize=size)),
+        (
+            "dequantize_blockwise",
+            lambda: F.dequantize_blockwise(codes8, absmax=state8.absmax, blocksize=size),
+        ),
         ("quantize_affine", lambda: F.quantize_affine(A, group_size=size)),
         ("dequantize_affine", lambda: F.dequantize_affine(*affine, "int4", size, (4, 64))),
         ("linear_4bit_plan", lambda: F.linear_4bit_plan("nf4", 4, 64, size)),
@@ -237,7 +244,9 @@ def test_linear_4bit_plan():
     )
     hopper = {"compute_capability": (9, 0), "sm_count": 132}
     assert F.linear_4bit_plan("nf4", 4096, 4096, **hopper).startswith("mma ")
-    assert F.linear_4bit_plan("nf4", 4096, 4096, dtype=torch.float32, **hopper).startswith("simt row, 512 blocks")
+    assert F.linear_4bit_plan("nf4", 4096, 4096, dtype=torch.float32, **hopper).startswith(
+        "simt row, 512 blocks"
+    )
     assert F.linear_4bit_plan("nf4", 0, 64) == "nothing to do: the result is empty"
     for arguments, error, message in [
         (("nf5", 1, 64), ValueError, "format: got 'nf5', want one of nf4"),
@@ -249,7 +258,9 @@ def test_linear_4bit_plan():
     ]:
         with pytest.raises(error, match=rf"\[linear_4bit_plan\] {message}"):
             F.linear_4bit_plan(*arguments)
-    with pytest.raises(ValueError, match=r"\] device: got compute capability 70 with 80 multiprocessors, want 75"):
+    with pytest.raises(
+        ValueError, match=r"\] device: got compute capability 70 with 80 multiprocessors, want 75"
+    ):
         F.linear_4bit_plan("nf4", 1, 64, compute_capability=(7, 0), sm_count=80)
 
 

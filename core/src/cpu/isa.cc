@@ -69,6 +69,8 @@ std::vector<Isa> available() {
   return isas;
 }
 
-void set_isa(std::string_view text) { chosen() = static_cast<int>(text.empty() ? default_isa() : parse("set_isa", text)); }
+void set_isa(std::string_view text) {
+  chosen() = static_cast<int>(text.empty() ? default_isa() : parse("set_isa", text));
+}
 
 }  // namespace qbits::cpu

@@ -42,9 +42,8 @@ void linear_4bit(const Linear4bitArgs& args) {
   const Cut cut(args.m, w);
   float* x = float_rows(args.workspace);
   const int64_t stride = float_row_stride(w.cols);
-  parallel_for(args.m, std::max<int64_t>(1, 65536 / stride), [&](int64_t begin, int64_t end) {
-    linear_4bit_load_x_isa(args, cut.few, begin, end, x, stride);
-  });
+  parallel_for(args.m, std::max<int64_t>(1, 65536 / stride),
+               [&](int64_t begin, int64_t end) { linear_4bit_load_x_isa(args, cut.few, begin, end, x, stride); });
 
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

@@ -29,9 +29,9 @@ def linear_4bit_plan(
         block_size: one of the format's.
         m: rows of x, its leading dimensions multiplied.
         dtype: of x: float32, bfloat16 or float16.
-        device: where to: "cpu" is this one, in the instruction set in use; a CUDA device must be in this machine.
-        compute_capability, sm_count: a CUDA device that need not be here, in place of `device`: (9, 0) and 132
-            multiprocessors for instance.
+        device: "cpu", that is this one in the instruction set in use, or a CUDA device of this machine.
+        compute_capability, sm_count: a CUDA device that need not be here, in place of `device`: (9, 0) and
+            132 multiprocessors for instance.
 
     Returns:
         For instance "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads" or

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -89,8 +91,11 @@ class Linear4bit(QuantizedModule, nn.Linear):
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype."""
         if not isinstance(x, Tensor):
             refuse_input("linear_4bit", "x", x)
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
+        # nn.Module's __getattr__, which also looks here, takes most of a microsecond. (A parametrized weight
+        # is elsewhere.)
+        parameters: Any = self._parameters
+        weight: Tensor = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias: Tensor | None = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         dtype = self.config.compute_dtype
         if type(weight) is not QuantizedTensor or autocast_dtype(x) is not None:
             return nn.functional.linear(x, weight, bias)
