@@ -8,6 +8,8 @@
 
 #include "ops/codebook_fit.h"
 #include "qbits/error.h"
+#include "qbits/linear.h"
+#include "qbits/runtime.h"
 
 namespace qbits {
 namespace {
@@ -194,6 +196,51 @@ TEST(Linear4bitPlan, PrintsOneLine) {
   Linear4bitProblem p = kDecode;
   p.dtype = DType::Float32;
   EXPECT_EQ(to_string(linear_4bit_plan(p)), "simt row, 512 blocks (float32 activations)");
+}
+
+TEST(Linear4bitPlan, PublicLineIsThatOfTheProblem) {
+  for (const Format& f : formats()) {
+    if (!f.is_4bit()) continue;
+    for (const int64_t m : {1, 30, 500}) {
+      const Linear4bitProblem p = {.coding = f.coding, .block_size = 64, .n = 4096, .k = 1024, .m = m};
+      EXPECT_EQ(linear_4bit_plan(f, 4096, 1024, 64, m, DType::BFloat16, CudaDevice{90, 132}),
+                to_string(linear_4bit_plan(p)));
+    }
+  }
+  const std::string rows = linear_4bit_plan(format("int4"), 64, 96, 0, 1, DType::Float16, CudaDevice{80, 108});
+  EXPECT_EQ(rows, to_string(linear_4bit_plan({.coding = Coding::Affine,
+                                              .block_size = 96,
+                                              .n = 64,
+                                              .k = 96,
+                                              .m = 1,
+                                              .dtype = DType::Float16,
+                                              .compute_capability = 80,
+                                              .sm_count = 108})));
+}
+
+TEST(Linear4bitPlan, PublicLineOnTheCpu) {
+  const Format& nf4 = format("nf4");
+  const int threads = num_threads();
+  set_num_threads(4);
+  const std::string cpu = "cpu " + isa();
+  EXPECT_EQ(linear_4bit_plan(nf4, 4096, 4096, 64, 1, DType::Float32),
+            cpu + ", few rows of x, 128 tiles 1x32, 4 threads");
+  EXPECT_EQ(linear_4bit_plan(nf4, 576, 576, 64, 1, DType::Float32),
+            cpu + ", few rows of x, 18 tiles 1x32, 4 threads if awake");
+  EXPECT_EQ(linear_4bit_plan(nf4, 7, 33, 64, 1, DType::Float32),
+            cpu + ", many rows of x, 1 tile 1x7, 1 thread (K is no multiple of 8)");
+  EXPECT_EQ(linear_4bit_plan(nf4, 4096, 4096, 64, 200, DType::Float32),
+            cpu + ", many rows of x, 256 tiles 100x32, 4 threads");
+  EXPECT_EQ(linear_4bit_plan(nf4, 0, 64, 64, 1, DType::Float32), "nothing to do: the result is empty");
+  EXPECT_EQ(linear_4bit_plan(nf4, 64, 64, 64, 0, DType::Float32), "nothing to do: the result is empty");
+  EXPECT_THROW(linear_4bit_plan(format("int8"), 64, 64, 64, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 0, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, -1, 64, 64, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, int64_t{1} << 40, 64, 64, int64_t{1} << 40, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::UInt8), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{90, 0}), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{70, 80}), Error);
+  set_num_threads(threads);
 }
 
 TEST(CodebookFit, ErrsLessThanRoundingEachWeight) {

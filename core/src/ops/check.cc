@@ -3,6 +3,8 @@
 #include <bit>
 #include <cmath>
 
+#include "ops/ceil_div.h"
+
 namespace qbits::check {
 namespace {
 
@@ -28,8 +30,6 @@ bool contains(std::span<const DType> dtypes, DType dtype) {
   }
   return false;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qbits import ops
+from qbits.ops._library import as_block_size
 
 
 def quantize_affine(
@@ -27,6 +28,7 @@ def quantize_affine(
         codes, uint8: [(n + 1) // 2] with the first element of a pair in the high nibble (int4), or [n];
         scales and zeros, [rows, groups].
     """
+    group_size = as_block_size("quantize_affine", group_size)
     return ops.quantize_affine(x.detach(), format, group_size, scale_dtype)
 
 
@@ -44,4 +46,5 @@ def dequantize_affine(
     Returns:
         `shape`, float32, bfloat16 or float16.
     """
+    group_size = as_block_size("dequantize_affine", group_size)
     return ops.dequantize_affine(codes, scales, zeros, format, group_size, list(shape), dtype)
