@@ -117,7 +117,12 @@ def table(cells: list[Cell]) -> str:
         "  ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines
     ]
     errors = _ordered(f"{name}: {why}" for cell in cells for name, why in cell.errors.items())
-    return "\n".join([line.rstrip() for line in text] + [f"failed: {error}" for error in errors])
+    notes = [f"failed: {error}" for error in errors]
+    deviations = [(name, [c.deviations[name] for c in cells if name in c.deviations]) for name in contenders]
+    if any(own for _, own in deviations):
+        worst = ", ".join(f"{name} {max(own):.4f}" for name, own in deviations if own)
+        notes.append(f"largest relative error against the values of the codes: {worst}")
+    return "\n".join([line.rstrip() for line in text] + notes)
 
 
 def summary(cells: list[Cell], target: float) -> str:

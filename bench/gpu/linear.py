@@ -14,7 +14,7 @@ from bench.gpu.products import Product
 from bench.gpu.run import Run, Unavailable
 
 CHECKED_ROWS = 16  # of a result that are compared with the product of the values the codes stand for
-WRONG = 0.02  # a relative deviation above this is no rounding of bfloat16
+WRONG = 0.05  # a deviation that is no rounding any more; gemlite's sums in bfloat16 reach 0.027 at M = 1
 
 
 def linear_4bit(run: Run) -> Iterator[Cell]:

@@ -130,12 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds: dict[str, float] = {}
     compiled = [peer for peer in products.COMPILED if peer in args.peers]
     if "linear_4bit" in args.tables and compiled:
-        times = setup.compile_all(compiled, run.shapes(targets.SHAPES), run.rows(targets.ROWS))
-        seconds |= {f"compiling {peer}": taken for peer, taken in times.items()}
-        print(
-            "compiled: " + ", ".join(f"{peer} after {taken:.0f} s" for peer, taken in times.items()),
-            flush=True,
-        )
+        seconds["compiling"] = setup.compile_all(compiled, run.shapes(targets.SHAPES), run.rows(targets.ROWS))
 
     done: list[Cell] = []
     for name in args.tables:
@@ -150,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = report | ceilings | {"filters": filters, "seconds": seconds}
         full["cells"] = [cell.record() for cell in done]
         args.json.write_text(json.dumps(full, indent=1) + "\n")
-    print("\n" + cells.summary(done, targets.CELLS_MET))
-    print("seconds: " + ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items()))
     for trace in dict.fromkeys(run.traces):
         print("\n" + trace, end="")
+    print("\n" + cells.summary(done, targets.CELLS_MET))
+    print("seconds: " + ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items()))
     return 1 if any(cell.errors for cell in done) else 0

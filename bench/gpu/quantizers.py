@@ -81,20 +81,13 @@ def _rows(n: int) -> Iterator[tuple[str, str, int, dict[str, Maker]]]:
         moved,
         {"qbits": _dequantize_double, "bitsandbytes": _bnb_dequantize_double},
     )
-    for format, bits, group in [("int4", 4, size), ("int8", 8, 128)]:
-        moved = 2 * n + n * bits // 8 + 8 * n // group
-        yield (
-            "quantize_4bit",
-            f"affine {format}",
-            moved,
-            {"qbits": lambda x, f=format, g=group: lambda: ops.quantize_affine(x, f, g, torch.float32)},
-        )
-        yield (
-            "dequantize_4bit",
-            f"affine {format}",
-            moved,
-            {"qbits": lambda x, f=format, g=group: _dequantize_affine(x, f, g)},
-        )
+    for format, bits, group in [("int4", 4, size), ("int8", 8, 128), ("int8", 8, 0)]:
+        what = f"{format} groups of {group}" if group else f"{format} whole rows"
+        moved = 2 * n + n * bits // 8 + 8 * n // (group or COLS)
+        makers = {"qbits": lambda x, f=format, g=group: lambda: ops.quantize_affine(x, f, g, torch.float32)}
+        yield "quantize_affine", what, moved, makers
+        makers = {"qbits": lambda x, f=format, g=group: _dequantize_affine(x, f, g)}
+        yield "dequantize_affine", what, moved, makers
     moved = 3 * n + 4 * n // BLOCKWISE
     yield (
         "quantize_blockwise",

@@ -36,6 +36,8 @@ QUANTIZER_ELEMENTS = 1 << 28
 OF_COPY = {
     "quantize_4bit": 0.60,
     "dequantize_4bit": 0.85,
+    "quantize_affine": 0.60,
+    "dequantize_affine": 0.85,
     "quantize_blockwise": 0.60,
     "dequantize_blockwise": 0.85,
     "estimate_quantiles": 0.25,

@@ -109,10 +109,12 @@ def interleaved_us(graphs: Mapping[str, Graph | Stream]) -> dict[str, float]:
     return {name: statistics.median(r.seconds() for r in own) * 1e6 for name, own in replays.items()}
 
 
-def host_us(calls: Sequence[Call], wall: bool, count: int = 200, repeats: int = 7) -> float:
+def host_us(calls: Sequence[Call], wall: bool, count: int = 100, repeats: int = 25) -> float:
     """Microseconds of host time a call takes, launch included: `count` calls enqueued without a pause.
 
-    wall: until the GPU has finished them.
+    The least of `repeats`, so that other programs of the host do not count.
+
+    wall: the time until the GPU has finished them, too, and the median.
     """
 
     def once() -> float:
@@ -128,7 +130,8 @@ def host_us(calls: Sequence[Call], wall: bool, count: int = 200, repeats: int = 
     gc.disable()
     try:
         once()
-        return statistics.median(once() for _ in range(repeats))
+        times = [once() for _ in range(repeats)]
+        return statistics.median(times) if wall else min(times)
     finally:
         torch.cuda.synchronize()
         if collecting:
@@ -146,7 +149,7 @@ def _best_seconds(calls: Sequence[Call]) -> float:
         end.synchronize()
         return begin.elapsed_time(end) * 1e-3
 
-    return min(statistics.median(one(call) for _ in range(11)) for call in calls)
+    return min(statistics.median(one(call) for _ in range(21)) for call in calls)
 
 
 def copy_bytes_per_s() -> float:

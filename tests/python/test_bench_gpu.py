@@ -84,6 +84,7 @@ def test_table_shows_values_limits_and_what_failed():
     missed = linear_cell(62, humming=40, gemlite=50)
     failed = linear_cell(33.5, humming=40)
     failed.errors["gemlite"] = "ImportError: no such module"
+    met.deviations["qbits"], missed.deviations["qbits"] = 0.0017, 0.0031
     lines = cells.table([met, missed, failed]).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "linear_4bit qbits us bf16 us humming us gemlite us of bf16 of best peer of limit",
@@ -91,6 +92,7 @@ def test_table_shows_values_limits_and_what_failed():
         "28672x8192 M=1 62.0 100.0 40.0 50.0 0.62 > 0.34 1.55 > 1.02 50 % missed",
         "28672x8192 M=1 33.5 100.0 40.0 failed 0.34 <= 0.34 - 93 % failed",
         "failed: gemlite: ImportError: no such module",
+        "largest relative error against the values of the codes: qbits 0.0031",
     ]
 
 
