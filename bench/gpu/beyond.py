@@ -53,7 +53,7 @@ def _cell(
         graph = run.attempt(cell, contender, lambda maker=maker: timing.Graph(maker()))
         if graph is not None:
             graphs[contender] = graph
-    cell.times.update(timing.interleaved_us(graphs))
+    cell.measured(timing.interleaved_us(graphs))
     return cell
 
 

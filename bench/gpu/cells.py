@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import quantiles
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,16 @@ class Cell:
     work: dict[str, float] = field(default_factory=dict)  # n, k, m, bytes, flops, whatever says what was done
     times: dict[str, float] = field(default_factory=dict)  # microseconds by contender
     errors: dict[str, str] = field(default_factory=dict)  # why a contender has no time
+    spreads: dict[str, float] = field(
+        default_factory=dict
+    )  # of the times: between quartiles, over the median
     deviations: dict[str, float] = field(default_factory=dict)  # relative error of results, by contender
+
+    def measured(self, samples: Mapping[str, Sequence[float]]) -> None:
+        """Takes the median of each contender's times, in microseconds."""
+        for name, times in samples.items():
+            low, middle, high = quantiles(times, n=4, method="inclusive")
+            self.times[name], self.spreads[name] = middle, (high - low) / middle
 
     @property
     def share(self) -> float | None:
@@ -74,7 +84,7 @@ class Cell:
     def from_record(cls, record: dict) -> Cell:
         names = ("label", "kind", "limit", "of", "contender")
         bounds = [Bound(**{n: tuple(b[n]) if n == "of" else b[n] for n in names}) for b in record["bounds"]]
-        keys = ("table", "name", "limit_us", "work", "times", "errors", "deviations")
+        keys = ("table", "name", "limit_us", "work", "times", "errors", "spreads", "deviations")
         return cls(bounds=bounds, **{key: record[key] for key in keys})
 
 
@@ -118,10 +128,14 @@ def table(cells: list[Cell]) -> str:
     ]
     errors = _ordered(f"{name}: {why}" for cell in cells for name, why in cell.errors.items())
     notes = [f"failed: {error}" for error in errors]
-    deviations = [(name, [c.deviations[name] for c in cells if name in c.deviations]) for name in contenders]
-    if any(own for _, own in deviations):
-        worst = ", ".join(f"{name} {max(own):.4f}" for name, own in deviations if own)
-        notes.append(f"largest relative error against the values of the codes: {worst}")
+    for what, values in [
+        ("relative error against the values of the codes", [cell.deviations for cell in cells]),
+        ("spread of times between quartiles", [cell.spreads for cell in cells]),
+    ]:
+        worst = {name: max((own[name] for own in values if name in own), default=None) for name in contenders}
+        if any(worst.values()):
+            listed = ", ".join(f"{name} {value:.4f}" for name, value in worst.items() if value is not None)
+            notes.append(f"largest {what}: {listed}")
     return "\n".join([line.rstrip() for line in text] + notes)
 
 

@@ -94,7 +94,7 @@ def _cell(
         graph = run.attempt(cell, name, functools.partial(_checked_graph, cell, name, product, xs))
         if graph is not None:
             graphs[name] = graph
-    cell.times.update(timing.interleaved_us(graphs))
+    cell.measured(timing.interleaved_us(graphs))
     return cell
 
 

@@ -39,7 +39,7 @@ def quantizers(run: Run) -> Iterator[Cell]:
                 )
                 if graph is not None:
                     graphs[name] = graph
-        cell.times.update(timing.interleaved_us(graphs))
+        cell.measured(timing.interleaved_us(graphs))
         del graphs
         yield cell
 

@@ -27,7 +27,27 @@ def copies(operand_bytes: int) -> int:
     return max(2, -(-ROTATED_L2 * l2_bytes() // operand_bytes))
 
 
-class Graph:
+class Timed:
+    """Work of so many calls that is put on the stream again and again."""
+
+    SLEEP_CYCLES = 2_000_000  # about a millisecond, in which the host gets ahead of the GPU
+
+    calls: int
+    replays: int
+
+    def enqueue(self) -> None:
+        raise NotImplementedError
+
+    def replay(self) -> Replay:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(self.SLEEP_CYCLES)
+        begin.record()
+        self.enqueue()
+        end.record()
+        return Replay(begin, end, self.calls)
+
+
+class Graph(Timed):
     """Passes over `calls` in one CUDA graph, each result of a pass in memory of its own."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
@@ -47,26 +67,16 @@ class Graph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(rounds):
-                self.results = [
-                    call() for call in calls
-                ]  # alive together: no two calls write to the same memory
+                # Alive together, so that no two calls of a round write to the same memory.
+                self.results = [call() for call in calls]
         return graph
 
-    def replay(self) -> Replay:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+    def enqueue(self) -> None:
         self.graph.replay()
-        end.record()
-        return Replay(begin, end, self.calls)
 
 
-class Stream:
-    """The same for calls that no graph can hold, long enough that the host stays ahead of the GPU.
-
-    A sleeping kernel goes first, so that the GPU never waits for the first call.
-    """
-
-    SLEEP_CYCLES = 2_000_000
+class Stream(Timed):
+    """The same for calls that no graph can hold, each long enough that the host stays ahead of the GPU."""
 
     def __init__(self, calls: Sequence[Call], rounds: int = 3) -> None:
         self.work = [*calls] * rounds
@@ -75,14 +85,9 @@ class Stream:
         for call in calls:
             call()
 
-    def replay(self) -> Replay:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(self.SLEEP_CYCLES)
-        begin.record()
+    def enqueue(self) -> None:
         for call in self.work:
             call()
-        end.record()
-        return Replay(begin, end, self.calls)
 
 
 class Replay:
@@ -97,8 +102,8 @@ class Replay:
         return self.begin.elapsed_time(self.end) * 1e-3 / self.calls
 
 
-def interleaved_us(graphs: Mapping[str, Graph | Stream]) -> dict[str, float]:
-    """Microseconds a call of each graph takes: the median over replays in turn, A B C A B C ..."""
+def interleaved_us(graphs: Mapping[str, Timed]) -> dict[str, list[float]]:
+    """Microseconds a call of each graph takes, in each of its replays in turn, A B C A B C ..."""
     for graph in graphs.values():
         graph.replay()
     replays: dict[str, list[Replay]] = {name: [] for name in graphs}
@@ -106,7 +111,7 @@ def interleaved_us(graphs: Mapping[str, Graph | Stream]) -> dict[str, float]:
         for name, graph in graphs.items():
             if turn < graph.replays:
                 replays[name].append(graph.replay())
-    return {name: statistics.median(r.seconds() for r in own) * 1e6 for name, own in replays.items()}
+    return {name: [r.seconds() * 1e6 for r in own] for name, own in replays.items()}
 
 
 def host_us(calls: Sequence[Call], wall: bool, count: int = 100, repeats: int = 25) -> float:
@@ -165,4 +170,4 @@ def matrix_flops_per_s(size: int = 8192) -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     out: Tensor = torch.empty_like(a)
     graph = Graph([lambda: torch.mm(a, b, out=out)])
-    return 2 * size**3 / (interleaved_us({"mm": graph})["mm"] * 1e-6)
+    return 2 * size**3 / (statistics.median(interleaved_us({"mm": graph})["mm"]) * 1e-6)

@@ -66,6 +66,13 @@ def test_share_and_microseconds():
     assert cell.share == 0.6
 
 
+def test_measured_takes_median_and_spread_between_quartiles():
+    cell = Cell("formats", "M=1", [])
+    cell.measured({"nf4": [9.0, 12.0, 10.0, 8.0, 100.0], "fp4": [7.0, 7.0, 7.0]})
+    assert cell.times == {"nf4": 10.0, "fp4": 7.0}
+    assert cell.spreads == {"nf4": 0.3, "fp4": 0.0}
+
+
 def test_bound_of_another_contender():
     cell = Cell("formats", "M=1", [], times={"nf4": 10, "nf4 double": 10.6})
     assert Bound("nf4 double/nf4", "ratio", 1.06, ("nf4",), "nf4 double").met(cell)
