@@ -133,20 +133,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds["compiling"] = setup.compile_all(compiled, run.shapes(targets.SHAPES), run.rows(targets.ROWS))
 
     done: list[Cell] = []
+    broken: dict[str, str] = {}
     for name in args.tables:
         start = time.perf_counter()
-        own = list(TABLES[name](run))
-        torch.cuda.empty_cache()
+        own: list[Cell] = []
+        try:
+            own.extend(TABLES[name](run))
+            torch.cuda.empty_cache()
+        except Exception as exception:  # an error of the device: what is measured so far is kept
+            broken[name] = run.why(name, exception)
         seconds[name] = time.perf_counter() - start
         done += own
         for table in dict.fromkeys(cell.table for cell in own):
             print("\n" + cells.table([cell for cell in own if cell.table == table]), flush=True)
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        full = report | ceilings | {"filters": filters, "seconds": seconds}
+        full = report | ceilings | {"filters": filters, "seconds": seconds, "broken": broken}
         full["cells"] = [cell.record() for cell in done]
         args.json.write_text(json.dumps(full, indent=1) + "\n")
     for trace in dict.fromkeys(run.traces):
         print("\n" + trace, end="")
     print("\n" + cells.summary(done, targets.CELLS_MET))
+    for name, why in broken.items():
+        print(f"{name}: ended early: {why}")
     print("seconds: " + ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items()))
-    return 1 if any(cell.errors for cell in done) else 0
+    return 1 if broken or any(cell.errors for cell in done) else 0

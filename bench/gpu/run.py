@@ -57,7 +57,7 @@ class Run:
             try:
                 made[name] = maker()
             except Exception as exception:  # whatever a library raises belongs into its cells
-                made[name] = Unavailable(self._why(name, exception))
+                made[name] = Unavailable(self.why(name, exception))
         return made
 
     def attempt(self, cell: Cell, contender: str, work: Callable[[], T]) -> T | None:
@@ -65,13 +65,14 @@ class Run:
         try:
             result = work()
         except Exception as exception:
-            cell.errors[contender] = self._why(contender, exception)
+            cell.errors[contender] = self.why(contender, exception)
             return None
         if isinstance(result, float):
             cell.times[contender] = result
         return result
 
-    def _why(self, contender: str, exception: Exception) -> str:
+    def why(self, contender: str, exception: Exception) -> str:
+        """One line on what `contender` raised; the traceback is kept for the log."""
         self.traces.append(f"{contender}: {traceback.format_exc()}")
         lines = str(exception).splitlines() or [""]
         return f"{type(exception).__name__}: {lines[0][:160]}"

@@ -54,6 +54,7 @@ class Graph(Timed):
         for call in calls:
             call()
         torch.cuda.synchronize()
+        self.work = calls  # whose operands a replay reads, so they must outlive it
         self.calls = len(calls)
         self.graph = self._capture(calls, 1)
         once = sorted(self.replay().seconds() for _ in range(3))[1] * self.calls

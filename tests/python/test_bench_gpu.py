@@ -1,12 +1,16 @@
 """The parts of the GPU bench that need no GPU: limits, verdicts, the text of the tables, the chart."""
 
+import functools
+import gc
 import json
+import statistics
+import weakref
 
 import pytest
+import torch
 
-from bench.gpu import cells, chart, targets
+from bench.gpu import cells, chart, main, targets, timing
 from bench.gpu.cells import Bound, Cell
-from bench.gpu.main import arguments
 from bench.gpu.run import Run, Unavailable
 
 OF_BF16 = Bound("of bf16", "ratio", 0.34, ("bf16",))
@@ -147,11 +151,11 @@ def test_run_filters_and_keeps_what_fails():
 
 
 def test_arguments_refuse_an_unknown_table(capsys):
-    assert arguments(["--tables", "formats", "--shapes", "4096x4096", "--rows", "1,16"]).shapes == [
+    assert main.arguments(["--tables", "formats", "--shapes", "4096x4096", "--rows", "1,16"]).shapes == [
         (4096, 4096)
     ]
     with pytest.raises(SystemExit):
-        arguments(["--tables", "nothing"])
+        main.arguments(["--tables", "nothing"])
     assert "want some of linear_4bit, formats" in capsys.readouterr().err
 
 
@@ -173,3 +177,49 @@ def test_chart_draws_every_weight_and_contender(tmp_path):
     image = (tmp_path / "chart.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert len(image) < 100_000
+
+
+@pytest.mark.gpu
+def test_a_graph_keeps_its_operands_and_writes_its_results(gpu):
+    operand = torch.randn(1 << 20, device=gpu)
+    want, kept = -operand, weakref.ref(operand)
+    graph = timing.Graph([functools.partial(torch.neg, operand)])
+    del operand
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert kept() is not None
+    graph.results[0].zero_()
+    assert graph.replay().seconds() > 0
+    assert torch.equal(graph.results[0], want)
+
+
+@pytest.mark.gpu
+def test_a_graph_is_as_fast_as_the_same_calls_on_a_stream(gpu):
+    x = torch.randn(1 << 26, device=gpu)
+    calls = [functools.partial(torch.neg, x), functools.partial(torch.neg, x.clone())]
+    times = timing.interleaved_us({"graph": timing.Graph(calls), "stream": timing.Stream(calls)})
+    assert len(times["graph"]) >= 5
+    assert 0.8 < statistics.median(times["graph"]) / statistics.median(times["stream"]) < 1.25
+
+
+def test_a_table_that_breaks_keeps_the_others(monkeypatch, tmp_path, capsys):
+    """Such as by an error that leaves the device unusable."""
+
+    def breaks(run):
+        yield linear_cell(30, humming=40, gemlite=50)
+        raise RuntimeError("illegal memory access\nhint")
+
+    monkeypatch.setattr(main, "TABLES", {"linear_4bit": breaks, "formats": lambda run: []})
+    monkeypatch.setattr(main, "machine", lambda: {"gpu": "a GPU", "driver": None, "versions": {}})
+    monkeypatch.setattr(timing, "copy_bytes_per_s", lambda: 4e12)
+    monkeypatch.setattr(timing, "matrix_flops_per_s", lambda: 8e14)
+    path = tmp_path / "gpu.json"
+    grad = torch.is_grad_enabled()
+    try:
+        assert main.main(["--json", str(path), "--peers", ""]) == 1
+    finally:
+        torch.set_grad_enabled(grad)
+    report = json.loads(path.read_text())
+    assert report["broken"] == {"linear_4bit": "RuntimeError: illegal memory access"}
+    assert len(report["cells"]) == 1
+    assert "linear_4bit: ended early: RuntimeError: illegal memory access" in capsys.readouterr().out
