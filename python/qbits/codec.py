@@ -21,6 +21,7 @@ TENSORS = ("codes", "absmax", "scales", "zeros", "nested_absmax", "nested_code",
 DEFAULT_BLOCK_SIZE = 64
 
 _DYNAMIC = "the map of double quantization"
+_DYNAMIC_MAP = tuple(_C.create_dynamic_map(True, 7, 8))
 
 
 def check_format(op: str, format: str) -> Format:
@@ -42,6 +43,8 @@ def check_options(
     if size not in row.block_sizes and not (row.whole_rows and size == 0):
         want = ", ".join(map(str, row.block_sizes)) + (" or 0 for whole rows" if row.whole_rows else "")
         raise ValueError(f"[{op}] block size: got {size}, want {want}")
+    if not isinstance(double_quant, bool):
+        raise TypeError(f"[{op}] double quantization: got {double_quant!r}, want True or False")
     if double_quant and not (row.bits == 4 and row.coding == "codebook"):
         raise ValueError(f"[{op}] double quantization: got format {row.name}, want a 4-bit codebook format")
     dtype = row.scale_dtypes[0] if scale_dtype is None else scale_dtype
@@ -63,12 +66,13 @@ def _constant(name: str, device: torch.device) -> Tensor:
 
 
 def _values(name: str) -> Sequence[float]:
-    return FORMATS[name].codebook if name in FORMATS else _C.create_dynamic_map(True, 7, 8)
+    return FORMATS[name].codebook if name in FORMATS else _DYNAMIC_MAP
 
 
 def codebook(format: str, device: torch.device) -> Tensor:
     """The values of the codes of a codebook format, float32. Shared between callers: do not write to it."""
-    if detect_fake_mode() is not None:  # a trace makes its own, which must not be kept
+    # A trace makes its own, which must not be kept. Dynamo knows only the first question.
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
         return torch.tensor(_values(format), dtype=torch.float32, device=device)
     return _constant(format, device)
 

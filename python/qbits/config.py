@@ -31,6 +31,10 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         row = check_format("QuantizeConfig", self.format)
+        if self.block_size is None:
+            raise TypeError("[QuantizeConfig] block size: got None, want an int")
+        if not isinstance(self.embeddings, bool):
+            raise TypeError(f"[QuantizeConfig] embeddings: got {self.embeddings!r}, want True or False")
         if row.bits != 4:
             raise ValueError(f"[QuantizeConfig] format: got {self.format!r}, want a 4-bit format")
         check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)

@@ -77,7 +77,7 @@ def quantize_(
     if _is_target(model, config):
         want = "a model that contains it, or Linear4bit.from_float"
         raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
-    patterns = _output_names(model) if skip is None else [skip] if isinstance(skip, str) else list(skip)
+    patterns = _output_names(model) if skip is None else _names("quantize_", skip)
     tied = _shared_with_others(model, config) if skip is None else set()
     groups = _by_weight(
         place
@@ -112,6 +112,9 @@ def dequantize_(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"[dequantize_] model: got {type(model).__name__}, want nn.Module")
+    if dtype is not None and dtype not in FLOATS:
+        want = ", ".join(map(dtype_name, FLOATS))
+        raise TypeError(f"[dequantize_] dtype: got {dtype!r}, want {want}")
     if isinstance(model, QuantizedModule):
         raise ValueError(
             f"[dequantize_] model: got the layer {type(model).__name__} itself, want one around it"
@@ -120,6 +123,14 @@ def dequantize_(
     for group in _drain(groups, "dequantize", progress):
         _dequantize_group(group, dtype)
     return model
+
+
+def _names(op: str, skip: str | Iterable[str]) -> list[str]:
+    names = [skip] if isinstance(skip, str) else list(skip) if isinstance(skip, Iterable) else [skip]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"[{op}] skip: got {name!r}, want names of modules")
+    return names
 
 
 def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:

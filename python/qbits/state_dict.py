@@ -82,7 +82,7 @@ def weight_entries(weight: QuantizedTensor) -> dict[str, Tensor]:
 def is_quantized(entries: Mapping[str, Tensor]) -> bool:
     """Whether `entries`, keyed by suffix, are those of a quantized weight rather than of a dense one."""
     codes = entries.get("")
-    return len(entries) > 1 or (codes is not None and not codes.is_floating_point())
+    return len(entries) > 1 or (isinstance(codes, Tensor) and not codes.is_floating_point())
 
 
 def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | None = None) -> QuantizedTensor:

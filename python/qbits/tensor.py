@@ -172,6 +172,9 @@ class QuantizedTensor(Tensor):
         A constant to autograd; use the tensor itself in an expression to differentiate through it.
         """
         dtype = self.logical_dtype if dtype is None else dtype
+        if dtype not in FLOATS:
+            want = ", ".join(map(dtype_name, FLOATS))
+            raise TypeError(f"[dequantize] dtype: got {dtype!r}, want {want}")
         dense = decode(self.tensors(), self.format, self.block_size, (self.rows, self.cols), dtype)
         return dense.reshape(self.shape)
 

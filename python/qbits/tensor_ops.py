@@ -342,6 +342,20 @@ def _data_ptr(self: QuantizedTensor) -> int:
     return 0  # as for torch's own wrapper tensors
 
 
+def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, which writes to its first tensor through a pointer: an empty shell has none."""
+
+    def on_values(self: Tensor, *args: Any) -> Tensor:
+        dense = _dense(self)
+        function(dense, *map(_dense, args))
+        return self.copy_(dense) if isinstance(self, QuantizedTensor) else self
+
+    return on_values
+
+
+FUNCTIONS[Tensor.apply_] = _elementwise(Tensor.apply_)
+FUNCTIONS[Tensor.map_] = _elementwise(Tensor.map_)
+FUNCTIONS[Tensor.map2_] = _elementwise(Tensor.map2_)
 FUNCTIONS[Tensor.__setitem__] = _setitem
 FUNCTIONS[Tensor.data_ptr] = _data_ptr
 FUNCTIONS[Tensor.__dlpack__] = _dlpack

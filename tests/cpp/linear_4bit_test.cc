@@ -129,9 +129,9 @@ TEST(Linear4bit, ANanScaleReachesItsRowOnly) {
 }
 
 TEST(Linear4bit, NoColumnsGiveTheBiasAndNoRowsNothing) {
-  for (std::string_view name : {"nf4", "int4"}) {
-    const Scales kind = name == "nf4" ? Scales::Plain : Scales::AffineFloat32;
-    const RandomWeight empty(name, kind, 3, 0, 64, 1);
+  for (const auto& [name, block_size] : {std::pair{"nf4", 64}, {"int4", 64}, {"int4", 0}}) {
+    const Scales kind = std::string_view(name) == "nf4" ? Scales::Plain : Scales::AffineFloat32;
+    const RandomWeight empty(name, kind, 3, 0, block_size, 1);
     Buffer x(DType::Float16, 0);
     Buffer bias = test::random_buffer(DType::Float16, 3, 1);
     const Buffer out = multiply(x, 2, empty, &bias);

@@ -91,9 +91,14 @@ def test_missing_extras_are_one_sentence(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--formats", "nf4,nf5"], "got nf5, want some of fp32, bf16, nf4"),
+        (["demo", "--formats", "nf4, nf5"], "got 'nf5', want some of fp32, bf16, nf4"),
+        (["demo", "--formats", ""], "got '', want some of fp32"),
+        (["demo", "--footprint", ""], "got '', which is not there"),
+        (["demo", "--model", "nothing.gguf"], "got 'nothing.gguf', which is not there"),
         (["demo", "--footprint", "/nonexistent/model"], "/nonexistent/model"),
-        (["demo", "--model", "/nonexistent/model"], "/nonexistent/model"),
+        (["demo", "--model", "/nonexistent/model"], "got '/nonexistent/model', which is not there"),
+        (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["demo", "--device", "cuda:999"], "got cuda:999, want one that can be used"),
     ],
 )
 def test_bad_arguments_are_messages(arguments, message, capsys, monkeypatch):
@@ -104,11 +109,67 @@ def test_bad_arguments_are_messages(arguments, message, capsys, monkeypatch):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--tokens", "1"], ["demo", "--windows", "0"], ["nonsense"]])
-def test_usage_errors_exit_with_2(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--tokens", "1"], "got 1, want a number from 2 on"),
+        (["demo", "--windows", "0"], "got 0, want a number from 1 on"),
+        (["demo", "--windows", "x"], "got x, want a number from 1 on"),
+        (["demo", "--device", "meta"], "got meta, want cpu, cuda"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_usage_errors_exit_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_a_message(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("rich")
+    assert main(["demo", "--model", str(tmp_path)]) == 1
+    assert "Unrecognized model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["--cmake-dir"]])
+def test_a_reader_that_leaves_early_causes_no_words(arguments):
+    command = [sys.executable, "-m", "qbits", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnosis_module, "diagnosis", interrupted)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "qbits: interrupted\n"
+
+
+def test_help_gives_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    text = capsys.readouterr().out
+    assert "None" not in text
+    assert text.count("(default: ") == 2
+
+
+def test_a_narrow_terminal_loses_no_digit(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "20")
+    from qbits.cli import demo, report
+    from qbits.cli.footprint import Footprint
+
+    report.print_footprints(demo._console(), "a model", {"fp32": Footprint(1_234_000_000, 567_800_000)})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ["a", "model", "with"]
+    assert lines[-1] == ["fp32", "1,234", "567.8", "1,802", "100.0%"]
 
 
 def test_footprint_counts_tied_weights_once():

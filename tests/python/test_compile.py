@@ -51,6 +51,24 @@ def test_one_compilation_forward_and_backward_for_every_number_of_rows(options):
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_functions_that_make_a_map_are_traced(double_quant):
+    def there_and_back(x):
+        codes, state = qbits.functional.quantize_4bit(x, compress_statistics=double_quant, quant_type="nf4")
+        bytes_, state8 = qbits.functional.quantize_blockwise(x, blocksize=64)
+        return (
+            qbits.functional.dequantize_4bit(codes, state),
+            qbits.functional.dequantize_blockwise(bytes_, state8),
+            qbits.quantize(x, double_quant=double_quant).dequantize(),
+        )
+
+    fast, counter = compiled(there_and_back)
+    x = torch.randn(32, 64)
+    assert all(map(torch.equal, fast(x), there_and_back(x)))
+    assert counter.frame_count == 1
+    assert all(map(torch.equal, there_and_back(x), there_and_back(x)))  # no fake map was kept
+
+
 def test_inference_and_leading_dimensions():
     layer = Linear4bit(64, 32, compute_dtype=torch.bfloat16)
     fast, counter = compiled(layer, dynamic=True)

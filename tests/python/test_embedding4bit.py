@@ -61,3 +61,10 @@ def test_moving_and_loading():
     assert torch.equal(again.weight.codes, qbits.quantize(dense.weight.detach()).codes)
     assert layer.to(torch.bfloat16)(indices).dtype == torch.bfloat16
     assert layer.to("meta")(indices.to("meta")).is_meta
+
+
+def test_from_pretrained_is_that_of_embedding():
+    table = torch.randn(50, 64)
+    layer = Embedding4bit.from_pretrained(table, "int4", padding_idx=3)
+    assert torch.equal(layer.weight.codes, qbits.quantize(table, "int4").codes)
+    assert (layer.padding_idx, layer.config.format) == (3, "int4")

@@ -1,5 +1,7 @@
 """qbits.functional: the signatures, shapes and states of bitsandbytes.functional."""
 
+import re
+
 import pytest
 import torch
 
@@ -243,7 +245,7 @@ def test_linear_4bit_plan():
         f"cpu {isa}, many rows of x, 1 tile 9x7, 1 thread"
     )
     hopper = {"compute_capability": (9, 0), "sm_count": 132}
-    assert F.linear_4bit_plan("nf4", 4096, 4096, **hopper).startswith("mma ")
+    assert F.linear_4bit_plan("nf4", 4096, 4096, **hopper).startswith("stream ")
     assert F.linear_4bit_plan("nf4", 4096, 4096, dtype=torch.float32, **hopper).startswith(
         "simt row, 512 blocks"
     )
@@ -269,3 +271,29 @@ def test_linear_4bit_plan_of_the_gpu(gpu):
     facts = torch.cuda.get_device_properties(gpu)
     there = {"compute_capability": (facts.major, facts.minor), "sm_count": facts.multi_processor_count}
     assert F.linear_4bit_plan("nf4", 4096, 4096, device=gpu) == F.linear_4bit_plan("nf4", 4096, 4096, **there)
+
+
+@pytest.mark.parametrize("bad", [None, [1.0], 3])
+def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
+    x = torch.randn(4, 64)
+    codes, scales, _ = F.quantize_affine(x)
+    packed, _ = F.quantize_4bit(x)
+    calls = {
+        "[quantize_4bit] A": lambda: F.quantize_4bit(bad),
+        "[dequantize_4bit] A": lambda: F.dequantize_4bit(bad, F.quantize_4bit(x)[1]),
+        "[quantize_blockwise] A": lambda: F.quantize_blockwise(bad),
+        "[dequantize_blockwise] A": lambda: F.dequantize_blockwise(bad, F.quantize_blockwise(x)[1]),
+        "[quantize_affine] x": lambda: F.quantize_affine(bad),
+        "[dequantize_affine] zeros": lambda: F.dequantize_affine(codes, scales, bad, "int4", 64, x.shape),
+        "[estimate_quantiles] A": lambda: F.estimate_quantiles(bad),
+    }
+    if bad is not None:  # where None has a meaning
+        calls |= {
+            "[quantize_4bit] out": lambda: F.quantize_4bit(x, out=bad),
+            "[dequantize_4bit] absmax": lambda: F.dequantize_4bit(packed, None, bad, x.clone()),
+            "[quantize_blockwise] code": lambda: F.quantize_blockwise(x, bad),
+            "[dequantize_blockwise] absmax": lambda: F.dequantize_blockwise(x.byte(), None, bad),
+        }
+    for where, call in calls.items():
+        with pytest.raises(TypeError, match=f"{re.escape(where)}: got {type(bad).__name__}, want a tensor"):
+            call()

@@ -82,6 +82,21 @@ def test_gradients_of_x_and_bias(options, dtype, shape):
     assert layer.weight.grad is None and x.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("leading", [(), (2,), (0,), (2, 3)])
+def test_layers_without_rows_or_columns(options, shape, leading):
+    rows, cols = shape
+    # Whole rows of no columns have groups of no elements.
+    for extra in ({}, {"block_size": 0}) if options.get("format") == "int4" else ({},):
+        layer = Linear4bit(cols, rows, **{**options, **extra})
+        x = torch.randn(*leading, cols, requires_grad=True)
+        y = layer(x)
+        assert torch.equal(y, layer.bias.expand(*leading, rows))
+        y.sum().backward()
+        assert torch.equal(x.grad, torch.zeros_like(x))
+        assert torch.equal(layer.bias.grad, torch.ones_like(y).sum_to_size(rows))
+
+
 def test_only_what_is_asked_for_gets_a_gradient():
     layer = Linear4bit(64, 16)
     layer.bias.requires_grad_(False)

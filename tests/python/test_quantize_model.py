@@ -279,3 +279,31 @@ def test_a_refused_dtype_changes_nothing():
     with pytest.raises(TypeError, match=r"\[Module.to\] dtype"):
         layer.double()
     assert layer.bias.dtype == torch.float32
+    model = quantize_(nn.Sequential(nn.Linear(64, 64)))
+    for bad in (torch.float64, "bfloat16"):
+        with pytest.raises(TypeError, match=r"\[dequantize_\] dtype: got"):
+            dequantize_(model, bad)
+        with pytest.raises(TypeError, match=r"\[dequantize\] dtype: got"):
+            model[0].weight.dequantize(bad)
+    assert isinstance(model[0], Linear4bit)
+
+
+@pytest.mark.parametrize("skip", [5, [None], ["0", 5]])
+def test_skip_is_names(skip):
+    model = nn.Sequential(nn.Linear(64, 64))
+    with pytest.raises(TypeError, match=r"\[quantize_\] skip: got (5|None), want names of modules"):
+        quantize_(model, skip=skip)
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"double_quant": "no"}, "double quantization: got 'no', want True or False"),
+        ({"embeddings": 1}, "embeddings: got 1, want True or False"),
+        ({"block_size": None}, "block size: got None, want an int"),
+    ],
+)
+def test_options_of_another_type_are_refused(options, message):
+    with pytest.raises(TypeError, match=rf"\[QuantizeConfig\] {message}"):
+        QuantizeConfig(**options)

@@ -361,3 +361,18 @@ def test_slices_of_a_flattened_tensor():
     for flat in (q.view(-1), q.view(128, 32), q.view(2, 32, 64)):
         assert torch.equal(flat[1:2], q.dequantize().view(flat.shape)[1:2])
     assert type(q.view(-1).new_zeros(64)) is torch.Tensor
+
+
+def test_functions_that_write_through_a_pointer_see_the_values():
+    q = qbits.quantize(torch.randn(4, 64))
+    values = q.dequantize()
+    assert q.apply_(lambda v: -2 * v) is q
+    assert torch.equal(q.dequantize(), qbits.quantize(-2 * values).dequantize())
+    q = qbits.quantize(values)
+    dense = torch.zeros(4, 64)
+    assert dense.map2_(q, q, lambda a, b, c: a + b + c) is dense
+    torch.testing.assert_close(dense, 2 * values)
+    assert q.map_(dense, lambda a, b: b) is q
+    assert torch.equal(q.dequantize(), qbits.quantize(dense).dequantize())
+    q.map2_(values, values, lambda a, b, c: b + c)
+    assert torch.equal(q.dequantize(), qbits.quantize(2 * values).dequantize())

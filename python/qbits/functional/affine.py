@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qbits import ops
-from qbits.ops._library import as_block_size
+from qbits.ops._library import as_block_size, check_is_tensor
 
 
 def quantize_affine(
@@ -29,6 +29,7 @@ def quantize_affine(
         scales and zeros, [rows, groups].
     """
     group_size = as_block_size("quantize_affine", group_size)
+    check_is_tensor("quantize_affine", "x", x)
     return ops.quantize_affine(x.detach(), format, group_size, scale_dtype)
 
 
@@ -47,4 +48,6 @@ def dequantize_affine(
         `shape`, float32, bfloat16 or float16.
     """
     group_size = as_block_size("dequantize_affine", group_size)
+    for name, tensor in (("codes", codes), ("scales", scales), ("zeros", zeros)):
+        check_is_tensor("dequantize_affine", name, tensor)
     return ops.dequantize_affine(codes, scales, zeros, format, group_size, list(shape), dtype)

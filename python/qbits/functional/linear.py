@@ -99,7 +99,7 @@ class _Linear4bitGradX(torch.autograd.Function):
 
 
 def _grad_bias(grad: Tensor) -> Tensor:
-    return grad.reshape(-1, grad.shape[-1]).sum(0)
+    return grad.sum_to_size(grad.shape[-1:])
 
 
 def _save_weight(ctx: Any, weight: tuple[Any, ...]) -> None:

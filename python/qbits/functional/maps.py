@@ -8,6 +8,7 @@ from torch import Tensor
 from qbits import _C, ops
 from qbits.formats import FORMATS
 from qbits.functional.quantize_4bit import written
+from qbits.ops._library import check_is_tensor
 
 # 4-bit AbnormalFloat for blocks of 64: Yoshida, "NF4 Isn't Information Theoretically Optimal (and that's
 # Good)", arXiv 2306.06965, listed from 1 down as in bitsandbytes.
@@ -82,6 +83,7 @@ def estimate_quantiles(
     Returns:
         float32 [num_quantiles], ascending.
     """
+    check_is_tensor("estimate_quantiles", "A", A)
     if offset is None:
         offset = 1 / (2 * num_quantiles) if num_quantiles > 0 else 0.0
     quantiles = ops.estimate_quantiles(A.detach(), num_quantiles, offset)

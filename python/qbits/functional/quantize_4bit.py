@@ -11,7 +11,7 @@ from qbits import ops
 from qbits.codec import codebook, dynamic_map
 from qbits.formats import NESTED_BLOCK_SIZE
 from qbits.functional.quant_state import QuantState
-from qbits.ops._library import as_block_size, check_dtype, describe
+from qbits.ops._library import as_block_size, check_dtype, check_is_tensor, describe
 
 _FORMATS = ("nf4", "fp4")
 
@@ -43,8 +43,7 @@ def quantize_4bit(
     """
     if quant_type not in _FORMATS:
         raise ValueError(f"[quantize_4bit] quant_type: got {quant_type!r}, want {' or '.join(_FORMATS)}")
-    if not isinstance(A, Tensor):
-        raise TypeError(f"[quantize_4bit] A: got {type(A).__name__}, want a tensor")
+    check_is_tensor("quantize_4bit", "A", A)
     if not isinstance(quant_storage, torch.dtype):
         raise TypeError(f"[quantize_4bit] quant_storage: got {quant_storage!r}, want a torch.dtype")
     blocksize = 64 if blocksize is None else as_block_size("quantize_4bit", blocksize)
@@ -95,9 +94,12 @@ def dequantize_4bit(
     Raises:
         ValueError: a format, block size, shape or number of elements that does not fit.
     """
+    check_is_tensor("dequantize_4bit", "A", A)
     if quant_state is None:
         if absmax is None or out is None:
             raise ValueError("[dequantize_4bit] quant_state: got None, want one, or both absmax and out")
+        check_is_tensor("dequantize_4bit", "absmax", absmax)
+        check_is_tensor("dequantize_4bit", "out", out)
         quant_state = QuantState(
             absmax=absmax, shape=out.shape, blocksize=blocksize or 64, quant_type=quant_type, dtype=out.dtype
         )
@@ -131,6 +133,7 @@ def packed_bytes(codes: Tensor, numel: int) -> Tensor:
 
 def written(op: str, what: str, out: Tensor, result: Tensor) -> Tensor:
     """`out`, into which `result` is written. Raises unless it has the same dtype, shape and device."""
+    check_is_tensor(op, what, out)
     check_dtype(op, what, out.dtype, (result.dtype,))
     if out.shape != result.shape or out.device != result.device:
         raise ValueError(f"[{op}] {what}: got {describe(out)}, want {describe(result)}")

@@ -9,7 +9,7 @@ from qbits import ops
 from qbits.codec import dynamic_map
 from qbits.functional.quant_state import QuantState
 from qbits.functional.quantize_4bit import written
-from qbits.ops._library import as_block_size
+from qbits.ops._library import as_block_size, check_is_tensor
 
 
 def quantize_blockwise(
@@ -33,7 +33,11 @@ def quantize_blockwise(
     Returns:
         codes, uint8 shaped like `A`, and the state dequantize_blockwise needs.
     """
-    code = dynamic_map(A.device) if code is None else code.to(A.device)
+    check_is_tensor("quantize_blockwise", "A", A)
+    if code is None:
+        code = dynamic_map(A.device)
+    check_is_tensor("quantize_blockwise", "code", code)
+    code = code.to(A.device)
     blocksize = as_block_size("quantize_blockwise", blocksize)
     codes, scales = ops.quantize_blockwise(A.detach(), code, blocksize)
     state = QuantState(absmax=scales, code=code.clone(), blocksize=blocksize, dtype=A.dtype)
@@ -68,9 +72,13 @@ def dequantize_blockwise(
     Returns:
         shaped like `A`, in `quant_state.dtype`; or `out`.
     """
+    check_is_tensor("dequantize_blockwise", "A", A)
     if quant_state is None:
         if absmax is None:
             raise ValueError("[dequantize_blockwise] quant_state: got None, want one, or absmax")
+        check_is_tensor("dequantize_blockwise", "absmax", absmax)
+        if code is not None:
+            check_is_tensor("dequantize_blockwise", "code", code)
         quant_state = QuantState(absmax=absmax, code=code, blocksize=blocksize, dtype=torch.float32)
     scales = quant_state.absmax
     if quant_state.state2 is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +62,13 @@ class Embedding4bit(QuantizedModule, nn.Embedding):
         config = as_config("Embedding4bit.from_float", config)
         parameter = quantized_parameter(embedding.weight.detach(), config, name)
         return cls.from_parameter(parameter, config, embedding.padding_idx, embedding.training)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, embeddings: Tensor, config: str | QuantizeConfig | None = None, **options: Any
+    ) -> Embedding4bit:
+        """The quantized `nn.Embedding.from_pretrained(embeddings, **options)`. Raises as from_float."""
+        return cls.from_float(nn.Embedding.from_pretrained(embeddings, **options), config)
 
     @classmethod
     def from_parameter(

@@ -103,6 +103,8 @@ class QuantizedModule(nn.Module):
             loaded = weight_from_entries(entries, device)
         else:
             dense = entries[""]
+            if not isinstance(dense, Tensor):
+                raise TypeError(f"[load_state_dict] weight: got {type(dense).__name__}, want a tensor")
             dense = dense.t().contiguous() if self.fan_in_fan_out else dense
             if dense.shape != weight.shape:
                 want = list(weight.shape)

@@ -82,6 +82,12 @@ def check_dtype(op: str, what: str, dtype: torch.dtype, dtypes: Sequence[torch.d
         raise TypeError(f"[{op}] {what}: got {str(dtype).removeprefix('torch.')}, want {want}")
 
 
+def check_is_tensor(op: str, what: str, value: object) -> None:
+    """Raises TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"[{op}] {what}: got {type(value).__name__}, want a tensor")
+
+
 def check_tensor(
     op: str,
     what: str,
