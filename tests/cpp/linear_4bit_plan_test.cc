@@ -162,10 +162,24 @@ TEST(Linear4bitPlan, SharedMemoryFitsEveryDevice) {
   }
 }
 
+TEST(Linear4bitPlan, ManyRowsGoToWgmmaOnHopperAlone) {
+  for (const int64_t m : {17, 64, 129, 4096}) {
+    Linear4bitProblem p = with_m(kDecode, m);
+    const Linear4bitPlan plan = linear_4bit_plan(p);
+    EXPECT_EQ(plan.kernel, Linear4bitKernel::Wgmma) << to_string(plan);
+    EXPECT_GE(plan.wgmma.columns * 2, std::min<int64_t>(m, 256)) << to_string(plan);
+    p.compute_capability = 100;
+    EXPECT_EQ(linear_4bit_plan(p).kernel, Linear4bitKernel::Mma);
+  }
+  EXPECT_EQ(linear_4bit_plan(with_m(kDecode, 4096)).wgmma.columns, 256);
+  EXPECT_GT(linear_4bit_plan(with_m(kDecode, 32)).splits, 1);  // 4096 rows are too few tiles
+}
+
 TEST(Linear4bitPlan, GradX) {
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).kernel, Linear4bitKernel::Mma);
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).tile, 1);
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 32)).tile, 0);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).kernel, Linear4bitKernel::Mma);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).tile, 1);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 32)).tile, 0);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).kernel, Linear4bitKernel::Wgmma);
   Linear4bitProblem p = with_m(kDecode, 512);
   p.n = 4095;
   EXPECT_EQ(linear_4bit_grad_x_plan(p).reason, "N is no multiple of 8");
@@ -178,8 +192,8 @@ TEST(Linear4bitPlan, GradX) {
 }
 
 TEST(Linear4bitPlan, LargeSizesAndRefusals) {
-  const Linear4bitPlan plan =
-      linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 24, .k = 4096, .m = int64_t{1} << 20});
+  const Linear4bitPlan plan = linear_4bit_plan(
+      {.block_size = 64, .n = int64_t{1} << 24, .k = 4096, .m = int64_t{1} << 20, .compute_capability = 80});
   EXPECT_EQ(plan.blocks, (int64_t{1} << 17) * (int64_t{1} << 13));
   EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 34, .k = 4096, .m = int64_t{1} << 24}), Error);
   EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = 1, .k = 64, .m = 0}), Error);

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "ops/ceil_div.h"
 #include "qbits/error.h"
 #include "qbits/tensor.h"
 
@@ -81,8 +82,6 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // log2 of a power of two, -1 for other numbers.
 constexpr int exact_log2(int64_t x) {

@@ -202,7 +202,6 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   __syncthreads();
   if (block.warp < 0) {
     give_registers<Linear4bitStream::kServiceRegisters>();
-    if (service == 1) stream_prefetch(block);
     wait_for_kernels_before();
     let_next_kernel_start();
     if (service == 0) {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "cuda/linear_4bit_codebook.cuh"
-#include "cuda/linear_4bit_ptx.cuh"
+#include "cuda/linear_4bit_stream_ptx.cuh"
 #include "cuda/linear_4bit_weight.cuh"
 #include "ops/linear_4bit_plan.h"
 

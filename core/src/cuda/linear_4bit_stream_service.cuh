@@ -6,22 +6,6 @@
 
 namespace qbits::cuda {
 
-// The first tiles into the L2 cache while kernels before this one still run: a lane for each.
-template <class Block>
-__device__ void stream_prefetch(const Block& block) {
-  const StreamArgs& args = block.args;
-  const Weight4bitView& w = args.weight;
-  const int tile = block.first_tile + block.lane * block.tile_stride;
-  if (block.split > 0 || block.lane >= args.stages || tile >= args.tiles) return;
-  const int64_t rows = min(block.groups * 16, block.rows - block.row(tile));
-  prefetch_bulk(w.codes + block.row(tile) * w.cols / 2, rows * w.cols / 2);
-  const int64_t first = w.scale_index(block.row(tile), 0);
-  const int64_t scales = w.scale_index(block.row(tile) + rows - 1, w.cols - 1) + 1 - first;
-  const int size = w.nested_absmax != nullptr ? 1 : w.scale_dtype == DType::Float32 ? 4 : 2;
-  prefetch_bulk(static_cast<const uint8_t*>(w.scales) + first * size, scales * size);
-  if (w.affine) prefetch_bulk(static_cast<const uint8_t*>(w.zeros) + first * size, scales * size);
-}
-
 // Bulk copies of rows of codes, a stage ahead of another until the ring is full. What lies beyond the weight keeps
 // old codes: their rows are not written, and their columns meet zeros of x. A service warp keeps pace only if its
 // loops are short: addresses are the same in all lanes, so that the uniform datapath adds them up.

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <limits>
 
+#include "ops/ceil_div.h"
 #include "qbits/error.h"
 
 namespace qbits {
@@ -16,8 +17,6 @@ constexpr int kSimtRowWarps = 8;
 constexpr int kSimtRowColumns = 4;
 constexpr int kSimtRowMaxM = 16;
 constexpr int kGradXStages = 3;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
 
@@ -80,6 +79,15 @@ Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   return plan;
 }
 
+Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
+  return {.kernel = Linear4bitKernel::Wgmma,
+          .splits = wgmma.splits,
+          .split_depth = wgmma.split_depth,
+          .blocks = wgmma.blocks,
+          .wgmma = wgmma,
+          .reason = "least time"};
+}
+
 int mma_tile(int64_t m) {
   int index = 0;
   while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
@@ -140,6 +148,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
     stream->reason = "fewest bytes a clock";
     return *stream;
   }
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -155,6 +164,7 @@ std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
     if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
+  std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), wgmma_of);
   return plans;
 }
 
@@ -165,6 +175,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
     plan.reason = obstacle;
     return plan;
   }
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
   Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
@@ -180,6 +191,7 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
     plans.push_back(grad_x_mma(p, index, 1));
     if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
+  std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), wgmma_of);
   return plans;
 }
 
@@ -205,6 +217,13 @@ std::string to_string(const Linear4bitPlan& plan) {
              ", " + std::to_string(plan.warps) + " warps, chunk " + std::to_string(plan.chunk) + ", " +
              std::to_string(plan.stages) + " stages, " + std::to_string(plan.rounds) + " rounds" + ", " +
              std::to_string(plan.shared_bytes) + " B shared";
+      break;
+    case Linear4bitKernel::Wgmma: {
+      constexpr const char* kDecodes[] = {"scaled sums", "weights of 16 bits", "weights of 32 bits"};
+      const WgmmaPlan& w = plan.wgmma;
+      text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
+             kDecodes[static_cast<int>(w.decode)] + ", x shared by " + std::to_string(w.multicast);
+    }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
   if (plan.splits > 1) {

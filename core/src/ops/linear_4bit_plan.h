@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/linear_4bit_wgmma_plan.h"
 #include "qbits/dtype.h"
 #include "qbits/export.h"
 #include "qbits/format.h"
@@ -62,6 +63,7 @@ enum class Linear4bitKernel : uint8_t {
   SimtTile,  // 64 x 64 tiles in float32; any case
   Mma,       // mma.sync m16n8k16
   Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by, x stays in registers
+  Wgmma,     // wgmma, weights dequantized in registers, x brought by tensor copies
 };
 
 struct Linear4bitPlan {
@@ -69,7 +71,7 @@ struct Linear4bitPlan {
   int tile = 0;             // Mma: index into the tiles above
   int chunk = 0;            // Mma forward: depth summed before a scale is applied, 32 or 64
   int stages = 0;           // Mma: depth of the shared-memory ring
-  int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, Stream: a cluster
+  int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, others: a cluster
   int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
   int64_t blocks = 0;       // thread blocks
   int column_tiles = 0;     // Stream: groups of 8 rows of x
@@ -78,6 +80,7 @@ struct Linear4bitPlan {
   int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
+  WgmmaPlan wgmma = {};     // Wgmma: the rest
   std::string reason = {};  // why not a faster kernel, or what decided
 
   bool operator==(const Linear4bitPlan&) const = default;

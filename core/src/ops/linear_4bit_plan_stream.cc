@@ -1,12 +1,11 @@
 #include <algorithm>
 #include <array>
 
+#include "ops/ceil_div.h"
 #include "ops/linear_4bit_plan.h"
 
 namespace qbits {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Fitted to times of an H200, in clocks.
 constexpr double kBytesPerClock = 16.0;   // that an SM draws from memory
