@@ -61,6 +61,17 @@ def test_demo_prints_every_format_and_reloads_bit_equal(tiny, tmp_path, capsys):
     assert size["nf4"] < size["bf16"]
 
 
+def test_demo_stays_within_the_positions_of_the_model(tiny, tmp_path, capsys):
+    config = transformers.GPT2Config(vocab_size=128, n_embd=64, n_layer=1, n_head=2, n_positions=48)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
+    arguments = ["demo", "--model", str(tmp_path), "--windows", "2", "--formats", "nf4", "--tokens"]
+    assert main([*arguments, "4"]) == 0
+    assert "2 windows of 48 tokens" in capsys.readouterr().out
+    assert main([*arguments, "400"]) == 1
+    assert "[demo] tokens: got 400, want at most 28: the model has 48 positions" in capsys.readouterr().err
+
+
 def test_demo_takes_some_formats(tiny, capsys):
     arguments = ["--windows", "1", "--tokens", "2", "--formats", "int4"]
     assert main(["demo", "--model", str(tiny), *arguments]) == 0

@@ -46,7 +46,13 @@ def run(
         _check_writable(output)
     console = _console()
     loaded = _load(console, model)
-    ids = windows(loaded.encode(language_model.text()), count, CONTEXT).to(device)
+    positions = loaded.positions()
+    if (prompt := loaded.prompt().shape[1]) + tokens > positions:
+        want = (
+            f"at most {positions - prompt}: the model has {positions} positions, the prompt {prompt} tokens"
+        )
+        raise ValueError(f"[demo] tokens: got {tokens}, want {want}")
+    ids = windows(loaded.encode(language_model.text()), count, int(min(CONTEXT, positions))).to(device)
     loaded.model.to(device)
     report.print_header(console, loaded.name, loaded.model.num_parameters(), ids, device)
     results, saved = [], None

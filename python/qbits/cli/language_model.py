@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class LanguageModel:
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         return encoded.input_ids
+
+    def positions(self) -> float:
+        """The most tokens the model can take at once; infinity where it has no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None) or math.inf
 
     def text(self, tokens: list[int]) -> str:
         """The text of generated tokens up to the first that ends it."""
