@@ -17,7 +17,16 @@ __device__ void stream_copy_codes(const Block& block) {
   const int64_t row_bytes = args.weight.cols / 2;
   const int bytes = (block.k_end - block.k_begin) / 2;
   const bool elected = elect_one();
+  // Copies that every block starts at once come in together, late: those of the first ring are given time to arrive.
+  const int stage_clocks = block.stage_bytes / Linear4bitStream::kFirstBytesPerClock;
+  const int64_t start = clock64();
+  int filled = 0;
   for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
+    if (filled < args.stages) {
+      while (clock64() - start < int64_t{filled} * stage_clocks) {
+      }
+      ++filled;
+    }
     const int valid_rows = min(block.groups * 16, block.rows - block.row(tile));
     mbarrier_wait(&barriers.free[stage.index], stage.parity);
     uint64_t* const full = &barriers.full[stage.index];

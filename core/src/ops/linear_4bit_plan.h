@@ -143,6 +143,7 @@ struct Linear4bitStream {
   static constexpr int kMultiplyRegisters = 104;
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
+  static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
   static constexpr int kBarrierBytes = 128;
   // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
   static constexpr int code_pitch(int parts, int chunk) { return parts * kSlotDepth / 2 + chunk / 2; }

@@ -11,7 +11,7 @@ namespace {
 constexpr double kBytesPerClock = 16.0;   // that an SM draws from memory
 constexpr double kWarpClocks = 320.0;     // issue slots of a warp in a round
 constexpr double kRoundClocks = 20.0;     // what a round costs besides
-constexpr double kClusterClocks = 600.0;  // and the meeting of a cluster
+constexpr double kClusterClocks = 300.0;  // and each block of a cluster
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -71,7 +71,7 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int m
       const double clocks =
           static_cast<double>(waves) * (bytes / kBytesPerClock) +
           static_cast<double>(plan.rounds * waves) * (std::max(bytes / kBytesPerClock, issue) + kRoundClocks) +
-          (splits > 1 ? kClusterClocks : 0.0);
+          (splits > 1 ? kClusterClocks * splits : 0.0);
       return Candidate{plan, clocks};
     }
     if (splits == 1) return {};

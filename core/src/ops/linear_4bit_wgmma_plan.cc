@@ -76,8 +76,8 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
     if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && tile.columns < 128)) continue;
     const int64_t m_tiles = ceil_div(p.m, tile.columns);
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);
-    // Blocks share x where there are several waves of them, else all of the device is worth more.
-    const int wise_multicast = m_tiles * row_tiles >= 4 * p.sm_count ? 2 : 1;
+    // Sharing x is worth it where x is long and there are more blocks than one wave.
+    const int wise_multicast = m_tiles >= 4 && m_tiles * row_tiles > p.sm_count ? 2 : 1;
     for (const int multicast : {1, 2}) {
       for (int splits = 1; splits * multicast <= 8; splits *= 2) {
         const int64_t per_split = ceil_div(ceil_div(depth, splits), kSplitDepth) * kSplitDepth;
