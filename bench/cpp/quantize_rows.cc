@@ -18,32 +18,32 @@ std::vector<float> dynamic_map() {
   return code;
 }
 
-void rows_4bit(Runner& runner, const Format& f, DType dtype, int64_t n) {
-  const int64_t blocks = num_scales(f, 1, n, 64);
+void rows_4bit(Runner& runner, const Format& f, int64_t block_size, DType dtype, int64_t n) {
+  const int64_t blocks = num_scales(f, 1, n, block_size);
   const int64_t bytes = n * itemsize(dtype) + n / 2 + blocks * 4;
-  const std::string what = describe(std::string(f.name) + " b64", dtype, n);
+  const std::string what = describe(std::string(f.name) + " b" + std::to_string(block_size), dtype, n);
   runner.run({.op = "quantize_4bit", .what = what, .bytes = bytes, .target_share = 0.60, .operands = [&]() -> Call {
                 const Memory x(dtype, {n}), codes(DType::UInt8, {n / 2}), absmax(DType::Float32, {blocks});
-                return [=, &f](Stream s) { quantize_4bit(x.view(), f, 64, codes.view(), absmax.view(), s); };
+                return [=, &f](Stream s) { quantize_4bit(x.view(), f, block_size, codes.view(), absmax.view(), s); };
               }});
   runner.run({.op = "dequantize_4bit", .what = what, .bytes = bytes, .target_share = 0.85, .operands = [&]() -> Call {
                 const Memory out(dtype, {n}), codes(DType::UInt8, {n / 2}), absmax(DType::Float32, {blocks});
                 return [=, &f](Stream s) {
-                  dequantize_4bit(codes.view(), {.values = absmax.view()}, f, 64, out.view(), s);
+                  dequantize_4bit(codes.view(), {.values = absmax.view()}, f, block_size, out.view(), s);
                 };
               }});
 }
 
-void rows_nested(Runner& runner, int64_t n) {
+void rows_nested(Runner& runner, DType dtype, int64_t n) {
   const Format& f = format("nf4");
   const int64_t blocks = n / 64;
   const Memory code = Memory::floats(dynamic_map());
   runner.run({.op = "dequantize_4bit",
-              .what = describe("nf4 b64 nested", DType::BFloat16, n),
-              .bytes = n * 2 + n / 2 + blocks + blocks / 64,
+              .what = describe("nf4 b64 nested", dtype, n),
+              .bytes = n * itemsize(dtype) + n / 2 + blocks + blocks / 64,
               .target_share = 0.85,
               .operands = [&]() -> Call {
-                const Memory out(DType::BFloat16, {n}), codes(DType::UInt8, {n / 2}), values(DType::UInt8, {blocks});
+                const Memory out(dtype, {n}), codes(DType::UInt8, {n / 2}), values(DType::UInt8, {blocks});
                 const Memory nested(DType::Float32, {blocks / 256}), offset(DType::Float32, {1});
                 return [=, &f](Stream s) {
                   const Absmax absmax{.values = values.view(),
@@ -53,8 +53,12 @@ void rows_nested(Runner& runner, int64_t n) {
                   dequantize_4bit(codes.view(), absmax, f, 64, out.view(), s);
                 };
               }});
+}
+
+void rows_absmax(Runner& runner, int64_t blocks) {
+  const Memory code = Memory::floats(dynamic_map());
   runner.run({.op = "quantize_absmax",
-              .what = describe("nf4 b64", DType::BFloat16, n),
+              .what = describe("scales", DType::Float32, blocks),
               .bytes = blocks * 4 * 2 + blocks,
               .operands = [&]() -> Call {
                 const Memory absmax(DType::Float32, {blocks}), values(DType::UInt8, {blocks});
@@ -65,22 +69,23 @@ void rows_nested(Runner& runner, int64_t n) {
               }});
 }
 
-void rows_affine(Runner& runner, const Format& f, int64_t group_size, int64_t cols) {
+void rows_affine(Runner& runner, const Format& f, int64_t group_size, int64_t cols, DType dtype) {
   const int64_t rows = kLarge / cols;
+  const int64_t n = rows * cols;
   const int64_t groups = group_size == 0 ? 1 : cols / group_size;
-  const int64_t code_bytes = codes_size(f, kLarge);
-  const int64_t bytes = kLarge * 2 + code_bytes + 2 * rows * groups * 4;
+  const int64_t code_bytes = codes_size(f, n);
+  const int64_t bytes = n * itemsize(dtype) + code_bytes + 2 * rows * groups * 4;
   const std::string what = describe(
-      std::string(f.name) + " g" + std::to_string(group_size) + " K" + std::to_string(cols), DType::BFloat16, kLarge);
+      std::string(f.name) + " g" + std::to_string(group_size) + " K" + std::to_string(cols), dtype, n);
   runner.run({.op = "quantize_affine", .what = what, .bytes = bytes, .target_share = 0.60, .operands = [&]() -> Call {
-                const Memory x(DType::BFloat16, {rows, cols}), codes(DType::UInt8, {code_bytes});
+                const Memory x(dtype, {rows, cols}), codes(DType::UInt8, {code_bytes});
                 const Memory scales(DType::Float32, {rows, groups}), zeros(DType::Float32, {rows, groups});
                 return [=, &f](Stream s) {
                   quantize_affine(x.view(), f, group_size, codes.view(), scales.view(), zeros.view(), s);
                 };
               }});
   runner.run({.op = "dequantize_affine", .what = what, .bytes = bytes, .target_share = 0.85, .operands = [&]() -> Call {
-                const Memory out(DType::BFloat16, {rows, cols}), codes(DType::UInt8, {code_bytes});
+                const Memory out(dtype, {rows, cols}), codes(DType::UInt8, {code_bytes});
                 const Memory scales(DType::Float32, {rows, groups}), zeros(DType::Float32, {rows, groups});
                 return [=, &f](Stream s) {
                   dequantize_affine(codes.view(), scales.view(), zeros.view(), f, group_size, out.view(), s);
@@ -88,21 +93,21 @@ void rows_affine(Runner& runner, const Format& f, int64_t group_size, int64_t co
               }});
 }
 
-void rows_blockwise(Runner& runner, DType dtype) {
-  const int64_t n = kLarge;
-  const int64_t blocks = n / 256;
-  const Memory code = Memory::floats(dynamic_map());
-  const std::string what = describe("dynamic b256", dtype, n);
+void rows_blockwise(Runner& runner, const std::vector<float>& map, const std::string& name, int64_t block_size, DType dtype,
+                    int64_t n) {
+  const int64_t blocks = n / block_size;
+  const Memory code = Memory::floats(map);
+  const std::string what = describe(name + " b" + std::to_string(block_size), dtype, n);
   const int64_t bytes = n * itemsize(dtype) + n + blocks * 4;
   runner.run(
       {.op = "quantize_blockwise", .what = what, .bytes = bytes, .target_share = 0.60, .operands = [&]() -> Call {
          const Memory x(dtype, {n}), codes(DType::UInt8, {n}), absmax(DType::Float32, {blocks});
-         return [=](Stream s) { quantize_blockwise(x.view(), code.view(), 256, codes.view(), absmax.view(), s); };
+         return [=](Stream s) { quantize_blockwise(x.view(), code.view(), block_size, codes.view(), absmax.view(), s); };
        }});
   runner.run(
       {.op = "dequantize_blockwise", .what = what, .bytes = bytes, .target_share = 0.85, .operands = [&]() -> Call {
          const Memory out(dtype, {n}), codes(DType::UInt8, {n}), absmax(DType::Float32, {blocks});
-         return [=](Stream s) { dequantize_blockwise(codes.view(), absmax.view(), code.view(), 256, out.view(), s); };
+         return [=](Stream s) { dequantize_blockwise(codes.view(), absmax.view(), code.view(), block_size, out.view(), s); };
        }});
 }
 
@@ -145,15 +150,36 @@ void rows_embedding(Runner& runner) {
 }  // namespace
 
 void quantize_rows(Runner& runner) {
-  for (std::string_view name : {"nf4", "fp4"}) rows_4bit(runner, format(name), DType::BFloat16, kLarge);
-  rows_4bit(runner, format("nf4"), DType::Float32, kLarge);
-  rows_4bit(runner, format("nf4"), DType::BFloat16, kLayer);
-  rows_nested(runner, kLarge);
-  rows_affine(runner, format("int4"), 64, 4096);
-  rows_affine(runner, format("int8"), 128, 4096);
-  rows_affine(runner, format("int8"), 0, 8192);
-  for (DType dtype : {DType::Float32, DType::BFloat16}) rows_blockwise(runner, dtype);
-  for (DType dtype : {DType::Float32, DType::BFloat16}) rows_quantiles(runner, dtype);
+  const Format& nf4 = format("nf4");
+  const Format& fp4 = format("fp4");
+  for (DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) rows_4bit(runner, nf4, 64, dtype, kLarge);
+  for (DType dtype : {DType::BFloat16, DType::Float32}) rows_4bit(runner, fp4, 64, dtype, kLarge);
+  for (int64_t block_size : {16, 32, 128, 256, 4096}) rows_4bit(runner, nf4, block_size, DType::BFloat16, kLarge);
+  rows_4bit(runner, nf4, 64, DType::BFloat16, kLayer);
+  for (DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) rows_nested(runner, dtype, kLarge);
+  rows_nested(runner, DType::BFloat16, kLayer);
+  for (int64_t n : {kLarge, kLayer}) rows_absmax(runner, n / 64);
+  for (DType dtype : {DType::BFloat16, DType::Float32}) {
+    rows_affine(runner, format("int4"), 64, 4096, dtype);
+    rows_affine(runner, format("int8"), 128, 4096, dtype);
+    rows_affine(runner, format("int8"), 0, 8192, dtype);
+  }
+  rows_affine(runner, format("int4"), 0, 11008, DType::BFloat16);
+  for (DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) {
+    rows_blockwise(runner, dynamic_map(), "dynamic", 256, dtype, kLarge);
+  }
+  for (int64_t block_size : {64, 4096}) {
+    rows_blockwise(runner, dynamic_map(), "dynamic", block_size, DType::BFloat16, kLarge);
+  }
+  rows_blockwise(runner, dynamic_map(), "dynamic", 256, DType::Float32, kLayer);
+  const auto map = [](std::string_view name) {
+    const std::span<const float> values = format(name).codebook;
+    return std::vector<float>(values.begin(), values.end());
+  };
+  for (std::string name : {"linear", "fp8_e5m2", "normal"}) {
+    rows_blockwise(runner, map(name), name, 256, DType::BFloat16, kLarge);
+  }
+  for (DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) rows_quantiles(runner, dtype);
   rows_embedding(runner);
 }
 

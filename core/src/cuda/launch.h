@@ -52,6 +52,7 @@ struct LaunchShape {
   int64_t blocks;
   int threads;
   size_t shared_bytes = 0;
+  bool cooperative = false;  // all thread blocks run at once and may wait for one another
 };
 
 // Runs `kernel` on `stream`; the status checked is this launch's own, not an earlier call's.
@@ -63,7 +64,20 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = native(stream);
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = shape.cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+// Thread blocks of `kernel` that the current device runs at once.
+template <class Kernel>
+int64_t resident_blocks(Kernel* kernel, int threads, size_t shared_bytes, std::string_view op) {
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared_bytes), op);
+  return int64_t{per_multiprocessor} * device_attribute(cudaDevAttrMultiProcessorCount, op);
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
