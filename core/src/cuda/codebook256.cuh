@@ -16,6 +16,7 @@ struct Codebook256Quantizer {
   static constexpr float kScale = 0x1p-89F;
   static constexpr int kShift = 16;
   static constexpr int kBins = (38 << (23 - kShift)) + 1;  // of a sign: magnitudes up to 1
+  static constexpr int kRest = 0xffffff;                   // below the code in a sum
 
   struct Shared {
     // Of each bin, such that the sum with a position has the code in its top byte.
@@ -37,43 +38,44 @@ struct Codebook256Quantizer {
   }
   __device__ static int bin_of(int position) { return kBins + (position >> kShift); }
 
+  // Thread t cares for threshold t and the bins from the one before to its own, thread 255 for those behind the last.
   __device__ void prepare(Shared& shared) const {
-    const int i = static_cast<int>(threadIdx.x);
-    float threshold = quiet_nan();
-    if (i < 255) {
+    static_assert(kQuantizeThreads == 256);
+    const int t = static_cast<int>(threadIdx.x);
+    const bool exists = t < 255;
+    float threshold = 0.0F;
+    if (exists) {
       // Neighbouring thresholds are out of order only where entries repeat, by less than one entry: looking
       // back over the run of equal entries gives the running maximum.
-      const float low = code[i];
-      threshold = blockwise_threshold(low, code[i + 1], i);
-      for (int j = i - 1; j >= 0 && code[j + 1] == low && code[j] == low; --j) {
+      const float low = code[t];
+      threshold = blockwise_threshold(low, code[t + 1], t);
+      for (int j = t - 1; j >= 0 && code[j + 1] == low && code[j] == low; --j) {
         threshold = fmaxf(threshold, blockwise_threshold(code[j], low, j));
       }
       threshold += 0.0F;  // -0 to +0, which belongs to the positive bins
     }
-    if (i < 256) shared.thresholds[i] = threshold;
+    shared.thresholds[t] = threshold;
     const bool next_to_zero = threshold == 0.0F || threshold == -0x1p-149F;
     __syncthreads();
-    const float before = i > 0 && i < 255 ? shared.thresholds[i - 1] : -2.0F;
-    const bool fits = i >= 255 || (fabsf(threshold) <= 1.0F && (fabsf(threshold) >= 0x1p-37F || next_to_zero) &&
-                                   bin_of(position(before, kScale)) < bin_of(position(threshold, kScale)));
-    const bool regular = __syncthreads_and(fits);
-    const bool zeros_matter = __syncthreads_or(i < 255 && next_to_zero);
-    const int below_zero = __syncthreads_count(i < 255 && threshold < 0.0F);
-    if (i == 0) {
+    const int its = exists ? position(threshold, kScale) : ((kBins - 1) << kShift) + kRest;
+    const int last = bin_of(its);
+    const int first = t > 0 ? bin_of(position(shared.thresholds[t - 1], kScale)) + 1 : 0;
+    const bool in_range = fabsf(threshold) <= 1.0F && (fabsf(threshold) >= 0x1p-37F || next_to_zero);
+    const bool regular = __syncthreads_and(!exists || (in_range && first <= last));
+    const bool zeros_matter = __syncthreads_or(exists && next_to_zero);
+    const int below_zero = __syncthreads_count(exists && threshold < 0.0F);
+    if (t == 0) {
       shared.zero_codes = static_cast<uint32_t>(below_zero) * 0x01010101U;
       shared.zeros_matter = zeros_matter;
       shared.regular = regular;
     }
     if (!regular) return;
-    // Bins between two thresholds by a warp.
-    for (int t = i / 32; t < 256; t += kQuantizeThreads / 32) {
-      const int first = t > 0 ? bin_of(position(shared.thresholds[t - 1], kScale)) + 1 : 0;
-      const int its = t < 255 ? position(shared.thresholds[t], kScale) : 0;
-      const int last = t < 255 ? bin_of(its) : 2 * kBins - 1;
-      for (int bin = first + i % 32; bin <= last; bin += 32) {
-        const uint32_t base = static_cast<uint32_t>(t) << 24;
-        const uint32_t start = static_cast<uint32_t>(bin - kBins) << kShift;
-        shared.entries[bin] = base - start + (bin == last && t < 255 ? 0xffffffU - (its - start) : 0U);
+    for (int lane = 0; lane < 32; ++lane) {
+      const uint32_t below = static_cast<uint32_t>(t / 32 * 32 + lane) << 24;
+      const int end = __shfl_sync(0xffffffffU, last, lane);
+      const int theirs = __shfl_sync(0xffffffffU, its, lane);
+      for (int bin = __shfl_sync(0xffffffffU, first, lane) + t % 32; bin <= end; bin += 32) {
+        shared.entries[bin] = below - static_cast<uint32_t>(bin < end ? (bin - kBins) << kShift : theirs - kRest);
       }
     }
   }

@@ -88,32 +88,10 @@ __global__ void __launch_bounds__(kThreads)
     const Range its = range_of(run);
     range = {max(range.top, its.top), max(range.bottom, its.bottom)};
   };
-#ifdef VAR_HELD
-  constexpr int kHeld = VAR_HELD / sizeof(T) / kRun;
-  Run<T, kRun> held[kHeld];
-#pragma unroll
-  for (int u = 0; u < kHeld; ++u) {
-    if (first + u * step < group.count) held[u] = load_run<kRun>(x, group.start + first + u * step);
-  }
-#pragma unroll
-  for (int u = 0; u < kHeld; ++u) {
-    if (first + u * step < group.count) see(held[u]);
-  }
-  const int64_t rest = first + kHeld * step;
-#else
-  const int64_t rest = first;
-#endif
-  for (int64_t i = rest; i < group.count; i += step) see(load_run<kRun>(x, group.start + i));
+  for (int64_t i = first; i < group.count; i += step) see(load_run<kRun>(x, group.start + i));
   const AffineGroup<S, kBits> scale(range_of_team<kWide>(range, lanes));
   if (exists && first == 0) quantizer.write_scale(scale, index);
-#ifdef VAR_HELD
-#pragma unroll
-  for (int u = 0; u < kHeld; ++u) {
-    const int64_t i = first + u * step;
-    if (i < group.count) scale.encode(held[u]).store(quantizer.codes, group.start + i);
-  }
-#endif
-  for (int64_t i = rest; i < group.count; i += step) {
+  for (int64_t i = first; i < group.count; i += step) {
     scale.encode(load_run<kRun>(x, group.start + i)).store(quantizer.codes, group.start + i);
   }
 }

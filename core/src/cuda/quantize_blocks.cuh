@@ -166,7 +166,7 @@ class TileQuantizer {
     const auto valid = [&](int u) { return left - u * kQuantizeRow - thread * kRun; };
     Values x[kRuns];
 #ifdef VAR_PREFETCH
-    if constexpr (kWhole && Quantizer::kKeepsTables) {
+    if constexpr (kWhole) {
       for (int u = 0; u < kRuns; ++u) x[u] = next_[u];
       if (next_start_ < n_) load(next_, next_start_ + thread * kRun);
     } else
@@ -264,7 +264,7 @@ void launch_quantize_blocks(std::string_view op, const Input& input, int64_t n, 
   dispatch_bool(block_size > 32 * kRun, [&](auto wide) {
     auto* kernel = quantize_blocks<wide, Input, Quantizer>;
     int64_t blocks = ceil_div(n, Input::kRuns * kQuantizeRow);
-    if (Quantizer::kKeepsTables) blocks = std::min(blocks, resident_blocks(kernel, kQuantizeThreads, 0, op));
+    blocks = std::min<int64_t>(blocks, VAR_MINB * device_attribute(cudaDevAttrMultiProcessorCount, op));
     launch(op, kernel, {.blocks = blocks, .threads = kQuantizeThreads}, stream, input, n, log2_block, quantizer);
   });
 }

@@ -5,7 +5,7 @@
 namespace qbits::cuda {
 
 // 2^32 x / divisor for many x, where x / divisor is rounded once to float32. A remainder corrects the product with the
-// reciprocal, as in the division that nvcc emits for ordinary operands (tests/cpp/quotient_test.cc proves its
+// reciprocal, as in the division that nvcc emits for ordinary operands (tests/cpp/cuda/quotient_test.cu proves its
 // rounding); scaled as it is here, nothing under- or overflows whatever the divisor, as long as quotients below
 // 2^-40 need not be exact.
 class Quotient {
