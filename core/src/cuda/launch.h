@@ -53,8 +53,9 @@ struct LaunchShape {
   int64_t blocks;
   int threads;
   size_t shared_bytes = 0;
-  int cluster = 1;        // blocks of a thread block cluster
-  bool overlaps = false;  // the kernel waits by itself for those before it (programmatic dependent launch)
+  int cluster = 1;           // blocks of a thread block cluster
+  bool overlaps = false;     // the kernel waits by itself for those before it (programmatic dependent launch)
+  bool cooperative = false;  // all thread blocks run at once and may wait for one another
 };
 
 // Runs `kernel` on `stream`; the status checked is this launch's own, not an earlier call's.
@@ -66,7 +67,7 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = native(stream);
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   config.attrs = attributes;
   if (shape.cluster > 1) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
@@ -78,7 +79,20 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
   }
+  if (shape.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+// Thread blocks of `kernel` that the current device runs at once.
+template <class Kernel>
+int64_t resident_blocks(Kernel* kernel, int threads, size_t shared_bytes, std::string_view op) {
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared_bytes), op);
+  return int64_t{per_multiprocessor} * device_attribute(cudaDevAttrMultiProcessorCount, op);
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
