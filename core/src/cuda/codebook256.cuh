@@ -109,7 +109,8 @@ struct Codebook256Quantizer {
         const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
         sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
       }
-      packed.words[w] = __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
+      packed.words[w] =
+          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
     }
     return packed;
   }

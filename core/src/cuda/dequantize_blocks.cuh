@@ -6,21 +6,11 @@
 
 namespace qbits::cuda {
 
-#ifndef VAR_DQT
-#define VAR_DQT 256
-#endif
-#ifndef VAR_DQU
-#define VAR_DQU 32
-#endif
-inline constexpr int kDequantizeThreads = VAR_DQT;
+inline constexpr int kDequantizeThreads = 256;
 
 // Vectors a thread has in flight: 32 elements of any dtype.
 template <class T>
-#ifdef VAR_DQV
-inline constexpr int kDequantizeUnroll = VAR_DQV;
-#else
-inline constexpr int kDequantizeUnroll = VAR_DQU / kPerVector<T>;
-#endif
+inline constexpr int kDequantizeUnroll = 32 / kPerVector<T>;
 
 template <class T, class Decoder, bool kAligned>
 __global__ void __launch_bounds__(kDequantizeThreads)
@@ -30,28 +20,18 @@ __global__ void __launch_bounds__(kDequantizeThreads)
   constexpr int kUnroll = kDequantizeUnroll<T>;
   constexpr int kTile = kDequantizeThreads * kVector;
   __shared__ typename Decoder::Shared shared;
-#ifndef VAR_DQP
-  {
-    const int64_t tile = blockIdx.x;
-#else
-  decoder.prepare(shared);
-  __syncthreads();
-  for (int64_t tile = blockIdx.x; tile * (kUnroll * kTile) < n; tile += gridDim.x) {
-#endif
-  const int64_t start = tile * (kUnroll * kTile) + threadIdx.x * kVector;
+  const int64_t start = static_cast<int64_t>(blockIdx.x) * (kUnroll * kTile) + threadIdx.x * kVector;
   PackedCodes<Decoder::kBits, kVector> packed[kUnroll];
   typename Decoder::Raw scales[kUnroll];
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t i = start + u * kTile;
     if (i >= n) break;
-    packed[u] = packed[u].template load<kAligned>(codes, i, n);
+    packed[u] = PackedCodes<Decoder::kBits, kVector>::template load<kAligned>(codes, i, n);
     scales[u] = decoder.load(divisor(i));
   }
-#ifndef VAR_DQP
   decoder.prepare(shared);
   __syncthreads();
-#endif
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t i = start + u * kTile;
@@ -67,17 +47,13 @@ __global__ void __launch_bounds__(kDequantizeThreads)
       }
     }
   }
-  }
 }
 
 template <class T, class Decoder>
 void launch_dequantize_blocks(std::string_view op, const Decoder& decoder, const uint8_t* codes, int64_t block_size,
                               int64_t n, T* out, Stream stream) {
   constexpr int64_t kPerBlock = int64_t{kDequantizeUnroll<T>} * kDequantizeThreads * kPerVector<T>;
-  LaunchShape shape{.blocks = ceil_div(n, kPerBlock), .threads = kDequantizeThreads};
-#ifdef VAR_DQP
-  shape.blocks = std::min<int64_t>(shape.blocks, VAR_DQP * device_attribute(cudaDevAttrMultiProcessorCount, op));
-#endif
+  const LaunchShape shape{.blocks = ceil_div(n, kPerBlock), .threads = kDequantizeThreads};
   dispatch_bool(is_aligned(codes, 8) && is_aligned(out, 16), [&](auto aligned) {
     launch(op, dequantize_blocks<T, Decoder, aligned>, shape, stream, decoder, codes, Divisor(block_size), n, out);
   });

@@ -66,9 +66,8 @@ __global__ void __launch_bounds__(kThreads) gather_rows(const __grid_constant__ 
     if constexpr (kCount == 1) {
       out[piece] = from_float<T>(valid ? Decoder::value(shared, scale, packed[u]) : quiet_nan());
     } else {
-      reinterpret_cast<uint4*>(out)[piece] = valid
-                                                 ? decode_vector<T, Decoder>(shared, scale, packed[u])
-                                                 : make_uint4(kNanWord<T>, kNanWord<T>, kNanWord<T>, kNanWord<T>);
+      reinterpret_cast<uint4*>(out)[piece] = valid ? decode_vector<T, Decoder>(shared, scale, packed[u])
+                                                   : make_uint4(kNanWord<T>, kNanWord<T>, kNanWord<T>, kNanWord<T>);
     }
   }
 }

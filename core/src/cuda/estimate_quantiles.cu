@@ -17,7 +17,7 @@ inline constexpr int kSlots = kQuantileHeavy;  // heavy buckets a level can have
 inline constexpr uint16_t kLight = 0xffff;
 inline constexpr int kThreads = 1024;
 inline constexpr int kScanned = kBuckets / kThreads;  // counters a thread of the scan takes
-inline constexpr int kTile = 2 * 8 * kThreads;  // 2^14 elements
+inline constexpr int kTile = 2 * 8 * kThreads;        // 2^14 elements
 inline constexpr int kTilesBetweenMoves = 3;
 
 using Count = unsigned long long;
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kThreads, 1) count_keys(const T* x, int64_t n,
     if (tile < n) load(tile);
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      count_run<kLevel>(counter, w, now[u], whole ? 8 : static_cast<int>(min(n - first - u * kThreads * 8, int64_t{8})), extremes);
+      count_run<kLevel>(counter, w, now[u], whole ? 8 : static_cast<int>(min(n - first - u * kThreads * 8, int64_t{8})),
+                        extremes);
     }
     if (tile >= n) break;
     if (kShared && tiles % kTilesBetweenMoves == 0) move_counts<kLevel>(words, total, 0xc000c000U);

@@ -1,7 +1,4 @@
 #pragma once
-#ifndef VAR_LD
-#define VAR_LD *
-#endif
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -78,7 +75,8 @@ __device__ uint4 pack_vector(const float (&x)[kPerVector<T>]) {
 template <class T>
 using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
 
-// Consecutive elements as loaded, widened only when used. Words, since the compiler takes an array of 16-bit types apart.
+// Consecutive elements as loaded, widened only when used. Words, since the compiler takes an array of 16-bit types
+// apart.
 template <class T, int kCount>
 struct alignas(16) Run {
   uint32_t words[kCount * sizeof(T) / 4];
@@ -101,7 +99,7 @@ __device__ Run<T, kCount> load_run(const T* x, int64_t i) {
   Run<T, kCount> out;
 #pragma unroll
   for (int k = 0; k < kCount / kPerVector<T>; ++k) {
-    reinterpret_cast<uint4*>(out.words)[k] = VAR_LD(reinterpret_cast<const uint4*>(x + i) + k);
+    reinterpret_cast<uint4*>(out.words)[k] = reinterpret_cast<const uint4*>(x + i)[k];
   }
   return out;
 }

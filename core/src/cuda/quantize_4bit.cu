@@ -10,8 +10,8 @@
 namespace qbits::cuda {
 namespace {
 
-// Quotients by equal steps, half of the bins for each sign: a bin holds one threshold at most, and one word a bank makes
-// the lookups of a warp free of conflicts. The quotients here are 2^32 times the real ones.
+// Quotients by equal steps, half of the bins for each sign: a bin holds one threshold at most, and one word a bank
+// makes the lookups of a warp free of conflicts. The quotients here are 2^32 times the real ones.
 struct Bins16 {
   static constexpr int kBins = 32;
   static constexpr float kPerUnit = 15.984375F;  // bins; a quotient of 1 must be in the last one
@@ -53,12 +53,7 @@ struct Codebook16Quantizer {
   using Shared = Bins16;
   using Block = CodebookBlock;
   static constexpr int kMaxima = 1;
-  static constexpr bool kKeepsTables =
-#ifdef VAR_KEEP4
-      true;
-#else
-      false;
-#endif
+  static constexpr bool kKeepsTables = false;
 
   Bins16 bins;
   uint32_t zero_codes;  // a word of them
@@ -77,7 +72,9 @@ struct Codebook16Quantizer {
   __device__ static void observe(const Values& x, int (&maxima)[1]) {
     maxima[0] = largest_magnitude(x);
   }
-  __device__ Block finish(const Shared&, const int (&maxima)[1]) const { return Block(finite_magnitude(maxima[0]), signed_zeros); }
+  __device__ Block finish(const Shared&, const int (&maxima)[1]) const {
+    return Block(finite_magnitude(maxima[0]), signed_zeros);
+  }
   __device__ void write_scale(const Block& block, int64_t index) const { absmax[index] = block.absmax; }
 
   template <class Values>

@@ -69,19 +69,13 @@ __device__ double sum_of_chunks(const float* scratch, int64_t chunks, double (&t
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kQuantizeThreads, VAR_MINB)
-    center_and_quantize(const float* absmax, int64_t n, float* offset, const __grid_constant__ Codebook256Quantizer quantizer) {
+__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeBlocks)
+    center_and_quantize(const float* absmax, int64_t n, float* offset,
+                        const __grid_constant__ Codebook256Quantizer quantizer) {
   static_assert(kQuantizeThreads == kMeanLanes);
   __shared__ Codebook256Quantizer::Shared shared;
   __shared__ double lanes[kMeanLanes];
   quantizer.prepare(shared);
-#ifdef VAR_STAMP
-  unsigned long long stamp[8]; int stamps = 0;
-  auto now = [&] { unsigned long long t; asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t)); stamp[stamps++] = t; };
-  now();
-#else
-  auto now = [] {};
-#endif
   const auto grid = cooperative_groups::this_grid();
   const int64_t chunks = (n + kMeanChunk - 1) / kMeanChunk;
   double sum = 0.0;
@@ -89,26 +83,16 @@ __global__ void __launch_bounds__(kQuantizeThreads, VAR_MINB)
     sum = chunk_sum(absmax, n, chunk, lanes);
     if (chunks > 1 && threadIdx.x == 0) put_sum(quantizer.absmax, chunk, sum);
   }
-  now();
   grid.sync();
-  now();
   if (blockIdx.x == 0) {
     if (chunks > 1) sum = sum_of_chunks(quantizer.absmax, chunks, lanes);
     if (threadIdx.x == 0) *offset = from_float<float>(__double2float_rn(__ddiv_rn(sum, static_cast<double>(n))));
   }
-  now();
   grid.sync();
-  now();
   const CenteredInput<kAligned> input{absmax, offset};
   TileQuantizer<false, CenteredInput<kAligned>, Codebook256Quantizer>(input, n, exact_log2(kNestedBlockSize), quantizer,
                                                                       shared)
       .run();
-  now();
-#ifdef VAR_STAMP
-  if (threadIdx.x == 0 && (blockIdx.x == 0 || blockIdx.x == gridDim.x - 1)) {
-    for (int i = 1; i < stamps; ++i) printf("%d: %llu\n", (int)blockIdx.x * 10 + i, stamp[i] - stamp[0]);
-  }
-#endif
 }
 
 }  // namespace
@@ -116,13 +100,10 @@ __global__ void __launch_bounds__(kQuantizeThreads, VAR_MINB)
 void quantize_absmax(const QuantizeAbsmaxArgs& args, Stream stream) {
   constexpr std::string_view op = "quantize_absmax";
   const DeviceGuard guard(args.device, op);
-  const Codebook256Quantizer quantizer{.code = args.nested_code,
-                                       .codes = args.values,
-                                       .absmax = args.nested_absmax};
+  const Codebook256Quantizer quantizer{.code = args.nested_code, .codes = args.values, .absmax = args.nested_absmax};
   dispatch_bool(is_aligned(args.absmax, 16) && is_aligned(args.values, sizeof(PackedRun<8>)), [&](auto aligned) {
     auto* kernel = center_and_quantize<aligned>;
-    const int64_t blocks =
-        std::min(ceil_div(args.n, kQuantizeRow), resident_blocks(kernel, kQuantizeThreads, 0, op));
+    const int64_t blocks = std::min(ceil_div(args.n, kQuantizeRow), resident_blocks(kernel, kQuantizeThreads, 0, op));
     launch(op, kernel, {.blocks = blocks, .threads = kQuantizeThreads, .cooperative = true}, stream, args.absmax,
            args.n, args.offset, quantizer);
   });

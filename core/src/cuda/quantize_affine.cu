@@ -142,9 +142,8 @@ void run(const QuantizeAffineArgs& args, Stream stream) {
                          .group_size = args.group_size,
                          .groups = ceil_div(args.cols, args.group_size)};
   const int64_t groups = shape.rows * shape.groups;
-  const AffineQuantizer<S, kBits> quantizer{.codes = args.codes,
-                                            .scales = static_cast<S*>(args.scales),
-                                            .zeros = static_cast<S*>(args.zeros)};
+  const AffineQuantizer<S, kBits> quantizer{
+      .codes = args.codes, .scales = static_cast<S*>(args.scales), .zeros = static_cast<S*>(args.zeros)};
   const bool aligned = is_aligned(x, 16) && is_aligned(args.codes, sizeof(PackedRun<kBits>));
   const int log2_group = exact_log2(args.group_size);
   if (args.cols % args.group_size == 0 && log2_group >= 4 && log2_group <= 12 && aligned) {
@@ -152,7 +151,8 @@ void run(const QuantizeAffineArgs& args, Stream stream) {
   } else if (args.cols % kRun == 0 && args.group_size % kRun == 0 && aligned) {
     const int64_t runs = std::min(args.cols, args.group_size) / kRun;
     dispatch_bool(runs > 64, [&](auto wide) {
-      const int lanes = wide ? kThreads : static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(runs, 32))));
+      const int lanes =
+          wide ? kThreads : static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(runs, 32))));
       launch(op, affine_runs<T, S, kBits, wide>, {.blocks = ceil_div(groups, kThreads / lanes), .threads = kThreads},
              stream, x, shape, lanes, quantizer);
     });

@@ -9,9 +9,8 @@
 // codes. A thread holds kRun consecutive elements, several times over; a block of up to 32 of them lies in one warp,
 // larger ones in several warps of one thread block.
 //
-// An Input has load(i, valid), giving kRun values as something with float operator[], 0 behind the first `valid`; and, if
-// kVectors, load(i) for whole runs, quicker because all memory is aligned.
-// A Quantizer (passed by value) has
+// An Input has load(i, valid), giving kRun values as something with float operator[], 0 behind the first `valid`; and,
+// if kVectors, load(i) for whole runs, quicker because all memory is aligned. A Quantizer (passed by value) has
 //   Shared, prepare(Shared&)                 tables, filled by all threads
 //   kMaxima, observe(values, int (&)[kMaxima])  what a block must know: integer maxima of bit patterns
 //   Block, finish(Shared, maxima)            its scale and what encoding needs
@@ -21,26 +20,15 @@
 
 namespace qbits::cuda {
 
-#ifndef VAR_RUN
-#define VAR_RUN 16
-#endif
-#ifndef VAR_THREADS
-#define VAR_THREADS 256
-#endif
-#ifndef VAR_MINB
-#define VAR_MINB 4
-#endif
-#ifndef VAR_BYTES
-#define VAR_BYTES 64
-#endif
-inline constexpr int kRun = VAR_RUN;  // the smallest block
-inline constexpr int kQuantizeThreads = VAR_THREADS;
+inline constexpr int kRun = 16;  // the smallest block
+inline constexpr int kQuantizeThreads = 256;
+inline constexpr int kQuantizeBlocks = 4;                     // on a multiprocessor
 inline constexpr int kQuantizeRow = kQuantizeThreads * kRun;  // the largest block, 4096
 static_assert(kQuantizeRow >= 4096);
 
 template <class T, bool kAligned>
 struct TensorInput {
-  static constexpr int kRuns = VAR_BYTES / sizeof(T) / kRun == 0 ? 1 : VAR_BYTES / sizeof(T) / kRun;  // a thread has in flight
+  static constexpr int kRuns = 64 / sizeof(T) / kRun;  // in flight in a thread: 64 bytes
   static constexpr bool kVectors = kAligned;
   const T* x;
   __device__ Run<T, kRun> load(int64_t i) const { return load_run<kRun>(x, i); }
@@ -96,7 +84,7 @@ struct CodebookBlock {
 
 // Packed codes of kRun elements: of bytes in order, of nibbles with the first of two on top.
 template <int kBits>
-struct alignas(kBits * kRun / 8) PackedRun {
+struct alignas(kBits* kRun / 8) PackedRun {
   static constexpr int kBytes = kBits * kRun / 8;
   uint32_t words[kBytes / 4];
 
@@ -132,15 +120,7 @@ class TileQuantizer {
     int64_t tile = blockIdx.x;
     if constexpr (Input::kVectors) {
       const int64_t whole = n_ / kTile;
-#ifdef VAR_PREFETCH
-      if (tile < whole) load(next_, tile * kTile + threadIdx.x * kRun);
-      for (; tile < whole; tile += gridDim.x) {
-        next_start_ = tile + gridDim.x < whole ? (tile + gridDim.x) * kTile : n_;
-        quantize<true>(tile * kTile);
-      }
-#else
       for (; tile < whole; tile += gridDim.x) quantize<true>(tile * kTile);
-#endif
     }
     for (; tile * kTile < n_; tile += gridDim.x) quantize<false>(tile * kTile);
   }
@@ -149,14 +129,6 @@ class TileQuantizer {
   static constexpr int kRuns = Input::kRuns;
   static constexpr int kMaxima = Quantizer::kMaxima;
   using Values = decltype(std::declval<Input>().load(0, 0));
-#ifdef VAR_PREFETCH
-  Values next_[kRuns];
-  int64_t next_start_;
-  __device__ void load(Values (&x)[kRuns], int64_t first) {
-#pragma unroll
-    for (int u = 0; u < kRuns; ++u) x[u] = input_.load(first + u * kQuantizeRow);
-  }
-#endif
 
   template <bool kWhole>
   __device__ void quantize(int64_t start) {
@@ -165,12 +137,6 @@ class TileQuantizer {
     const int left = kWhole ? kTile : static_cast<int>(min(n_ - start, int64_t{kTile}));
     const auto valid = [&](int u) { return left - u * kQuantizeRow - thread * kRun; };
     Values x[kRuns];
-#ifdef VAR_PREFETCH
-    if constexpr (kWhole) {
-      for (int u = 0; u < kRuns; ++u) x[u] = next_[u];
-      if (next_start_ < n_) load(next_, next_start_ + thread * kRun);
-    } else
-#endif
 #pragma unroll
     for (int u = 0; u < kRuns; ++u) {
       if constexpr (kWhole) {
@@ -242,7 +208,7 @@ class TileQuantizer {
 };
 
 template <bool kWide, class Input, class Quantizer>
-__global__ void __launch_bounds__(kQuantizeThreads, VAR_MINB)
+__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeBlocks)
     quantize_blocks(const __grid_constant__ Input input, int64_t n, int log2_block,
                     const __grid_constant__ Quantizer quantizer) {
   __shared__ typename Quantizer::Shared shared;
@@ -264,7 +230,7 @@ void launch_quantize_blocks(std::string_view op, const Input& input, int64_t n, 
   dispatch_bool(block_size > 32 * kRun, [&](auto wide) {
     auto* kernel = quantize_blocks<wide, Input, Quantizer>;
     int64_t blocks = ceil_div(n, Input::kRuns * kQuantizeRow);
-    blocks = std::min<int64_t>(blocks, VAR_MINB * device_attribute(cudaDevAttrMultiProcessorCount, op));
+    blocks = std::min<int64_t>(blocks, kQuantizeBlocks * device_attribute(cudaDevAttrMultiProcessorCount, op));
     launch(op, kernel, {.blocks = blocks, .threads = kQuantizeThreads}, stream, input, n, log2_block, quantizer);
   });
 }
