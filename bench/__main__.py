@@ -1,4 +1,15 @@
-"""`python -m bench`: the CPU ops beside bitsandbytes' (bench/cpu.py). The GPU bench is bench/gpu.sh."""
+"""`python -m bench` times the CPU ops, `python -m bench gpu` the GPU ops; `python -m bench chart` draws."""
+
+import sys
+
+if sys.argv[1:2] == ["gpu"]:
+    from bench.gpu.main import main
+
+    raise SystemExit(main(sys.argv[2:]))
+if sys.argv[1:2] == ["chart"]:
+    from bench.gpu.chart import main
+
+    raise SystemExit(main(sys.argv[2:]))
 
 from bench.cpu import main
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Proves a CUDA build on a machine with a GPU. Installs dist/*.whl (from `make cuda`), then runs the C++ tests, the Python GPU
-# tests, the C++ tests under compute-sanitizer and the GPU bench, each within a time limit, all within 9 minutes.
+# tests, the C++ tests under compute-sanitizer and the GPU bench, each within a time limit, all within 10 minutes.
 # Needs python3 with torch and pytest, and takes what that python3 lacks from wheels in dist/ or packages in .peers/.
 # Variables:
-#   OUT           where the logs, bench.json and summary.json go (out/gpu)
+#   OUT           where the logs, bench.json, its chart and summary.json go (out/gpu)
 #   QBITS_COMMIT  the commit that was built (git's HEAD)
 #   STAGES        which stages run ("install cpp pytest sanitizer bench"; there is also racecheck)
 set -uo pipefail
@@ -59,7 +59,10 @@ pytest() {
 }
 
 bench() {
-  dist/bin/qbits_cuda_bench --json "$OUT/bench.json"
+  local status=0
+  python3 -m bench gpu --json "$OUT/bench.json" || status=$?
+  python3 -c 'import matplotlib' 2>/dev/null && python3 -m bench chart "$OUT/bench.json" "$OUT/linear_4bit.png"
+  return $status
 }
 
 export -f install cpp pytest compute_sanitizer sanitizer racecheck bench
@@ -81,7 +84,7 @@ stage cpp 80
 stage pytest 200
 stage sanitizer 100
 stage racecheck 150
-stage bench 100
+stage bench 160
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
 import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree

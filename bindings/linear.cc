@@ -1,7 +1,12 @@
 #include "qbits/linear.h"
 
+#include <nanobind/stl/string.h>
+
+#include <string>
+
 #include "define.h"
 #include "init.h"
+#include "qbits/error.h"
 
 namespace qbits::bindings {
 namespace {
@@ -42,6 +47,14 @@ TensorView matrix(const TensorView& x) {
 
 int64_t rows(const TensorView& x) { return x.ndim == 0 ? 1 : matrix(x).shape[0]; }
 
+DType dtype(std::string_view dtype_name) {
+  for (const DType d : {DType::Float32, DType::BFloat16, DType::Float16}) {
+    if (name(d) == dtype_name) return d;
+  }
+  throw Error(ErrorCode::InvalidType,
+              "[linear_4bit_plan] dtype of x: got " + std::string(dtype_name) + ", want float32, bfloat16 or float16");
+}
+
 }  // namespace
 
 using nanobind::none;
@@ -60,6 +73,16 @@ void init_linear(nanobind::module_& m) {
       },
       "x"_a, "codes"_a, "scales"_a, "bias"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "zeros"_a = none(),
       "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
+  define(
+      m, "linear_4bit_plan",
+      +[](const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t x_rows,
+          std::string_view x_dtype, std::optional<int> compute_capability, int sm_count) {
+        std::optional<CudaDevice> device;
+        if (compute_capability) device = {*compute_capability, sm_count};
+        return linear_4bit_plan(format, rows, cols, block_size, x_rows, dtype(x_dtype), device);
+      },
+      "format"_a, "rows"_a, "cols"_a, "block_size"_a, "m"_a, "dtype"_a, "compute_capability"_a = none(),
+      "sm_count"_a = 0);
   define(
       m, "linear_4bit_grad_x",
       +[](const TensorView& grad, const TensorView& codes, const TensorView& scales, const Format& format,

@@ -3,6 +3,7 @@
 #include <array>
 #include <string>
 
+#include "ops/ceil_div.h"
 #include "ops/check.h"
 
 namespace qbits {
@@ -94,8 +95,6 @@ std::span<const Format> table() {
   };
   return rows;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace
 

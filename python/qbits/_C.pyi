@@ -108,6 +108,16 @@ def linear_4bit(
     nested_code: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
 ) -> None: ...
+def linear_4bit_plan(
+    format: str,
+    rows: int,
+    cols: int,
+    block_size: int,
+    m: int,
+    dtype: str,
+    compute_capability: int | None = None,
+    sm_count: int = 0,
+) -> str: ...
 def linear_4bit_grad_x(
     grad: torch.Tensor,
     codes: torch.Tensor,

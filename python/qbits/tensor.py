@@ -28,6 +28,9 @@ IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 """What a function of torch does instead of going down to aten ops; filled by tensor_ops.py."""
 
+CALL: list[Callable[..., Any]] = []
+"""How any other function of torch is called; one element, put there by tensor_ops.py."""
+
 FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
 
@@ -88,9 +91,13 @@ class QuantizedTensor(Tensor):
         else:
             want = "the tensors of a format or a QuantizedTensor, as qbits.quantize makes"
             raise TypeError(f"[QuantizedTensor] tensors: got {type(tensors).__name__}, want {want}")
-        return torch.Tensor._make_wrapper_subclass(
+        shell = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=device, requires_grad=requires_grad
         )
+        # C++ that asks for the memory it does not have, torch.utils.dlpack.to_dlpack for one, gets an error
+        # instead of a null pointer.
+        torch._C._set_throw_on_mutable_data_ptr(shell)
+        return shell
 
     def __init__(
         self,
@@ -201,8 +208,7 @@ class QuantizedTensor(Tensor):
         kwargs = kwargs or {}
         if func in FUNCTIONS:
             return FUNCTIONS[func](*args, **kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+        return CALL[0](func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -231,6 +237,8 @@ class QuantizedTensor(Tensor):
     def data(self, value: Tensor) -> None:
         if isinstance(value, QuantizedTensor):
             fresh = value.like()
+        elif not isinstance(value, Tensor):
+            raise TypeError(f"[QuantizedTensor.data] value: got {type(value).__name__}, want a tensor")
         else:
             dtype = value.dtype if value.dtype in FLOATS else self.logical_dtype
             shape = tuple(value.shape)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from qbits import ops
+from qbits import dense_view, ops
 from qbits.codec import FLOATS, dynamic_map
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
 from qbits.functional.linear import autocast_dtype, embedding_4bit, linear_4bit
-from qbits.tensor import FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
+from qbits.tensor import CALL, FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
 
 aten = torch.ops.aten
 
@@ -119,7 +119,7 @@ def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor |
     Double-quantized scales whose blocks of 256 do not are turned into plain ones of the same values.
     """
     size = self.shape[0]
-    if size == 0 or self.codes.dim() != 2:
+    if size == 0 or self.rows % size or self.codes.dim() != 2:
         return None
     rows = self.rows // size  # matrix rows per index of dim 0
     matrix = ((end - start) * rows, self.cols)
@@ -167,7 +167,7 @@ def _new_zeros(func: Any, args: Any, kwargs: Any) -> Any:
     self, size = args[0], tuple(args[1])
     dtype = kwargs.get("dtype") or self.logical_dtype
     same = size[1:] == tuple(self.shape[1:]) and dtype == self.logical_dtype
-    if not same or len(size) < 2 or self.codes.dim() != 2:
+    if not same or len(size) < 2 or self.rows % max(self.shape[0], 1) or self.codes.dim() != 2:
         return NotImplemented
     matrix = (size[0] * (self.rows // max(self.shape[0], 1)), self.cols)
     numel = matrix[0] * matrix[1]
@@ -261,6 +261,8 @@ def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Qua
 
 
 def _fallback(func: Any, args: Any, kwargs: Any) -> Any:
+    if func.is_view and isinstance(args[0], QuantizedTensor):
+        return dense_view.take(args[0], lambda dense: func(dense, *args[1:], **kwargs))
     if not func._schema.is_mutable:
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
     targets = _written(func, args, kwargs)
@@ -283,6 +285,7 @@ def _fallback(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 FALLBACK.append(_fallback)
+CALL.append(dense_view.call)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -335,6 +338,10 @@ def _dlpack(self: QuantizedTensor, **kwargs: Any) -> Any:
     return self.dequantize().__dlpack__(**kwargs)  # its own memory is an empty shell
 
 
+def _data_ptr(self: QuantizedTensor) -> int:
+    return 0  # as for torch's own wrapper tensors
+
+
 def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function`, which writes to its first tensor through a pointer: an empty shell has none."""
 
@@ -350,6 +357,7 @@ FUNCTIONS[Tensor.apply_] = _elementwise(Tensor.apply_)
 FUNCTIONS[Tensor.map_] = _elementwise(Tensor.map_)
 FUNCTIONS[Tensor.map2_] = _elementwise(Tensor.map2_)
 FUNCTIONS[Tensor.__setitem__] = _setitem
+FUNCTIONS[Tensor.data_ptr] = _data_ptr
 FUNCTIONS[Tensor.__dlpack__] = _dlpack
 FUNCTIONS[F.linear] = _linear
 FUNCTIONS[F.embedding] = _embedding

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 
 #include "qbits/error.h"
@@ -46,6 +47,7 @@ TEST(Format, Sizes) {
   EXPECT_EQ(num_scales(format("int4"), 3, 50, 0), 3);
   EXPECT_EQ(num_scales(format("nf4"), 0, 50, 64), 0);
   EXPECT_EQ(num_scales(format("nf4"), 1LL << 20, 1LL << 20, 64), 1LL << 34);
+  EXPECT_EQ(num_scales(format("nf4"), 1, INT64_MAX, 64), int64_t{1} << 57);
   EXPECT_THROW(num_scales(format("nf4"), 1, 50, 0), Error);
   EXPECT_THROW(num_scales(format("nf4"), 1, 50, 48), Error);
   EXPECT_THROW(num_scales(format("nf4"), 1LL << 32, 1LL << 32, 64), Error);

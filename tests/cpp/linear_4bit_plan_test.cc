@@ -8,11 +8,15 @@
 
 #include "ops/codebook_fit.h"
 #include "qbits/error.h"
+#include "qbits/linear.h"
+#include "qbits/runtime.h"
 
 namespace qbits {
 namespace {
 
 constexpr Linear4bitProblem kDecode = {.block_size = 64, .n = 4096, .k = 4096, .m = 1};
+constexpr Linear4bitProblem kAmpere = {
+    .block_size = 64, .n = 4096, .k = 4096, .m = 1, .compute_capability = 80, .sm_count = 108};
 
 Linear4bitProblem with_m(Linear4bitProblem p, int64_t m) {
   p.m = m;
@@ -23,7 +27,7 @@ TEST(Linear4bitPlan, SmallestTileThatHoldsM) {
   const std::pair<int64_t, int> kExpected[] = {{1, 8},   {8, 8},   {9, 16},   {16, 16},   {17, 32},
                                                {33, 64}, {64, 64}, {65, 128}, {129, 128}, {100000, 128}};
   for (const auto& [m, tile] : kExpected) {
-    const Linear4bitPlan plan = linear_4bit_plan(with_m(kDecode, m));
+    const Linear4bitPlan plan = linear_4bit_plan(with_m(kAmpere, m));
     ASSERT_EQ(plan.kernel, Linear4bitKernel::Mma) << m;
     EXPECT_EQ(kLinear4bitTiles[plan.tile].m, tile) << m;
     EXPECT_EQ(plan.chunk, 64);
@@ -61,7 +65,7 @@ TEST(Linear4bitPlan, ObstaclesLeadToFloat32KernelsAndAreNamed) {
 }
 
 TEST(Linear4bitPlan, ChunkFollowsBlocksAndRows) {
-  Linear4bitProblem p = kDecode;
+  Linear4bitProblem p = kAmpere;
   p.block_size = 32;
   EXPECT_EQ(linear_4bit_plan(p).chunk, 32);
   p.block_size = 128;
@@ -90,8 +94,53 @@ TEST(Linear4bitPlan, SplitsCoverTheDepthOnce) {
       }
     }
   }
-  EXPECT_GT(linear_4bit_plan({.block_size = 64, .n = 1024, .k = 8192, .m = 1}).splits, 1);
-  EXPECT_EQ(linear_4bit_plan({.block_size = 64, .n = 28672, .k = 8192, .m = 1}).splits, 1);
+  Linear4bitProblem p = kAmpere;
+  p.n = 1024;
+  EXPECT_GT(linear_4bit_plan(p).splits, 1);
+  p.n = 28672;
+  EXPECT_EQ(linear_4bit_plan(p).splits, 1);
+}
+
+TEST(Linear4bitPlan, FewRowsStreamFromHopperOn) {
+  for (const int cc : {90, 100, 120}) {
+    for (const int64_t m : {1, 8, 9, 16}) {
+      Linear4bitProblem p = with_m(kDecode, m);
+      p.compute_capability = cc;
+      const Linear4bitPlan plan = linear_4bit_plan(p);
+      EXPECT_EQ(plan.kernel, Linear4bitKernel::Stream) << to_string(plan);
+      EXPECT_EQ(plan.column_tiles, m > 8 ? 2 : 1) << to_string(plan);
+      EXPECT_EQ(plan.workspace_bytes, 0) << to_string(plan);
+    }
+  }
+  EXPECT_NE(linear_4bit_plan(with_m(kDecode, 17)).kernel, Linear4bitKernel::Stream);
+  Linear4bitProblem huge = kDecode;
+  huge.n = int64_t{1} << 31;
+  EXPECT_NE(linear_4bit_plan(huge).kernel, Linear4bitKernel::Stream);
+}
+
+TEST(Linear4bitPlan, StreamCoversEveryRowAndColumnOnce) {
+  for (const int64_t n : {1, 16, 17, 1000, 4096, 14336, 128256}) {
+    for (const int64_t k : {32, 256, 288, 4096, 8192, 14336, 28672}) {
+      for (const int64_t m : {1, 16}) {
+        const Linear4bitProblem p = {.block_size = 64, .n = n, .k = k, .m = m};
+        const std::vector<Linear4bitPlan> plans = linear_4bit_stream_plans(p);
+        EXPECT_FALSE(plans.empty()) << n << " x " << k;
+        for (const Linear4bitPlan& plan : plans) {
+          const int64_t tile_rows = 16 * plan.warps / plan.parts;
+          const int64_t columns = plan.blocks / plan.splits;
+          EXPECT_EQ(plan.blocks % plan.splits, 0) << to_string(plan);
+          EXPECT_GE(plan.rounds * columns * tile_rows, n) << to_string(plan);
+          EXPECT_LT((plan.rounds - 1) * columns * tile_rows, n) << to_string(plan);
+          EXPECT_EQ(plan.split_depth, plan.parts * int64_t{Linear4bitStream::kSlotDepth}) << to_string(plan);
+          EXPECT_GE(plan.splits * plan.split_depth, k) << to_string(plan);
+          EXPECT_LT((plan.splits - 1) * plan.split_depth, k) << to_string(plan);
+          EXPECT_LE(plan.warps, Linear4bitStream::kMaxWarps) << to_string(plan);
+          EXPECT_LE(plan.shared_bytes, 227 * 1024) << to_string(plan);
+          EXPECT_GE(plan.stages, 2) << to_string(plan);
+        }
+      }
+    }
+  }
 }
 
 TEST(Linear4bitPlan, SharedMemoryFitsEveryDevice) {
@@ -113,10 +162,24 @@ TEST(Linear4bitPlan, SharedMemoryFitsEveryDevice) {
   }
 }
 
+TEST(Linear4bitPlan, ManyRowsGoToWgmmaOnHopperAlone) {
+  for (const int64_t m : {17, 64, 129, 4096}) {
+    Linear4bitProblem p = with_m(kDecode, m);
+    const Linear4bitPlan plan = linear_4bit_plan(p);
+    EXPECT_EQ(plan.kernel, Linear4bitKernel::Wgmma) << to_string(plan);
+    EXPECT_GE(plan.wgmma.columns * 2, std::min<int64_t>(m, 256)) << to_string(plan);
+    p.compute_capability = 100;
+    EXPECT_EQ(linear_4bit_plan(p).kernel, Linear4bitKernel::Mma);
+  }
+  EXPECT_EQ(linear_4bit_plan(with_m(kDecode, 4096)).wgmma.columns, 256);
+  EXPECT_GT(linear_4bit_plan(with_m(kDecode, 32)).splits, 1);  // 4096 rows are too few tiles
+}
+
 TEST(Linear4bitPlan, GradX) {
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).kernel, Linear4bitKernel::Mma);
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).tile, 1);
-  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 32)).tile, 0);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).kernel, Linear4bitKernel::Mma);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).tile, 1);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 32)).tile, 0);
+  EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kDecode, 512)).kernel, Linear4bitKernel::Wgmma);
   Linear4bitProblem p = with_m(kDecode, 512);
   p.n = 4095;
   EXPECT_EQ(linear_4bit_grad_x_plan(p).reason, "N is no multiple of 8");
@@ -129,8 +192,8 @@ TEST(Linear4bitPlan, GradX) {
 }
 
 TEST(Linear4bitPlan, LargeSizesAndRefusals) {
-  const Linear4bitPlan plan =
-      linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 24, .k = 4096, .m = int64_t{1} << 20});
+  const Linear4bitPlan plan = linear_4bit_plan(
+      {.block_size = 64, .n = int64_t{1} << 24, .k = 4096, .m = int64_t{1} << 20, .compute_capability = 80});
   EXPECT_EQ(plan.blocks, (int64_t{1} << 17) * (int64_t{1} << 13));
   EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = int64_t{1} << 34, .k = 4096, .m = int64_t{1} << 24}), Error);
   EXPECT_THROW(linear_4bit_plan({.block_size = 64, .n = 1, .k = 64, .m = 0}), Error);
@@ -138,11 +201,60 @@ TEST(Linear4bitPlan, LargeSizesAndRefusals) {
 }
 
 TEST(Linear4bitPlan, PrintsOneLine) {
-  EXPECT_EQ(to_string(linear_4bit_plan(kDecode)),
-            "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)");
+  EXPECT_EQ(
+      to_string(linear_4bit_plan(kDecode)),
+      "stream 8x16, 8 warps, chunk 64, 6 stages, 4 rounds, 155264 B shared, 132 blocks, 2 splits of 2048, a cluster "
+      "(fewest bytes a clock)");
+  EXPECT_EQ(to_string(linear_4bit_plan(kAmpere)),
+            "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)");
   Linear4bitProblem p = kDecode;
   p.dtype = DType::Float32;
   EXPECT_EQ(to_string(linear_4bit_plan(p)), "simt row, 512 blocks (float32 activations)");
+}
+
+TEST(Linear4bitPlan, PublicLineIsThatOfTheProblem) {
+  for (const Format& f : formats()) {
+    if (!f.is_4bit()) continue;
+    for (const int64_t m : {1, 30, 500}) {
+      const Linear4bitProblem p = {.coding = f.coding, .block_size = 64, .n = 4096, .k = 1024, .m = m};
+      EXPECT_EQ(linear_4bit_plan(f, 4096, 1024, 64, m, DType::BFloat16, CudaDevice{90, 132}),
+                to_string(linear_4bit_plan(p)));
+    }
+  }
+  const std::string rows = linear_4bit_plan(format("int4"), 64, 96, 0, 1, DType::Float16, CudaDevice{80, 108});
+  EXPECT_EQ(rows, to_string(linear_4bit_plan({.coding = Coding::Affine,
+                                              .block_size = 96,
+                                              .n = 64,
+                                              .k = 96,
+                                              .m = 1,
+                                              .dtype = DType::Float16,
+                                              .compute_capability = 80,
+                                              .sm_count = 108})));
+}
+
+TEST(Linear4bitPlan, PublicLineOnTheCpu) {
+  const Format& nf4 = format("nf4");
+  const int threads = num_threads();
+  set_num_threads(4);
+  const std::string cpu = "cpu " + isa();
+  EXPECT_EQ(linear_4bit_plan(nf4, 4096, 4096, 64, 1, DType::Float32),
+            cpu + ", few rows of x, 128 tiles 1x32, 4 threads");
+  EXPECT_EQ(linear_4bit_plan(nf4, 576, 576, 64, 1, DType::Float32),
+            cpu + ", few rows of x, 18 tiles 1x32, 4 threads if awake");
+  EXPECT_EQ(linear_4bit_plan(nf4, 7, 33, 64, 1, DType::Float32),
+            cpu + ", many rows of x, 1 tile 1x7, 1 thread (K is no multiple of 8)");
+  EXPECT_EQ(linear_4bit_plan(nf4, 4096, 4096, 64, 200, DType::Float32),
+            cpu + ", many rows of x, 256 tiles 100x32, 4 threads");
+  EXPECT_EQ(linear_4bit_plan(nf4, 0, 64, 64, 1, DType::Float32), "nothing to do: the result is empty");
+  EXPECT_EQ(linear_4bit_plan(nf4, 64, 64, 64, 0, DType::Float32), "nothing to do: the result is empty");
+  EXPECT_THROW(linear_4bit_plan(format("int8"), 64, 64, 64, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 0, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, -1, 64, 64, 1, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, int64_t{1} << 40, 64, 64, int64_t{1} << 40, DType::Float32), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::UInt8), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{90, 0}), Error);
+  EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{70, 80}), Error);
+  set_num_threads(threads);
 }
 
 TEST(CodebookFit, ErrsLessThanRoundingEachWeight) {

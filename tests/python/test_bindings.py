@@ -1,5 +1,6 @@
 """qbits._C takes plain torch tensors and nothing else, whatever claims to be one."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -226,6 +227,23 @@ def test_isa_can_be_chosen():
         qbits.set_isa(name)
         assert qbits.isa() == name
     qbits.set_isa("")
+    with pytest.raises(ValueError, match=r"\[set_isa\] instruction set: got avx1024, want scalar, avx2 or"):
+        qbits.set_isa("avx1024")
+
+
+def test_a_wrong_isa_in_the_environment_is_reported_under_the_name_of_the_variable():
+    script = """
+import qbits
+try:
+    qbits.isa()
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "QBITS_ISA": "avx1024"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stdout.strip() == ("[QBITS_ISA] instruction set: got avx1024, want scalar, avx2 or avx512")
 
 
 @pytest.mark.gpu

@@ -147,11 +147,44 @@ def test_autocast_and_checkpointing():
     torch.testing.assert_close(grad, expected, atol=1e-2, rtol=1e-2)
 
 
-def test_export():
-    layer = Linear4bit(64, 32).requires_grad_(False)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("bias_requires_grad", [False, True])
+def test_export(options, strict, bias_requires_grad, tmp_path):
+    model = nn.Sequential(Linear4bit(64, 32, **options), nn.GELU(), Plain(Linear4bit(32, 16, **options)))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bias_requires_grad and name.endswith("bias"))
     x = torch.randn(3, 64)
-    program = torch.export.export(layer, (x,))
-    torch.testing.assert_close(program.module()(x), layer(x))
+    rows = torch.export.Dim("rows", min=2, max=100)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: rows},), strict=strict)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    for exported in (program.module(), loaded.module(), program.run_decompositions().module()):
+        for rows in (3, 7):
+            x = torch.randn(rows, 64, requires_grad=True)
+            y = exported(x)
+            assert torch.equal(y, model(x))
+            (grad,) = torch.autograd.grad(y.square().sum(), x)
+            torch.testing.assert_close(grad, torch.autograd.grad(model(x).square().sum(), x)[0])
+    if bias_requires_grad:
+        exported = program.module()
+        exported(x).square().sum().backward()
+        gradients = [
+            parameter.grad for name, parameter in exported.named_parameters() if name.endswith("bias")
+        ]
+        model(x).square().sum().backward()
+        torch.testing.assert_close(gradients, [model[0].bias.grad, model[2].bias.grad])
+
+
+def test_an_exported_gradient_can_be_differentiated():
+    layer = Linear4bit(64, 32)
+    x = torch.randn(3, 64, requires_grad=True)
+    exported = torch.export.export(layer, (x.detach(),)).module()
+    seconds = []
+    for model in (exported, layer):
+        (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*seconds)
 
 
 def test_functional_linear_on_an_argument():

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import qbits
 import qbits.functional as F
 
 SHAPES = [(1,), (2,), (3,), (64,), (1000,), (1, 128), (5, 33), (2, 3, 64), (2, 1, 3, 20), (0, 64)]
@@ -205,6 +206,71 @@ def test_codes_of_another_tensor_are_refused():
     for wrong in (torch.cat([codes, codes]), codes.double()):
         with pytest.raises(ValueError, match=r"\[dequantize_4bit\] codes: got .*, want 2048 bytes"):
             F.dequantize_4bit(wrong, state)
+
+
+@pytest.mark.parametrize(
+    "size, error, want",
+    [
+        (2**63, ValueError, "one from 16 to 4096"),
+        (-(2**80), ValueError, "one from"),
+        (1.5, TypeError, "an int"),
+    ],
+)
+def test_a_block_size_that_no_op_can_be_given(size, error, want):
+    A = torch.randn(4, 64)
+    codes, state = F.quantize_4bit(A)
+    state.blocksize = size
+    codes8, state8 = F.quantize_blockwise(A)
+    affine = F.quantize_affine(A)
+    for op, call in [
+        ("quantize_4bit", lambda: F.quantize_4bit(A, blocksize=size)),
+        ("dequantize_4bit", lambda: F.dequantize_4bit(codes, state)),
+        ("quantize_blockwise", lambda: F.quantize_blockwise(A, blocksize=size)),
+        (
+            "dequantize_blockwise",
+            lambda: F.dequantize_blockwise(codes8, absmax=state8.absmax, blocksize=size),
+        ),
+        ("quantize_affine", lambda: F.quantize_affine(A, group_size=size)),
+        ("dequantize_affine", lambda: F.dequantize_affine(*affine, "int4", size, (4, 64))),
+        ("linear_4bit_plan", lambda: F.linear_4bit_plan("nf4", 4, 64, size)),
+    ]:
+        with pytest.raises(error, match=rf"\[{op}\] block size: got {size}, want {want}"):
+            call()
+
+
+def test_linear_4bit_plan():
+    isa = qbits.isa()
+    assert F.linear_4bit_plan("nf4", 64, 128).startswith(f"cpu {isa}, few rows of x, 2 tiles 1x32, ")
+    assert F.linear_4bit_plan("int4", 7, 33, 0, m=9, dtype=torch.float32).startswith(
+        f"cpu {isa}, many rows of x, 1 tile 9x7, 1 thread"
+    )
+    hopper = {"compute_capability": (9, 0), "sm_count": 132}
+    assert F.linear_4bit_plan("nf4", 4096, 4096, **hopper).startswith("stream ")
+    assert F.linear_4bit_plan("nf4", 4096, 4096, dtype=torch.float32, **hopper).startswith(
+        "simt row, 512 blocks"
+    )
+    assert F.linear_4bit_plan("nf4", 0, 64) == "nothing to do: the result is empty"
+    for arguments, error, message in [
+        (("nf5", 1, 64), ValueError, "format: got 'nf5', want one of nf4"),
+        (("int8", 1, 64), ValueError, "format: got int8, want a 4-bit format"),
+        (("nf4", 1, 64, 48), ValueError, "block size: got 48, want 16, 32"),
+        (("nf4", 2**32, 2**32), ValueError, "sizes: got rows 4294967296, cols 4294967296, m 1, want each"),
+        (("nf4", 1, 64, 64, 1, torch.float64), TypeError, "dtype of x: got float64, want float32"),
+        (("nf4", 1, 64, 64, 1, torch.float32, "meta"), ValueError, "device: got meta, want cpu"),
+    ]:
+        with pytest.raises(error, match=rf"\[linear_4bit_plan\] {message}"):
+            F.linear_4bit_plan(*arguments)
+    with pytest.raises(
+        ValueError, match=r"\] device: got compute capability 70 with 80 multiprocessors, want 75"
+    ):
+        F.linear_4bit_plan("nf4", 1, 64, compute_capability=(7, 0), sm_count=80)
+
+
+@pytest.mark.gpu
+def test_linear_4bit_plan_of_the_gpu(gpu):
+    facts = torch.cuda.get_device_properties(gpu)
+    there = {"compute_capability": (facts.major, facts.minor), "sm_count": facts.multi_processor_count}
+    assert F.linear_4bit_plan("nf4", 4096, 4096, device=gpu) == F.linear_4bit_plan("nf4", 4096, 4096, **there)
 
 
 @pytest.mark.parametrize("bad", [None, [1.0], 3])

@@ -13,7 +13,15 @@ SOURCES = ("*.h", "*.cc", "*.cu", "*.cuh")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 SIMD = {"immintrin.h", "x86intrin.h", "arm_neon.h", "xmmintrin.h"}
 # Who, beside the op files, talks to the compiled module: what needs its tables and settings, not its ops.
-C_USERS = {"__init__.py", "codec.py", "diagnosis.py", "formats.py", "functional/maps.py", "runtime.py"}
+C_USERS = {
+    "__init__.py",
+    "codec.py",
+    "diagnosis.py",
+    "formats.py",
+    "functional/maps.py",
+    "functional/plan.py",
+    "runtime.py",
+}
 
 
 def sources(folder):

@@ -217,6 +217,11 @@ def test_refusals():
         linear_4bit(torch.randn(2, 64), torch.randn(16, 64))
     with pytest.raises(ValueError, match=r"\[linear_4bit\] weight: got QuantizedTensor\(int8"):
         linear_4bit(torch.randn(2, 64), qbits.quantize(torch.randn(16, 64), "int8"))
+    for call in (layer, lambda x: linear_4bit(x, layer.weight)):
+        with pytest.raises(TypeError, match=r"\[linear_4bit\] x: got list, want a tensor"):
+            call([1, 2])
+    with pytest.raises(TypeError, match=r"\[embedding_4bit\] indices: got list, want a tensor"):
+        qbits.nn.Embedding4bit(8, 64)([1, 2])
 
 
 def test_to_moves_every_tensor_and_keeps_the_parameter():

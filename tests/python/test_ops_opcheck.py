@@ -14,6 +14,13 @@ def test_opcheck(case, place):
     torch.library.opcheck(getattr(ops, case.op), case.arguments(place))
 
 
+def test_opcheck_of_the_op_for_export():
+    for case in cases.few("linear_4bit"):
+        arguments = case.arguments("cpu")
+        arguments = (arguments[0].requires_grad_(), *arguments[1:])
+        torch.library.opcheck(torch.ops.qbits.linear_4bit_with_grad.default, arguments)
+
+
 def test_every_op_has_cases():
     assert set(cases.OPS) == set(ops.__all__)
     assert {case.op for case in cases.few()} == set(cases.OPS)

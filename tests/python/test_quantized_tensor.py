@@ -159,6 +159,8 @@ def test_assigning_data(options):
     assert p.dtype == torch.bfloat16 and p.dequantize().dtype == torch.bfloat16
     p.data = dense(16, 64, seed=2)
     assert p.shape == (16, 64) and p.dtype == torch.float32 and p.dequantize().shape == (16, 64)
+    with pytest.raises(TypeError, match=r"\[QuantizedTensor.data\] value: got NoneType, want a tensor"):
+        p.data = None
     p.data = p.data.to("meta")
     assert p.is_meta and p.codes.is_meta and isinstance(p, nn.Parameter) and not p.requires_grad
 
@@ -184,7 +186,7 @@ def test_slices_of_rows_stay_quantized(options):
         assert torch.equal(torch.cat([part.dequantize() for part in parts]), y)
     assert type(q[8:24]) is qbits.QuantizedTensor and torch.equal(q[8:24].dequantize(), y[8:24])
     assert torch.equal(q.narrow(0, 40, 8).dequantize(), y[40:])
-    assert type(q[:, 3:5]) is torch.Tensor and torch.equal(q[:, 3:5], y[:, 3:5])
+    assert not isinstance(q[:, 3:5], qbits.QuantizedTensor) and torch.equal(q[:, 3:5], y[:, 3:5])
     shard = q.new_zeros(16, 128)
     assert type(shard) is qbits.QuantizedTensor and torch.equal(shard.dequantize(), torch.zeros(16, 128))
     shard.copy_(q[16:32])
@@ -319,6 +321,16 @@ def test_dlpack_gives_the_dequantized_values():
     assert torch.equal(torch.from_dlpack(weight), weight.dequantize())
 
 
+def test_memory_it_does_not_have_is_an_error_not_a_null_pointer():
+    weight = qbits.quantize(dense(64, 128))
+    moved = qbits.quantize(dense(4, 8))
+    moved.data = weight.to(torch.bfloat16)
+    for tensor in (weight, moved, nn.Parameter(weight, requires_grad=False), weight.detach(), weight[:8]):
+        with pytest.raises(RuntimeError, match="data pointer"):
+            torch.utils.dlpack.to_dlpack(tensor)
+        assert tensor.data_ptr() == 0
+
+
 def test_what_cannot_be_quantized_is_refused():
     for wrong in (None, [1.0], torch.eye(4).to_sparse()):
         with pytest.raises(TypeError, match=r"\[quantize\] tensor: got .*, want a dense torch.Tensor"):
@@ -342,6 +354,13 @@ def test_tampered_pickles_are_refused(change, message):
     names = ("tensors", "format", "block_size", "shape", "dtype", "matrix", "is_parameter", "requires_grad")
     with pytest.raises(ValueError, match=message):
         rebuild(**{**dict(zip(names, arguments, strict=True)), **change})
+
+
+def test_slices_of_a_flattened_tensor():
+    q = qbits.quantize(dense(64, 64))
+    for flat in (q.view(-1), q.view(128, 32), q.view(2, 32, 64)):
+        assert torch.equal(flat[1:2], q.dequantize().view(flat.shape)[1:2])
+    assert type(q.view(-1).new_zeros(64)) is torch.Tensor
 
 
 def test_functions_that_write_through_a_pointer_see_the_values():

@@ -218,6 +218,10 @@ DAMAGE = {
     "map of another format": (lambda s: s["weight.quant_map"].neg_(), "quant_map: got"),
     "nested map out of order": (lambda s: s["weight.nested_quant_map"].neg_(), "out of order"),
     "not json": (_bytes(torch.tensor([1, 2, 255], dtype=torch.uint8)), "not JSON"),
+    "float json": (
+        lambda s: _bytes(s["weight.quant_state.bitsandbytes__nf4"].float())(s),
+        "got float32, want the uint8",
+    ),
     "truncated json": (_cut("weight.quant_state.bitsandbytes__nf4"), "not JSON"),
     "a list": (_bytes(torch.tensor(list(b"[1]"), dtype=torch.uint8)), "want a JSON object"),
     "quant_type": (_json(quant_type="fp4"), "quant_type: got 'fp4' under key"),

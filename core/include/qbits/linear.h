@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "qbits/export.h"
 #include "qbits/format.h"
@@ -23,6 +24,22 @@ QBITS_API int64_t linear_4bit_workspace(const Weight4bit& weight, int64_t m, DTy
 //   workspace  uint8, at least linear_4bit_workspace(weight, M, x.dtype) elements
 QBITS_API void linear_4bit(const TensorView& x, const Weight4bit& weight, const std::optional<TensorView>& bias,
                            const TensorView& out, const TensorView& workspace, Stream stream = {});
+
+// A CUDA device, which need not be in this machine, as far as the choice among kernels depends on it.
+struct CudaDevice {
+  int compute_capability = 0;  // 10 * major + minor: 90 for 9.0
+  int sm_count = 0;
+};
+
+// Which kernel linear_4bit takes and in what shape, in one line for people to read; its words may change.
+// Without `device`, on this CPU. Assumes tensors on 16-byte boundaries, as allocators give them.
+//   "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)"
+//   "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads"
+//   format      a 4-bit one; block_size one of its own
+//   rows, cols  N and K of the weight, and m the rows of x; 0 is possible
+// Throws InvalidArgument for a size, format or device there is not, InvalidType for the dtype of x.
+QBITS_API std::string linear_4bit_plan(const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t m,
+                                       DType x, const std::optional<CudaDevice>& device = {});
 
 // Bytes of scratch memory linear_4bit_grad_x needs for `m` rows of grad in dtype `grad`.
 QBITS_API int64_t linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t m, DType grad);

@@ -26,18 +26,18 @@ bool supported(Isa isa) {
 
 constexpr Isa kAll[] = {Isa::Scalar, Isa::Avx2, Isa::Avx512};
 
-Isa parse(std::string_view text) {
+// `source` is who named it: the function or the environment variable.
+Isa parse(std::string_view source, std::string_view text) {
   for (Isa isa : kAll) {
     if (name(isa) != text) continue;
-    check::require(supported(isa), ErrorCode::Unsupported, "set_isa", "instruction set", std::string(text),
-                   "one this machine has");
+    check::require(supported(isa), ErrorCode::Unsupported, source, "instruction set", text, "one this machine has");
     return isa;
   }
-  check::fail(ErrorCode::InvalidArgument, "set_isa", "instruction set", std::string(text), "scalar, avx2 or avx512");
+  check::fail(ErrorCode::InvalidArgument, source, "instruction set", std::string(text), "scalar, avx2 or avx512");
 }
 
 Isa default_isa() {
-  if (const char* text = std::getenv("QBITS_ISA"); text && *text) return parse(text);
+  if (const char* text = std::getenv("QBITS_ISA"); text && *text) return parse("QBITS_ISA", text);
   return available().back();
 }
 
@@ -69,6 +69,8 @@ std::vector<Isa> available() {
   return isas;
 }
 
-void set_isa(std::string_view text) { chosen() = static_cast<int>(text.empty() ? default_isa() : parse(text)); }
+void set_isa(std::string_view text) {
+  chosen() = static_cast<int>(text.empty() ? default_isa() : parse("set_isa", text));
+}
 
 }  // namespace qbits::cpu

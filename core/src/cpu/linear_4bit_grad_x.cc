@@ -2,6 +2,7 @@
 
 #include "cpu/float_rows.h"
 #include "cpu/linear_4bit_grad_x_kernel.h"
+#include "cpu/linear_4bit_kernel.h"
 #include "cpu/thread_pool.h"
 
 namespace qbits::cpu {
@@ -18,14 +19,15 @@ void linear_4bit_grad_x(const Linear4bitGradXArgs& args) {
 
   const int64_t tiles_k = (args.weight.cols - 1) / kGradTileK + 1;
   const int64_t tiles_m = (args.m - 1) / kGradTileM + 1;
-  parallel_for(tiles_k * tiles_m, 1, [&](int64_t begin, int64_t end) {
+  const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k0 = task / tiles_m * kGradTileK;
       const int64_t m0 = task % tiles_m * kGradTileM;
       linear_4bit_grad_x_tile_isa(args, grad, stride, m0, std::min(m0 + kGradTileM, args.m), k0,
                                   std::min(k0 + kGradTileK, args.weight.cols));
     }
-  });
+  };
+  parallel_for(tiles_k * tiles_m, 1, run, worth_waking(args.m, args.weight));
 }
 
 }  // namespace qbits::cpu

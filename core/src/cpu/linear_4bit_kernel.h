@@ -14,6 +14,9 @@ inline constexpr int64_t kLinearTileN = 32;
 inline constexpr int64_t kLinearTileM = 192;
 inline constexpr int64_t kFewRows = 8;
 
+// Whether the product of m rows, or its gradient, is worth waking sleeping workers for.
+bool worth_waking(int64_t m, const Weight4bitArgs& weight);
+
 struct LinearTile {
   const float* x;  // all rows as linear_4bit_load_x wrote them
   int64_t stride;

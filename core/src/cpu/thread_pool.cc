@@ -56,14 +56,14 @@ class Pool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body, bool wake) {
     count_ = count;
     grain_ = grain;
     body_ = &body;
     next_.store(0, std::memory_order_relaxed);
     joined_.store(0, std::memory_order_release);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+    generation_.fetch_add(1, std::memory_order_release);  // seen by those that spin
+    if (wake) generation_.notify_all();
     drain();
     // Only workers that have started are waited for: one whose core is taken, by a spinning thread of another
     // pool for instance, would hold up the rest for a time slice.
@@ -173,7 +173,7 @@ State& state() {
 
 }  // namespace
 
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body, bool wake) {
   if (count <= 0) return;
   State& s = state();
   const bool alone = count <= grain || s.threads == 1 || Pool::inside_body;
@@ -184,7 +184,7 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
   }
   if (s.pool == nullptr) s.pool = new Pool(s.threads);
   Pool::inside_body = true;
-  s.pool->run(count, grain, body);
+  s.pool->run(count, grain, body, wake);
   Pool::inside_body = false;
 }
 

@@ -5,62 +5,138 @@
 
 namespace qbits::cuda {
 
-// Encodes to an ascending 256-entry code read from device memory, by the thresholds ops/blockwise.h defines.
+// Encodes to an ascending 256-entry code read from device memory, by the thresholds ops/blockwise.h defines. The sign,
+// the exponent and 7 bits of the mantissa of a quotient choose a bin, which knows its threshold.
 struct Codebook256Quantizer {
-  // Thresholds as a binary heap; eight steps from entry 1 end at 256 + index.
-  struct Shared {
-    float heap[256];
-    float sorted[256];
-  };
-  struct Block {
-    Quotient quotient;
-    float absmax;
-  };
+  using Block = CodebookBlock;
   static constexpr int kMaxima = 1;
+  static constexpr bool kKeepsTables = true;
+
+  // Magnitudes are scaled so that those below 2^-37 are subnormal.
+  static constexpr float kScale = 0x1p-89F;
+  static constexpr int kShift = 16;
+  static constexpr int kBins = (38 << (23 - kShift)) + 1;  // of a sign: magnitudes up to 1
+  static constexpr int kRest = 0xffffff;                   // below the code in a sum
+
+  struct Shared {
+    // Of each bin, such that the sum with a position has the code in its top byte.
+    uint32_t entries[2 * kBins];
+    float thresholds[256];
+    uint32_t zero_codes;  // a word of them
+    bool zeros_matter;    // a threshold is zero or next to it
+    bool regular;         // a bin holds one threshold at most; else thresholds are searched
+  };
 
   const float* code;
   uint8_t* codes;
   float* absmax;
-  bool aligned;
 
+  // The position of q: an integer that rises with it. Numbers next to zero are rounded away from it, not to it.
+  __device__ static int position(float q, float scale) {
+    const int sign = __float_as_int(q) >> 31;
+    return __float_as_int(__fmul_ru(fabsf(q), scale)) ^ sign;
+  }
+  __device__ static int bin_of(int position) { return kBins + (position >> kShift); }
+
+  // Thread t cares for threshold t and the bins from the one before to its own, thread 255 for those behind the last.
   __device__ void prepare(Shared& shared) const {
-    const int i = static_cast<int>(threadIdx.x);
-    if (i < 255) {
+    static_assert(kQuantizeThreads == 256);
+    const int t = static_cast<int>(threadIdx.x);
+    const bool exists = t < 255;
+    float threshold = 0.0F;
+    if (exists) {
       // Neighbouring thresholds are out of order only where entries repeat, by less than one entry: looking
       // back over the run of equal entries gives the running maximum.
-      const float low = code[i];
-      float threshold = blockwise_threshold(low, code[i + 1], i);
-      for (int j = i - 1; j >= 0 && code[j + 1] == low && code[j] == low; --j) {
+      const float low = code[t];
+      threshold = blockwise_threshold(low, code[t + 1], t);
+      for (int j = t - 1; j >= 0 && code[j + 1] == low && code[j] == low; --j) {
         threshold = fmaxf(threshold, blockwise_threshold(code[j], low, j));
       }
-      shared.sorted[i] = threshold;
+      threshold += 0.0F;  // -0 to +0, which belongs to the positive bins
     }
+    shared.thresholds[t] = threshold;
+    const bool next_to_zero = threshold == 0.0F || threshold == -0x1p-149F;
     __syncthreads();
-    if (i > 0 && i < 256) {
-      const int level = 31 - __clz(i);
-      shared.heap[i] = shared.sorted[(2 * (i - (1 << level)) + 1) * (1 << (7 - level)) - 1];
+    const int its = exists ? position(threshold, kScale) : ((kBins - 1) << kShift) + kRest;
+    const int last = bin_of(its);
+    const int first = t > 0 ? bin_of(position(shared.thresholds[t - 1], kScale)) + 1 : 0;
+    const bool in_range = fabsf(threshold) <= 1.0F && (fabsf(threshold) >= 0x1p-37F || next_to_zero);
+    const bool regular = __syncthreads_and(!exists || (in_range && first <= last));
+    const bool zeros_matter = __syncthreads_or(exists && next_to_zero);
+    const int below_zero = __syncthreads_count(exists && threshold < 0.0F);
+    if (t == 0) {
+      shared.zero_codes = static_cast<uint32_t>(below_zero) * 0x01010101U;
+      shared.zeros_matter = zeros_matter;
+      shared.regular = regular;
+    }
+    if (!regular) return;
+    for (int lane = 0; lane < 32; ++lane) {
+      const uint32_t below = static_cast<uint32_t>(t / 32 * 32 + lane) << 24;
+      const int end = __shfl_sync(0xffffffffU, last, lane);
+      const int theirs = __shfl_sync(0xffffffffU, its, lane);
+      for (int bin = __shfl_sync(0xffffffffU, first, lane) + t % 32; bin <= end; bin += 32) {
+        shared.entries[bin] = below - static_cast<uint32_t>(bin < end ? (bin - kBins) << kShift : theirs - kRest);
+      }
     }
   }
 
-  __device__ static void observe(float x, int (&maxima)[1]) { maxima[0] = max(maxima[0], magnitude_bits(x)); }
-
-  __device__ static Block finish(const int (&maxima)[1]) {
-    const bool finite = maxima[0] < static_cast<int>(kInfinityBits);
-    const float absmax = finite ? __int_as_float(maxima[0]) : quiet_nan();
-    return {Quotient(absmax), absmax};
+  template <class Values>
+  __device__ static void observe(const Values& x, int (&maxima)[1]) {
+    maxima[0] = largest_magnitude(x);
   }
-
+  __device__ static Block finish(const Shared& shared, const int (&maxima)[1]) {
+    return Block(finite_magnitude(maxima[0]), shared.zeros_matter);
+  }
   __device__ void write_scale(const Block& block, int64_t index) const { absmax[index] = block.absmax; }
 
-  __device__ uint32_t encode(const Shared& shared, const Block& block, float x) const {
-    const float q = block.absmax > 0.0F ? block.quotient(x) : 0.0F;
-    int node = 1;
+  template <class Values>
+  __device__ PackedRun<8> encode(const Shared& shared, const Block& block, const Values& values) const {
+    PackedRun<8> packed;
+    if (!(block.absmax > 0.0F)) {
 #pragma unroll
-    for (int level = 0; level < 8; ++level) node = 2 * node + (q > shared.heap[node] ? 1 : 0);
-    return static_cast<uint32_t>(node - 256);
+      for (uint32_t& word : packed.words) word = shared.zero_codes;
+      return packed;
+    }
+    if (!shared.regular) return encode_by_search(shared, block, values);
+    float x[kRun];
+    block.widen(values, x);
+    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
+#pragma unroll
+    for (int w = 0; w < kRun / 4; ++w) {
+      uint32_t sums[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
+        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
+      }
+      packed.words[w] =
+          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
+    }
+    return packed;
   }
 
-  __device__ void store(int64_t i, int64_t n, const uint32_t (&c)[8]) const { store_bytes(codes, aligned, i, n, c); }
+ private:
+  template <class Values>
+  __device__ static PackedRun<8> encode_by_search(const Shared& shared, const Block& block, const Values& values) {
+    float x[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) x[k] = values[k];
+    // Volatile, or they are loaded before the loop over tiles, into more registers than there are.
+    const volatile float* thresholds = shared.thresholds;
+    union {
+      PackedRun<8> packed;
+      uint8_t bytes[kRun];
+    } codes;
+#pragma unroll 1
+    for (int k = 0; k < kRun; ++k) {
+      const float q = __fdiv_rn(x[k], block.absmax);
+      int below = 0;
+#pragma unroll
+      for (int step = 128; step > 0; step /= 2) below += q > thresholds[below + step - 1] ? step : 0;
+      codes.bytes[k] = static_cast<uint8_t>(below);
+    }
+    return codes.packed;
+  }
 };
 
 }  // namespace qbits::cuda

@@ -9,7 +9,8 @@
 // How codes become numbers, for every kernel that reads a quantized tensor. A decoder (passed by value) has
 //   kBits                         per code
 //   Shared, prepare(Shared&)      tables, filled by all threads
-//   Scale, load(block)            what a block's elements need
+//   Raw, load(block)              what memory holds of a block's scale
+//   Scale, scale(Shared, Raw)     what the block's elements need
 //   is_finite(Scale)              false where values may be NaN
 //   value(Shared, Scale, code)    in float32, every operation rounded
 
@@ -19,7 +20,14 @@ template <bool kNested>
 struct Codebook16Decoder {
   struct Shared {
     float table[16];
+    float nested[kNested ? 256 : 1];
   };
+  struct Nested {
+    float absmax;
+    float offset;
+    uint8_t code;
+  };
+  using Raw = std::conditional_t<kNested, Nested, float>;
   using Scale = float;
   static constexpr int kBits = 4;
 
@@ -27,14 +35,25 @@ struct Codebook16Decoder {
   AbsmaxArgs absmax;
 
   __device__ void prepare(Shared& shared) const {
-    if (threadIdx.x < 16) shared.table[threadIdx.x] = table[threadIdx.x];
-  }
-  __device__ Scale load(int64_t block) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < 16) shared.table[thread] = table[thread];
     if constexpr (kNested) {
-      const float code = __ldg(absmax.nested_code + __ldg(static_cast<const uint8_t*>(absmax.values) + block));
-      return __fadd_rn(__fmul_rn(code, __ldg(absmax.nested_absmax + block / kNestedBlockSize)), __ldg(absmax.offset));
+      for (int i = thread; i < 256; i += static_cast<int>(blockDim.x)) shared.nested[i] = absmax.nested_code[i];
+    }
+  }
+  __device__ Raw load(int64_t block) const {
+    if constexpr (kNested) {
+      return {__ldg(absmax.nested_absmax + block / kNestedBlockSize), __ldg(absmax.offset),
+              __ldg(static_cast<const uint8_t*>(absmax.values) + block)};
     } else {
       return __ldg(static_cast<const float*>(absmax.values) + block);
+    }
+  }
+  __device__ static Scale scale(const Shared& shared, Raw raw) {
+    if constexpr (kNested) {
+      return __fadd_rn(__fmul_rn(shared.nested[raw.code], raw.absmax), raw.offset);
+    } else {
+      return raw;
     }
   }
   __device__ static bool is_finite(Scale scale) { return isfinite(scale); }
@@ -47,6 +66,7 @@ struct Codebook256Decoder {
   struct Shared {
     float table[256];
   };
+  using Raw = float;
   using Scale = float;
   static constexpr int kBits = 8;
 
@@ -56,7 +76,8 @@ struct Codebook256Decoder {
   __device__ void prepare(Shared& shared) const {
     for (int i = static_cast<int>(threadIdx.x); i < 256; i += static_cast<int>(blockDim.x)) shared.table[i] = table[i];
   }
-  __device__ Scale load(int64_t block) const { return __ldg(absmax + block); }
+  __device__ Raw load(int64_t block) const { return __ldg(absmax + block); }
+  __device__ static Scale scale(const Shared&, Raw raw) { return raw; }
   __device__ static bool is_finite(Scale scale) { return isfinite(scale); }
   __device__ static float value(const Shared& shared, Scale scale, uint32_t code) {
     return __fmul_rn(shared.table[code], scale);
@@ -70,13 +91,15 @@ struct AffineDecoder {
     float scale;
     float zero;
   };
+  using Raw = Scale;
   static constexpr int kBits = kBitsPerCode;
 
   const S* scales;
   const S* zeros;
 
   __device__ static void prepare(Shared&) {}
-  __device__ Scale load(int64_t block) const { return {to_float(scales[block]), to_float(zeros[block])}; }
+  __device__ Raw load(int64_t block) const { return {to_float(scales[block]), to_float(zeros[block])}; }
+  __device__ static Scale scale(const Shared&, Raw raw) { return raw; }
   __device__ static bool is_finite(Scale s) { return isfinite(s.scale) && isfinite(s.zero); }
   __device__ static float value(const Shared&, Scale s, uint32_t code) {
     return __fmul_rn(__fsub_rn(static_cast<float>(code), s.zero), s.scale);
@@ -90,13 +113,17 @@ Codebook16Decoder<kNested> make_decoder(const Format& format, const AbsmaxArgs& 
   return decoder;
 }
 
-// Division of element indices by a block size, by shift where it is a power of two.
-struct BlockDivisor {
+// Division of indices: by shift where the divisor is a power of two, in 32 bits where they suffice.
+struct Divisor {
   int64_t size;
   int shift;  // -1: not a power of two
 
-  explicit BlockDivisor(int64_t block_size) : size(block_size), shift(exact_log2(block_size)) {}
-  __device__ int64_t operator()(int64_t i) const { return shift >= 0 ? i >> shift : i / size; }
+  explicit Divisor(int64_t divisor) : size(divisor), shift(exact_log2(divisor)) {}
+  __device__ int64_t operator()(int64_t i) const {
+    if (shift >= 0) return i >> shift;
+    if (((i | size) >> 32) == 0) return static_cast<uint32_t>(i) / static_cast<uint32_t>(size);
+    return i / size;
+  }
 };
 
 // The codes of kCount elements from element i on, i being a multiple of kCount.

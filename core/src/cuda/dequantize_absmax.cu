@@ -11,13 +11,15 @@ struct NestedAbsmaxDecoder {
     float absmax;
     float offset;
   };
+  using Raw = Scale;
   static constexpr int kBits = 8;
 
   Codebook256Decoder codebook;
   const float* offset;
 
   __device__ void prepare(Shared& shared) const { codebook.prepare(shared); }
-  __device__ Scale load(int64_t block) const { return {codebook.load(block), __ldg(offset)}; }
+  __device__ Raw load(int64_t block) const { return {codebook.load(block), __ldg(offset)}; }
+  __device__ static Scale scale(const Shared&, Raw raw) { return raw; }
   __device__ static bool is_finite(Scale s) { return isfinite(s.absmax) && isfinite(s.offset); }
   __device__ static float value(const Shared& shared, Scale s, uint32_t code) {
     return __fadd_rn(Codebook256Decoder::value(shared, s.absmax, code), s.offset);

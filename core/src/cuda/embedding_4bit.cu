@@ -6,54 +6,69 @@ namespace qbits::cuda {
 namespace {
 
 inline constexpr int kThreads = 256;
+inline constexpr int kUnroll = 4;  // pieces of rows a thread has in flight
 
 struct EmbeddingShape {
-  int64_t count;  // indices
+  int64_t pieces;  // of all rows to write
+  Divisor pieces_a_row;
   int64_t rows;
   int64_t cols;
   bool affine;
-  BlockDivisor divisor;
+  Divisor block_size;
   int64_t groups;  // a row, for affine formats
 };
 
 // The block of an element: of the flattened tensor for codebooks, inside the row for affine groups.
 __device__ int64_t block_of(const EmbeddingShape& shape, int64_t row, int64_t col) {
-  return shape.affine ? row * shape.groups + shape.divisor(col) : shape.divisor(row * shape.cols + col);
+  return shape.affine ? row * shape.groups + shape.block_size(col) : shape.block_size(row * shape.cols + col);
 }
 
-template <class I>
-__device__ bool row_of(const I* indices, int64_t t, int64_t rows, int64_t& row) {
-  row = static_cast<int64_t>(indices[t]);
-  return row >= 0 && row < rows;
-}
-
-// A thread writes kCount elements of a row; kCount = 1 takes any shape and alignment.
+// Pieces are kCount elements, which is a vector of T, or 1, which takes any shape and alignment.
 template <class T, class I, class Decoder, int kCount>
 __global__ void __launch_bounds__(kThreads) gather_rows(const __grid_constant__ Decoder decoder, const I* indices,
                                                         const uint8_t* codes, const EmbeddingShape shape, T* out) {
   __shared__ typename Decoder::Shared shared;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kUnroll * kThreads) + threadIdx.x;
+  int64_t rows[kUnroll];
+  int64_t cols[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t piece = first + u * kThreads;
+    if (piece >= shape.pieces) break;
+    const int64_t t = shape.pieces_a_row(piece);
+    cols[u] = (piece - t * shape.pieces_a_row.size) * kCount;
+    rows[u] = static_cast<int64_t>(indices[t]);
+  }
   decoder.prepare(shared);
   __syncthreads();
-  const int64_t per_row = shape.cols / kCount;
-  const int64_t work = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (work >= shape.count * per_row) return;
-  const int64_t t = work / per_row;
-  const int64_t col = (work - t * per_row) * kCount;
-  T* destination = out + t * shape.cols + col;
-  int64_t row = 0;
-  const bool valid = row_of(indices, t, shape.rows, row);
-  if constexpr (kCount == 1) {
-    *destination = from_float<T>(valid ? Decoder::value(shared, decoder.load(block_of(shape, row, col)),
-                                                        load_code<Decoder::kBits>(codes, row * shape.cols + col))
-                                       : quiet_nan());
-  } else {
-    uint4 vector = make_uint4(kNanWord<T>, kNanWord<T>, kNanWord<T>, kNanWord<T>);
-    if (valid) {
-      const int64_t i = row * shape.cols + col;
-      const auto packed = PackedCodes<Decoder::kBits, kCount>::template load<true>(codes, i, i + kCount);
-      vector = decode_vector<T, Decoder>(shared, decoder.load(block_of(shape, row, col)), packed);
+
+  using Packed = PackedCodes<Decoder::kBits, kCount == 1 ? 8 : kCount>;
+  std::conditional_t<kCount == 1, uint32_t, Packed> packed[kUnroll];
+  typename Decoder::Raw scales[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    if (first + u * kThreads >= shape.pieces) break;
+    if (rows[u] < 0 || rows[u] >= shape.rows) continue;
+    const int64_t i = rows[u] * shape.cols + cols[u];
+    if constexpr (kCount == 1) {
+      packed[u] = load_code<Decoder::kBits>(codes, i);
+    } else {
+      packed[u] = Packed::template load<true>(codes, i, i + kCount);
     }
-    *reinterpret_cast<uint4*>(destination) = vector;
+    scales[u] = decoder.load(block_of(shape, rows[u], cols[u]));
+  }
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t piece = first + u * kThreads;
+    if (piece >= shape.pieces) break;
+    const bool valid = rows[u] >= 0 && rows[u] < shape.rows;
+    const typename Decoder::Scale scale = Decoder::scale(shared, scales[u]);
+    if constexpr (kCount == 1) {
+      out[piece] = from_float<T>(valid ? Decoder::value(shared, scale, packed[u]) : quiet_nan());
+    } else {
+      reinterpret_cast<uint4*>(out)[piece] = valid ? decode_vector<T, Decoder>(shared, scale, packed[u])
+                                                   : make_uint4(kNanWord<T>, kNanWord<T>, kNanWord<T>, kNanWord<T>);
+    }
   }
 }
 
@@ -61,24 +76,22 @@ template <class T, class I, class Decoder>
 void run(const Embedding4bitArgs& args, const Decoder& decoder, Stream stream) {
   constexpr std::string_view op = "embedding_4bit";
   const Weight4bitArgs& weight = args.weight;
-  const EmbeddingShape shape{.count = args.count,
-                             .rows = weight.rows,
-                             .cols = weight.cols,
-                             .affine = weight.is_affine(),
-                             .divisor = BlockDivisor(weight.block_size),
-                             .groups = ceil_div(weight.cols, weight.block_size)};
   const I* indices = static_cast<const I*>(args.indices);
   T* out = static_cast<T*>(args.out);
   constexpr int kVector = kPerVector<T>;
   const bool vectors = weight.cols % kVector == 0 && weight.block_size % kVector == 0 && is_aligned(out, 16) &&
                        is_aligned(weight.codes, kVector * Decoder::kBits / 8);
-  const int64_t work = args.count * (vectors ? weight.cols / kVector : weight.cols);
-  const LaunchShape launch_shape{.blocks = ceil_div(work, kThreads), .threads = kThreads};
-  if (vectors) {
-    launch(op, gather_rows<T, I, Decoder, kVector>, launch_shape, stream, decoder, indices, weight.codes, shape, out);
-  } else {
-    launch(op, gather_rows<T, I, Decoder, 1>, launch_shape, stream, decoder, indices, weight.codes, shape, out);
-  }
+  const int64_t pieces_a_row = vectors ? weight.cols / kVector : weight.cols;
+  const EmbeddingShape shape{.pieces = args.count * pieces_a_row,
+                             .pieces_a_row = Divisor(pieces_a_row),
+                             .rows = weight.rows,
+                             .cols = weight.cols,
+                             .affine = weight.is_affine(),
+                             .block_size = Divisor(weight.block_size),
+                             .groups = ceil_div(weight.cols, weight.block_size)};
+  auto* kernel = vectors ? gather_rows<T, I, Decoder, kVector> : gather_rows<T, I, Decoder, 1>;
+  const LaunchShape launch_shape{.blocks = ceil_div(shape.pieces, kUnroll * kThreads), .threads = kThreads};
+  launch(op, kernel, launch_shape, stream, decoder, indices, weight.codes, shape, out);
 }
 
 template <class T, class I>

@@ -17,7 +17,8 @@ inline constexpr int kSlots = kQuantileHeavy;  // heavy buckets a level can have
 inline constexpr uint16_t kLight = 0xffff;
 inline constexpr int kThreads = 1024;
 inline constexpr int kScanned = kBuckets / kThreads;  // counters a thread of the scan takes
-inline constexpr int kTile = 2 * 8 * kThreads;        // elements between barriers, under 2^15
+inline constexpr int kTile = 2 * 8 * kThreads;        // 2^14 elements
+inline constexpr int kTilesBetweenMoves = 3;
 
 using Count = unsigned long long;
 
@@ -31,22 +32,13 @@ struct Workspace {
   uint32_t max_inverted_key;  // ~ of the smallest key
 };
 
-// The key of an element: 32 bits, or the leading 16 where T has no more. False for a NaN.
-template <class T>
-__device__ bool key_of(T x, uint32_t& key) {
-  if constexpr (std::is_same_v<T, float>) {
-    key = quantile_key(x);
-    return !isnan(x);
-  } else {
-    key = quantile_key16(reinterpret_cast<const uint16_t&>(x)) << 16;
-    return !__hisnan(x);
-  }
-}
-
-// Which counter a key belongs to at a level, -1 for none.
+// The counter of a float32 at a level, -1 for none. The first level counts by the bits themselves, in the order of
+// keys only when it leaves shared memory.
 template <int kLevel>
-__device__ int counter_of(const Workspace& w, uint32_t key) {
-  if constexpr (kLevel == 0) return static_cast<int>(key >> 16);
+__device__ int counter_of(const Workspace& w, float x) {
+  if (isnan(x)) return -1;
+  if constexpr (kLevel == 0) return static_cast<int>(__float_as_uint(x) >> 16);
+  const uint32_t key = quantile_key(x);
   const uint16_t slot = w.slots[key >> 16];
   if (slot == kLight) return -1;
   const int part = slot * kParts + static_cast<int>(key >> 8 & 255);
@@ -56,107 +48,165 @@ __device__ int counter_of(const Workspace& w, uint32_t key) {
 }
 
 template <int kLevel>
+__device__ int position_of(int index) {
+  return kLevel == 0 ? static_cast<int>(quantile_key16(static_cast<uint16_t>(index))) : index;
+}
+
+template <int kLevel>
 __device__ Count* counters(Workspace& w) {
   return kLevel == 0 ? w.counts : w.parts[kLevel == 0 ? 0 : kLevel - 1];
 }
 
-// Counters in shared memory are 16 bits wide, two a word. Whoever takes one past 2^15 moves that much to device
-// memory, so that a counter starts a tile below 2^15, gains less than 2^15 in it and cannot overflow.
+// Counters in shared memory are 16 bits wide, two a word. Every kTilesBetweenMoves tiles those of 2^14 or more move to
+// device memory, so that none overflows: 2^14 + 3 * 2^14 < 2^16.
 struct SharedCounter {
   uint32_t* words;
-  Count* total;
 
-  __device__ void add(int index, uint32_t amount) const {
-    const int shift = index % 2 * 16;
-    const uint32_t before = atomicAdd(&words[index / 2], amount << shift) >> shift & 0xffffU;
-    if (before < 0x8000U && before + amount >= 0x8000U) {
-      atomicSub(&words[index / 2], 0x8000U << shift);
-      atomicAdd(&total[index], Count{0x8000});
-    }
-  }
+  __device__ void add(int index, uint32_t amount) const { atomicAdd(&words[index / 2], amount << (index % 2 * 16)); }
 };
 
 // For devices with too little shared memory.
+template <int kLevel>
 struct GlobalCounter {
   Count* total;
 
-  __device__ void add(int index, uint32_t amount) const { atomicAdd(&total[index], Count{amount}); }
+  __device__ void add(int index, uint32_t amount) const {
+    atomicAdd(&total[position_of<kLevel>(index)], Count{amount});
+  }
 };
 
 template <int kLevel>
 inline constexpr int kCounters = kLevel == 0 ? kBuckets : kSlots * kParts;
 
+// What a thread knows of all its float32.
+struct Extremes {
+  uint32_t max_key = 0;
+  uint32_t max_inverted_key = 0;
+
+  __device__ void see(float x) {
+    if (isnan(x)) return;
+    max_key = max(max_key, quantile_key(x));
+    max_inverted_key = max(max_inverted_key, ~quantile_key(x));
+  }
+};
+
+// The first `valid` of eight float32, equal neighbours together.
+template <int kLevel, class Counter>
+__device__ void count_run(const Counter& counter, const Workspace& w, const Run<float, 8>& x, int valid,
+                          Extremes& extremes) {
+  int index[8];
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    index[k] = k < valid ? counter_of<kLevel>(w, x[k]) : -1;
+    if (kLevel == 0 && k < valid) extremes.see(x[k]);
+  }
+  uint32_t amount = 0;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    ++amount;
+    if (k < 7 && index[k] == index[k < 7 ? k + 1 : k]) continue;
+    if (index[k] >= 0) counter.add(index[k], amount);
+    amount = 0;
+  }
+}
+
+// The same of a 16-bit type, whose NaNs are counted, too.
+template <int kLevel, class Counter, class T>
+__device__ void count_run(const Counter& counter, const Workspace&, const Run<T, 8>& x, int valid, Extremes&) {
+  const auto& pairs = x.words;
+  const bool equal = pairs[0] == pairs[1] && pairs[0] == pairs[2] && pairs[0] == pairs[3];
+  if (equal && pairs[0] >> 16 == (pairs[0] & 0xffffU) && valid >= 8) {
+    counter.add(static_cast<int>(pairs[0] & 0xffffU), 8);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    if (k < valid) counter.add(static_cast<int>(pairs[k / 2] >> (k % 2 * 16) & 0xffffU), 1);
+  }
+}
+
+// Adds counters to those in device memory and clears them: all, or groups of eight in which one has a bit of `mask`.
+template <int kLevel>
+__device__ void move_counts(uint32_t* words, Count* total, uint32_t mask) {
+  __syncthreads();
+  uint4* const vectors = reinterpret_cast<uint4*>(words);
+  for (int i = static_cast<int>(threadIdx.x); i < kCounters<kLevel> / 8; i += kThreads) {
+    const uint4 vector = vectors[i];
+    if (((vector.x | vector.y | vector.z | vector.w) & mask) == 0) continue;
+    const uint32_t own[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const uint32_t count = own[k / 2] >> (k % 2 * 16) & 0xffffU;
+      if (count > 0) atomicAdd(&total[position_of<kLevel>(8 * i + k)], Count{count});
+    }
+    vectors[i] = make_uint4(0, 0, 0, 0);
+  }
+  __syncthreads();
+}
+
 template <class T, int kLevel, bool kAligned, bool kShared>
 __global__ void __launch_bounds__(kThreads, 1) count_keys(const T* x, int64_t n, Workspace* workspace) {
-  extern __shared__ uint32_t words[];
+  extern __shared__ uint4 vectors[];
+  uint32_t* const words = reinterpret_cast<uint32_t*>(vectors);
   Workspace& w = *workspace;
   if (kLevel > 0 && w.heavy[kLevel > 0 ? kLevel - 1 : 0] == 0) return;
   Count* const total = counters<kLevel>(w);
   const int thread = static_cast<int>(threadIdx.x);
-  if constexpr (kShared) {
-    for (int i = thread; i < kCounters<kLevel> / 2; i += kThreads) words[i] = 0;
-  }
   const auto counter = [&] {
     if constexpr (kShared) {
-      return SharedCounter{words, total};
+      return SharedCounter{words};
     } else {
-      return GlobalCounter{total};
+      return GlobalCounter<kLevel>{total};
     }
   }();
-
-  uint32_t max_key = 0;
-  uint32_t max_inverted_key = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kTile;
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kTile; tile < n; tile += stride) {
-    Eight<T> values[2];
+  Run<T, 8> values[2];
+  const auto load = [&](int64_t tile) {
+    const int64_t i = tile + thread * 8;
+    if (kAligned && tile + kTile <= n) {
 #pragma unroll
-    for (int u = 0; u < 2; ++u) values[u] = load_eight<kAligned>(x, tile + (u * kThreads + thread) * 8, n);
+      for (int u = 0; u < 2; ++u) values[u] = load_run<8>(x, i + u * kThreads * 8);
+    } else {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int64_t first = i + u * kThreads * 8;
+        values[u] = load_run<8>(x, first, static_cast<int>(min(n - first, int64_t{8})));
+      }
+    }
+  };
+
+  int64_t tile = static_cast<int64_t>(blockIdx.x) * kTile;
+  load(tile);
+  if constexpr (kShared) {
+    for (int i = thread; i < kCounters<kLevel> / 8; i += kThreads) vectors[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    int index[2][8];
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      const int64_t first = tile + (u * kThreads + thread) * 8;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        uint32_t key = 0;
-        const bool counted = key_of(values[u].value[k], key) && first + k < n;
-        index[u][k] = counted ? counter_of<kLevel>(w, key) : -1;
-        if (kLevel == 0 && counted) {
-          max_key = max(max_key, key);
-          max_inverted_key = max(max_inverted_key, ~key);
-        }
-      }
-    }
-    // Equal neighbours are counted together.
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      uint32_t amount = 0;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        ++amount;
-        if (k < 7 && index[u][k] == index[u][k < 7 ? k + 1 : k]) continue;
-        if (index[u][k] >= 0) counter.add(index[u][k], amount);
-        amount = 0;
-      }
-    }
   }
+  Extremes extremes;
+  for (int tiles = 1;; ++tiles) {
+    const Run<T, 8> now[2] = {values[0], values[1]};
+    const int64_t first = tile + thread * 8;
+    const bool whole = tile + kTile <= n;
+    tile += static_cast<int64_t>(gridDim.x) * kTile;
+    if (tile < n) load(tile);
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      count_run<kLevel>(counter, w, now[u], whole ? 8 : static_cast<int>(min(n - first - u * kThreads * 8, int64_t{8})),
+                        extremes);
+    }
+    if (tile >= n) break;
+    if (kShared && tiles % kTilesBetweenMoves == 0) move_counts<kLevel>(words, total, 0xc000c000U);
+  }
+  if constexpr (kShared) move_counts<kLevel>(words, total, 0xffffffffU);
 
-  if constexpr (kLevel == 0) {
+  if constexpr (kLevel == 0 && std::is_same_v<T, float>) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      max_key = max(max_key, __shfl_xor_sync(0xffffffffU, max_key, offset));
-      max_inverted_key = max(max_inverted_key, __shfl_xor_sync(0xffffffffU, max_inverted_key, offset));
+      extremes.max_key = max(extremes.max_key, __shfl_xor_sync(0xffffffffU, extremes.max_key, offset));
+      extremes.max_inverted_key =
+          max(extremes.max_inverted_key, __shfl_xor_sync(0xffffffffU, extremes.max_inverted_key, offset));
     }
     if (thread % 32 == 0) {
-      atomicMax(&w.max_key, max_key);
-      atomicMax(&w.max_inverted_key, max_inverted_key);
-    }
-  }
-  if constexpr (kShared) {
-    __syncthreads();
-    for (int i = thread; i < kCounters<kLevel>; i += kThreads) {
-      const uint32_t count = words[i / 2] >> (i % 2 * 16) & 0xffffU;
-      if (count > 0) atomicAdd(&total[i], Count{count});
+      atomicMax(&w.max_key, extremes.max_key);
+      atomicMax(&w.max_inverted_key, extremes.max_inverted_key);
     }
   }
 }
@@ -185,18 +235,22 @@ __device__ Count exclusive_sum(Count value, Count& total) {
   return before + inclusive - value;
 }
 
-// Counts to sums in place, and a slot for each heavy bucket. One thread block.
-__global__ void __launch_bounds__(kThreads, 1) scan_buckets(Workspace* workspace) {
+// Counts to sums in place, and a slot for each heavy bucket; those of NaNs, whose bits exceed `infinity`, are left out.
+// One thread block.
+__global__ void __launch_bounds__(kThreads, 1) scan_buckets(Workspace* workspace, int infinity) {
   Workspace& w = *workspace;
+  const auto count_of = [&](int bucket) {
+    return bucket >= 0x7fff - infinity && bucket <= 0x8000 + infinity ? w.counts[bucket] : 0;
+  };
   const int first = static_cast<int>(threadIdx.x) * kScanned;
   Count own = 0;
 #pragma unroll 16
-  for (int i = 0; i < kScanned; ++i) own += w.counts[first + i];
+  for (int i = 0; i < kScanned; ++i) own += count_of(first + i);
   Count m = 0;
   Count below = exclusive_sum(own, m);
 #pragma unroll 16
   for (int i = 0; i < kScanned; ++i) {
-    const Count count = w.counts[first + i];
+    const Count count = count_of(first + i);
     w.counts[first + i] = below;
     below += count;
     w.slots[first + i] = is_heavy(count, m) ? static_cast<uint16_t>(atomicAdd(&w.heavy[0], 1U)) : kLight;
@@ -308,7 +362,8 @@ void run(const EstimateQuantilesArgs& args, Workspace* workspace, Stream stream)
   const T* x = static_cast<const T*>(args.x);
   check(cudaMemsetAsync(workspace, 0, sizeof(Workspace), native(stream)), kOp);
   launch_count<T, 0, kAligned>(x, args.n, workspace, stream);
-  launch(kOp, scan_buckets, {.blocks = 1, .threads = kThreads}, stream, workspace);
+  launch(kOp, scan_buckets, {.blocks = 1, .threads = kThreads}, stream, workspace,
+         std::is_same_v<T, __half> ? 0x7c00 : 0x7f80);
   if constexpr (std::is_same_v<T, float>) {
     launch_count<T, 1, kAligned>(x, args.n, workspace, stream);
     launch(kOp, choose_parts, {.blocks = ceil_div(kSlots * kParts, kThreads), .threads = kThreads}, stream, workspace);

@@ -12,7 +12,7 @@
 #include "qbits/error.h"
 
 // Float types of tensors on the device: conversions with one rounding, the one NaN every device writes,
-// and loads and stores of eight elements.
+// and loads of a thread's elements.
 
 namespace qbits::cuda {
 
@@ -71,24 +71,49 @@ __device__ uint4 pack_vector(const float (&x)[kPerVector<T>]) {
   return out;
 }
 
-// Eight elements as loaded, widened only when used.
+// Two elements of a 16-bit type as the hardware works on them.
 template <class T>
-struct alignas(16) Eight {
-  T value[8];
-  __device__ float operator[](int i) const { return to_float(value[i]); }
+using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+
+// Consecutive elements as loaded, widened only when used. Words, since the compiler takes an array of 16-bit types
+// apart.
+template <class T, int kCount>
+struct alignas(16) Run {
+  uint32_t words[kCount * sizeof(T) / 4];
+
+  __device__ Pair<T> pair(int k) const { return reinterpret_cast<const Pair<T>&>(words[k]); }
+  __device__ float operator[](int i) const {
+    if constexpr (std::is_same_v<T, float>) {
+      return __uint_as_float(words[i]);
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000U);
+    } else {
+      return i % 2 == 0 ? __low2float(pair(i / 2)) : __high2float(pair(i / 2));
+    }
+  }
 };
 
-// Elements i..i+7 of x, of which those from n on are 0. kAligned promises a 16-byte aligned x and i % 8 = 0.
-template <bool kAligned, class T>
-__device__ Eight<T> load_eight(const T* x, int64_t i, int64_t n) {
-  Eight<T> out;
-  if (kAligned && i + 8 <= n) {
-    uint4* vectors = reinterpret_cast<uint4*>(out.value);
+// Elements i.. of x, which is aligned to 16 bytes as i is to 8 elements.
+template <int kCount, class T>
+__device__ Run<T, kCount> load_run(const T* x, int64_t i) {
+  Run<T, kCount> out;
 #pragma unroll
-    for (int k = 0; k < 8 / kPerVector<T>; ++k) vectors[k] = __ldcs(reinterpret_cast<const uint4*>(x + i) + k);
-  } else {
+  for (int k = 0; k < kCount / kPerVector<T>; ++k) {
+    reinterpret_cast<uint4*>(out.words)[k] = reinterpret_cast<const uint4*>(x + i)[k];
+  }
+  return out;
+}
+
+// Elements i.. of any x, 0 behind the first `valid`.
+template <int kCount, class T>
+__device__ Run<T, kCount> load_run(const T* x, int64_t i, int valid) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  constexpr int kPerWord = 4 / sizeof(T);
+  const Bits* bits = reinterpret_cast<const Bits*>(x + i);
+  Run<T, kCount> out{};
 #pragma unroll
-    for (int k = 0; k < 8; ++k) out.value[k] = i + k < n ? x[i + k] : T(0.0F);
+  for (int k = 0; k < kCount; ++k) {
+    if (k < valid) out.words[k / kPerWord] |= static_cast<uint32_t>(bits[k]) << (k % kPerWord * 16);
   }
   return out;
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "ops/ceil_div.h"
 #include "qbits/error.h"
 #include "qbits/tensor.h"
 
@@ -52,6 +53,9 @@ struct LaunchShape {
   int64_t blocks;
   int threads;
   size_t shared_bytes = 0;
+  int cluster = 1;           // blocks of a thread block cluster
+  bool overlaps = false;     // the kernel waits by itself for those before it (programmatic dependent launch)
+  bool cooperative = false;  // all thread blocks run at once and may wait for one another
 };
 
 // Runs `kernel` on `stream`; the status checked is this launch's own, not an earlier call's.
@@ -63,12 +67,35 @@ void launch(std::string_view op, void (*kernel)(Params...), LaunchShape shape, S
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = native(stream);
+  cudaLaunchAttribute attributes[3];
+  config.attrs = attributes;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  if (shape.overlaps) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
 
-inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+// Thread blocks of `kernel` that the current device runs at once.
+template <class Kernel>
+int64_t resident_blocks(Kernel* kernel, int threads, size_t shared_bytes, std::string_view op) {
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared_bytes), op);
+  return int64_t{per_multiprocessor} * device_attribute(cudaDevAttrMultiProcessorCount, op);
+}
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // log2 of a power of two, -1 for other numbers.
 constexpr int exact_log2(int64_t x) {

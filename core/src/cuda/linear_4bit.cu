@@ -1,5 +1,6 @@
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_kernels.h"
+#include "cuda/linear_4bit_wgmma_host.h"
 
 namespace qbits::cuda {
 namespace {
@@ -32,14 +33,26 @@ Linear4bitProblem problem_of(const Linear4bitGradXArgs& args) {
 }
 
 void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_simt(args, plan, stream);
-  linear_4bit_mma(args, plan, stream);
-  if (plan.splits > 1) {
+  switch (plan.kernel) {
+    case Linear4bitKernel::SimtRow:
+    case Linear4bitKernel::SimtTile:
+      return linear_4bit_simt(args, plan, stream);
+    case Linear4bitKernel::Mma:
+      linear_4bit_mma(args, plan, stream);
+      break;
+    case Linear4bitKernel::Stream:
+      linear_4bit_stream(args, plan, stream);
+      break;
+    case Linear4bitKernel::Wgmma:
+      linear_4bit_wgmma(args, plan.wgmma, stream);
+  }
+  if (plan.workspace_bytes > 0) {
     linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);
   }
 }
 
 void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  if (plan.kernel == Linear4bitKernel::Wgmma) return linear_4bit_grad_x_wgmma(args, plan.wgmma, stream);
   if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_grad_x_simt(args, plan, stream);
   linear_4bit_grad_x_mma(args, plan, stream);
   if (plan.splits > 1) {

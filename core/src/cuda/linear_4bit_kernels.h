@@ -10,6 +10,7 @@ namespace qbits::cuda {
 
 void linear_4bit_simt(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream);
 void linear_4bit_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream);
+void linear_4bit_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream);
 void linear_4bit_grad_x_simt(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream);
 void linear_4bit_grad_x_mma(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream);
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_mma_parts.cuh"
 #include "cuda/linear_4bit_ptx.cuh"
 #include "ops/linear_4bit_plan.h"
@@ -14,7 +15,6 @@ namespace qbits::cuda {
 
 inline constexpr int kMmaWarpRows = 32;   // weight rows of a warp: two operands of 16
 inline constexpr int kMmaWarpDepth = 64;  // depth of a warp in one stage
-inline constexpr float kAffineCentre = 8.0F;
 
 struct MmaArgs {
   const void* x;
@@ -25,8 +25,7 @@ struct MmaArgs {
   int64_t split_depth;
   int splits;
   int stages;
-  float factor;           // makes up for the codebook's multiplier
-  uint16_t codebook[16];  // value of each code, bits of T
+  OperandCodebook codebook;
   Weight4bitView weight;
 };
 
@@ -138,7 +137,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
         scales[position] = raw[i].first;
         scales[kScales + position] = raw[i].second - kAffineCentre;
       } else {
-        scales[position] = finish_absmax(w, nested_code, raw[i]) * args.factor;
+        scales[position] = finish_absmax(w, nested_code, raw[i]) * args.codebook.factor;
       }
     }
   };
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   {
     // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair
     // is the high nibble of the byte and the low half of the operand.
-    const uint32_t pair = args.codebook[tid >> 4] | static_cast<uint32_t>(args.codebook[tid & 15]) << 16;
+    const uint32_t pair = args.codebook.values[tid >> 4] | static_cast<uint32_t>(args.codebook.values[tid & 15]) << 16;
     for (int i = 0; i < 8; ++i) {
       *reinterpret_cast<uint4*>(table + tid * 128 + ((i + tid) & 7) * 16) = make_uint4(pair, pair, pair, pair);
     }

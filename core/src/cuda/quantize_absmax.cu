@@ -1,3 +1,5 @@
+#include <cooperative_groups.h>
+
 #include "cuda/codebook256.cuh"
 #include "ops/absmax.h"
 
@@ -8,19 +10,19 @@ namespace {
 template <bool kAligned>
 struct CenteredInput {
   struct Values {
-    Eight<float> absmax;
+    Run<float, kRun> absmax;
     float offset;
     int valid;
     __device__ float operator[](int i) const { return i < valid ? __fsub_rn(absmax[i], offset) : 0.0F; }
   };
-  static constexpr int kUnroll = 1;
+  static constexpr int kRuns = 1;
+  static constexpr bool kVectors = kAligned;
 
   const float* absmax;
   const float* offset;
 
-  __device__ Values load(int64_t i, int64_t n) const {
-    return {load_eight<kAligned>(absmax, i, n), *offset, static_cast<int>(i + 8 <= n ? 8 : (i < n ? n - i : 0))};
-  }
+  __device__ Values load(int64_t i) const { return {load_run<kRun>(absmax, i), *offset, kRun}; }
+  __device__ Values load(int64_t i, int valid) const { return {load_run<kRun>(absmax, i, valid), *offset, valid}; }
 };
 
 // Chunk sums wait in the buffer of nested_absmax, which is large enough as soon as there are two chunks but
@@ -34,48 +36,63 @@ __device__ double get_sum(const float* scratch, int64_t chunk) {
   return __hiloint2double(__float_as_int(scratch[2 * chunk]), __float_as_int(scratch[2 * chunk + 1]));
 }
 
-__device__ void write_mean(double sum, int64_t n, float* offset) {
-  *offset = from_float<float>(__double2float_rn(__ddiv_rn(sum, static_cast<double>(n))));
-}
-
-// One thread block a chunk, in the order ops/absmax.h fixes.
-__global__ void __launch_bounds__(kMeanLanes)
-    sum_chunks(const float* absmax, int64_t n, float* scratch, float* offset) {
-  __shared__ double lanes[kMeanLanes];
+// The sum of a chunk in the order ops/absmax.h fixes, in thread 0.
+__device__ double chunk_sum(const float* absmax, int64_t n, int64_t chunk, double (&lanes)[kMeanLanes]) {
   const int lane = static_cast<int>(threadIdx.x);
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kMeanChunk;
+  const int64_t begin = chunk * kMeanChunk;
   const int64_t end = min(begin + kMeanChunk, n);
   double sum = 0.0;
-#pragma unroll 16
+#pragma unroll 32
   for (int64_t i = begin + lane; i < end; i += kMeanLanes) sum = __dadd_rn(sum, static_cast<double>(absmax[i]));
+  __syncthreads();
   lanes[lane] = sum;
   for (int half = kMeanLanes / 2; half > 0; half /= 2) {
     __syncthreads();
     if (lane < half) lanes[lane] = __dadd_rn(lanes[lane], lanes[lane + half]);
   }
-  if (lane > 0) return;
-  if (gridDim.x == 1) {
-    write_mean(lanes[0], n, offset);
-  } else {
-    put_sum(scratch, blockIdx.x, lanes[0]);
-  }
+  return lanes[0];
 }
 
-__global__ void __launch_bounds__(kMeanLanes)
-    mean_of_chunks(const float* scratch, int64_t chunks, int64_t n, float* offset) {
-  __shared__ double tile[kMeanLanes];
+// The sum of all chunks in ascending order, in thread 0.
+__device__ double sum_of_chunks(const float* scratch, int64_t chunks, double (&tile)[kMeanLanes]) {
   const int lane = static_cast<int>(threadIdx.x);
   double sum = 0.0;
   for (int64_t first = 0; first < chunks; first += kMeanLanes) {
     __syncthreads();
     if (first + lane < chunks) tile[lane] = get_sum(scratch, first + lane);
     __syncthreads();
-    if (lane == 0) {
-      const int count = static_cast<int>(min(static_cast<int64_t>(kMeanLanes), chunks - first));
-      for (int i = 0; i < count; ++i) sum = __dadd_rn(sum, tile[i]);
-    }
+    const int count = lane > 0 ? 0 : static_cast<int>(min(chunks - first, int64_t{kMeanLanes}));
+#pragma unroll 16
+    for (int i = 0; i < count; ++i) sum = __dadd_rn(sum, tile[i]);
   }
-  if (lane == 0) write_mean(sum, n, offset);
+  return sum;
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeBlocks)
+    center_and_quantize(const float* absmax, int64_t n, float* offset,
+                        const __grid_constant__ Codebook256Quantizer quantizer) {
+  static_assert(kQuantizeThreads == kMeanLanes);
+  __shared__ Codebook256Quantizer::Shared shared;
+  __shared__ double lanes[kMeanLanes];
+  quantizer.prepare(shared);
+  const auto grid = cooperative_groups::this_grid();
+  const int64_t chunks = (n + kMeanChunk - 1) / kMeanChunk;
+  double sum = 0.0;
+  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    sum = chunk_sum(absmax, n, chunk, lanes);
+    if (chunks > 1 && threadIdx.x == 0) put_sum(quantizer.absmax, chunk, sum);
+  }
+  grid.sync();
+  if (blockIdx.x == 0) {
+    if (chunks > 1) sum = sum_of_chunks(quantizer.absmax, chunks, lanes);
+    if (threadIdx.x == 0) *offset = from_float<float>(__double2float_rn(__ddiv_rn(sum, static_cast<double>(n))));
+  }
+  grid.sync();
+  const CenteredInput<kAligned> input{absmax, offset};
+  TileQuantizer<false, CenteredInput<kAligned>, Codebook256Quantizer>(input, n, exact_log2(kNestedBlockSize), quantizer,
+                                                                      shared)
+      .run();
 }
 
 }  // namespace
@@ -83,20 +100,12 @@ __global__ void __launch_bounds__(kMeanLanes)
 void quantize_absmax(const QuantizeAbsmaxArgs& args, Stream stream) {
   constexpr std::string_view op = "quantize_absmax";
   const DeviceGuard guard(args.device, op);
-  const int64_t chunks = ceil_div(args.n, kMeanChunk);
-  launch(op, sum_chunks, {.blocks = chunks, .threads = kMeanLanes}, stream, args.absmax, args.n, args.nested_absmax,
-         args.offset);
-  if (chunks > 1) {
-    launch(op, mean_of_chunks, {.blocks = 1, .threads = kMeanLanes}, stream, args.nested_absmax, chunks, args.n,
-           args.offset);
-  }
-  const Codebook256Quantizer quantizer{.code = args.nested_code,
-                                       .codes = args.values,
-                                       .absmax = args.nested_absmax,
-                                       .aligned = is_aligned(args.values, 8)};
-  dispatch_bool(is_aligned(args.absmax, 16), [&](auto aligned) {
-    launch_quantize_blocks(op, CenteredInput<aligned>{args.absmax, args.offset}, args.n, kNestedBlockSize, quantizer,
-                           stream);
+  const Codebook256Quantizer quantizer{.code = args.nested_code, .codes = args.values, .absmax = args.nested_absmax};
+  dispatch_bool(is_aligned(args.absmax, 16) && is_aligned(args.values, sizeof(PackedRun<8>)), [&](auto aligned) {
+    auto* kernel = center_and_quantize<aligned>;
+    const int64_t blocks = std::min(ceil_div(args.n, kQuantizeRow), resident_blocks(kernel, kQuantizeThreads, 0, op));
+    launch(op, kernel, {.blocks = blocks, .threads = kQuantizeThreads, .cooperative = true}, stream, args.absmax,
+           args.n, args.offset, quantizer);
   });
 }
 

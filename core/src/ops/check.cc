@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 
+#include "ops/ceil_div.h"
+
 namespace qbits::check {
 namespace {
 
@@ -29,8 +31,6 @@ bool contains(std::span<const DType> dtypes, DType dtype) {
   }
   return false;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace
 

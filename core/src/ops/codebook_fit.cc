@@ -41,9 +41,9 @@ Entries probabilities(std::span<const float> codebook, double absmax) {
   return p;
 }
 
-}  // namespace
-
-FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
+// The multiplier c in [1, 2) for which round(codebook * c) / c errs least.
+template <class Round>
+FittedCodebook fit(std::span<const float> codebook, Round round) {
   std::array<Entries, kAbsmax.size()> p{};
   std::array<double, kAbsmax.size()> power{};
   for (size_t d = 0; d < kAbsmax.size(); ++d) {
@@ -55,7 +55,7 @@ FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bit
   for (int candidate = 0; candidate < kCandidates; ++candidate) {
     const double c = 1 + static_cast<double>(candidate) / kCandidates;
     Entries error{};
-    for (int i = 0; i < 16; ++i) error[i] = round_to(codebook[i] * c, significand_bits) / c - codebook[i];
+    for (int i = 0; i < 16; ++i) error[i] = round(codebook[i] * c) / c - codebook[i];
     double cost = 0;
     for (size_t d = 0; d < kAbsmax.size(); ++d) {
       double mean = 0;
@@ -71,10 +71,20 @@ FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bit
       best_c = c;
     }
   }
-  FittedCodebook fit{};
-  for (int i = 0; i < 16; ++i) fit.values[i] = static_cast<float>(round_to(codebook[i] * best_c, significand_bits));
-  fit.factor = static_cast<float>(1 / best_c);
-  return fit;
+  FittedCodebook fitted{};
+  for (int i = 0; i < 16; ++i) fitted.values[i] = static_cast<float>(round(codebook[i] * best_c));
+  fitted.factor = static_cast<float>(1 / best_c);
+  return fitted;
+}
+
+}  // namespace
+
+FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
+  return fit(codebook, [=](double v) { return round_to(v, significand_bits); });
+}
+
+FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
+  return fit(codebook, [=](double v) { return round_to(shift + v, significand_bits) - shift; });
 }
 
 }  // namespace qbits

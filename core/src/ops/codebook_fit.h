@@ -20,4 +20,7 @@ struct FittedCodebook {
 // of products when activations do not average to zero.
 QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits);
 
+// The same where shift + value is what has `significand_bits` bits.
+QBITS_API FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits);
+
 }  // namespace qbits

@@ -1,6 +1,7 @@
 #include "ops/linear_4bit.h"
 
 #include "ops/check.h"
+#include "ops/linear_4bit_plan.h"
 #include "qbits/linear.h"
 
 namespace qbits {
@@ -51,6 +52,40 @@ void linear_4bit(const TensorView& x, const Weight4bit& weight, const std::optio
                             .workspace = workspace.data,
                             .device = x.device};
   x.device.type == DeviceType::Cpu ? cpu::linear_4bit(args) : cuda::linear_4bit(args, stream);
+}
+
+std::string linear_4bit_plan(const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t m, DType x,
+                             const std::optional<CudaDevice>& device) {
+  constexpr std::string_view op = "linear_4bit_plan";
+  check::require(format.is_4bit(), ErrorCode::InvalidArgument, op, "format", format.name, "a 4-bit format");
+  check::block_size(op, "block size", format, block_size);
+  int64_t size = 0;
+  check::require(
+      rows >= 0 && cols >= 0 && m >= 0 && !__builtin_mul_overflow(rows, cols, &size) &&
+          !__builtin_mul_overflow(m, rows, &size) && !__builtin_mul_overflow(m, cols, &size),
+      ErrorCode::InvalidArgument, op, "sizes",
+      [&] { return "rows " + std::to_string(rows) + ", cols " + std::to_string(cols) + ", m " + std::to_string(m); },
+      "each at least 0 and their products below 2^63");
+  check::require(is_floating(x), ErrorCode::InvalidType, op, "dtype of x", name(x), "float32, bfloat16 or float16");
+  check::require(
+      !device || (device->compute_capability >= 75 && device->sm_count >= 1), ErrorCode::InvalidArgument, op, "device",
+      [&] {
+        return "compute capability " + std::to_string(device->compute_capability) + " with " +
+               std::to_string(device->sm_count) + " multiprocessors";
+      },
+      "75 (7.5) or later with at least 1");
+  if (m == 0 || rows == 0) return "nothing to do: the result is empty";
+
+  const int64_t run = block_size == 0 ? cols : block_size;
+  if (!device) return cpu::linear_4bit_plan({.format = &format, .rows = rows, .cols = cols, .block_size = run}, m);
+  return to_string(linear_4bit_plan({.coding = format.coding,
+                                     .block_size = run,
+                                     .n = rows,
+                                     .k = cols,
+                                     .m = m,
+                                     .dtype = x,
+                                     .compute_capability = device->compute_capability,
+                                     .sm_count = device->sm_count}));
 }
 
 }  // namespace qbits

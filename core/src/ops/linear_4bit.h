@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "ops/args.h"
 
 namespace qbits {
@@ -28,6 +30,7 @@ struct Linear4bitGradXArgs {
 namespace cpu {
 int64_t linear_4bit_workspace(const Weight4bitArgs& weight, int64_t m, DType x);
 void linear_4bit(const Linear4bitArgs& args);
+std::string linear_4bit_plan(const Weight4bitArgs& weight, int64_t m);
 int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs& weight, int64_t m, DType grad);
 void linear_4bit_grad_x(const Linear4bitGradXArgs& args);
 }  // namespace cpu

@@ -1,8 +1,10 @@
 #include "ops/linear_4bit_plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 
+#include "ops/ceil_div.h"
 #include "qbits/error.h"
 
 namespace qbits {
@@ -16,21 +18,7 @@ constexpr int kSimtRowColumns = 4;
 constexpr int kSimtRowMaxM = 16;
 constexpr int kGradXStages = 3;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
-
-// Bytes of shared memory an SM has and a block may take (CUDA C++ Programming Guide, technical specifications).
-struct SharedLimit {
-  int sm;
-  int block;
-};
-
-SharedLimit shared_limit(int cc) {
-  if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
-  if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
-  return {100 * 1024, 99 * 1024};
-}
 
 void check_blocks(int64_t blocks) {
   if (blocks > kMaxBlocks) {
@@ -73,20 +61,6 @@ int wanted_splits(const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t d
   return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(sm_count / tiles, steps / 4), 1, kMaxSplits));
 }
 
-// Why the tensor-core kernel cannot run, or "".
-std::string mma_obstacle(const Linear4bitProblem& p, int64_t run) {
-  if (p.compute_capability < 80) return "compute capability below 8.0";
-  if (p.dtype == DType::Float32) return "float32 activations";
-  if (!p.aligned) return "pointers not on 16-byte boundaries";
-  if (p.n == 0 || p.k == 0) return "empty weight";
-  if (p.k % 32 != 0) return "K is no multiple of 32";
-  const bool whole_row = p.coding == Coding::Affine && p.block_size >= p.k;
-  if (!whole_row && (!is_power_of_two(p.block_size) || p.block_size < run)) {
-    return "block size is no power of two from " + std::to_string(run);
-  }
-  return "";
-}
-
 Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
@@ -105,6 +79,15 @@ Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   return plan;
 }
 
+Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
+  return {.kernel = Linear4bitKernel::Wgmma,
+          .splits = wgmma.splits,
+          .split_depth = wgmma.split_depth,
+          .blocks = wgmma.blocks,
+          .wgmma = wgmma,
+          .reason = "least time"};
+}
+
 int mma_tile(int64_t m) {
   int index = 0;
   while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
@@ -112,7 +95,7 @@ int mma_tile(int64_t m) {
 }
 
 std::string grad_x_obstacle(const Linear4bitProblem& p) {
-  if (std::string obstacle = mma_obstacle(p, 16); !obstacle.empty()) return obstacle;
+  if (std::string obstacle = linear_4bit_mma_obstacle(p, 16); !obstacle.empty()) return obstacle;
   return p.n % 8 == 0 ? "" : "N is no multiple of 8";
 }
 
@@ -135,13 +118,37 @@ void check_problem(const Linear4bitProblem& p) {
 
 }  // namespace
 
+SharedLimit shared_limit(int cc) {
+  if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
+  if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
+  return {100 * 1024, 99 * 1024};
+}
+
+std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
+  if (p.compute_capability < 80) return "compute capability below 8.0";
+  if (p.dtype == DType::Float32) return "float32 activations";
+  if (!p.aligned) return "pointers not on 16-byte boundaries";
+  if (p.n == 0 || p.k == 0) return "empty weight";
+  if (p.k % 32 != 0) return "K is no multiple of 32";
+  const bool whole_row = p.coding == Coding::Affine && p.block_size >= p.k;
+  if (!whole_row && (!is_power_of_two(p.block_size) || p.block_size < run)) {
+    return "block size is no power of two from " + std::to_string(run);
+  }
+  return "";
+}
+
 Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
   check_problem(p);
-  if (const std::string obstacle = mma_obstacle(p, 32); !obstacle.empty()) {
+  if (const std::string obstacle = linear_4bit_mma_obstacle(p, 32); !obstacle.empty()) {
     Linear4bitPlan plan = p.m <= kSimtRowMaxM ? simt_row(p) : simt_tile(p, p.n, p.k);
     plan.reason = obstacle;
     return plan;
   }
+  if (auto stream = linear_4bit_stream_plan(p)) {
+    stream->reason = "fewest bytes a clock";
+    return *stream;
+  }
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -151,11 +158,13 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
 std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
   check_problem(p);
   std::vector<Linear4bitPlan> plans = {simt_row(p), simt_tile(p, p.n, p.k)};
-  if (!mma_obstacle(p, 32).empty()) return plans;
+  if (!linear_4bit_mma_obstacle(p, 32).empty()) return plans;
   for (int index = 0; index < kLinear4bitTileCount; ++index) {
     plans.push_back(mma(p, index, 1));
     if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
+  std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
+  std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), wgmma_of);
   return plans;
 }
 
@@ -166,6 +175,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
     plan.reason = obstacle;
     return plan;
   }
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
   Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
@@ -181,6 +191,7 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
     plans.push_back(grad_x_mma(p, index, 1));
     if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
+  std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), wgmma_of);
   return plans;
 }
 
@@ -199,12 +210,25 @@ std::string to_string(const Linear4bitPlan& plan) {
       text = "mma " + std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
       if (plan.chunk > 0) text += ", chunk " + std::to_string(plan.chunk);
       text += ", " + std::to_string(plan.stages) + " stages, " + std::to_string(plan.shared_bytes) + " B shared";
+      break;
+    }
+    case Linear4bitKernel::Stream:
+      text = "stream " + std::to_string(8 * plan.column_tiles) + "x" + std::to_string(16 * plan.warps / plan.parts) +
+             ", " + std::to_string(plan.warps) + " warps, chunk " + std::to_string(plan.chunk) + ", " +
+             std::to_string(plan.stages) + " stages, " + std::to_string(plan.rounds) + " rounds" + ", " +
+             std::to_string(plan.shared_bytes) + " B shared";
+      break;
+    case Linear4bitKernel::Wgmma: {
+      constexpr const char* kDecodes[] = {"scaled sums", "weights of 16 bits", "weights of 32 bits"};
+      const WgmmaPlan& w = plan.wgmma;
+      text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
+             kDecodes[static_cast<int>(w.decode)] + ", x shared by " + std::to_string(w.multicast);
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
   if (plan.splits > 1) {
-    text += ", " + std::to_string(plan.splits) + " splits of " + std::to_string(plan.split_depth) + ", workspace " +
-            std::to_string(plan.workspace_bytes) + " B";
+    text += ", " + std::to_string(plan.splits) + " splits of " + std::to_string(plan.split_depth) +
+            (plan.workspace_bytes > 0 ? ", workspace " + std::to_string(plan.workspace_bytes) + " B" : ", a cluster");
   }
   if (!plan.reason.empty()) text += " (" + plan.reason + ")";
   return text;

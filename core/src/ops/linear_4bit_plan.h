@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "ops/linear_4bit_wgmma_plan.h"
 #include "qbits/dtype.h"
 #include "qbits/export.h"
 #include "qbits/format.h"
@@ -60,6 +62,8 @@ enum class Linear4bitKernel : uint8_t {
   SimtRow,   // a warp per weight row; any case; few rows of x
   SimtTile,  // 64 x 64 tiles in float32; any case
   Mma,       // mma.sync m16n8k16
+  Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by, x stays in registers
+  Wgmma,     // wgmma, weights dequantized in registers, x brought by tensor copies
 };
 
 struct Linear4bitPlan {
@@ -67,11 +71,16 @@ struct Linear4bitPlan {
   int tile = 0;             // Mma: index into the tiles above
   int chunk = 0;            // Mma forward: depth summed before a scale is applied, 32 or 64
   int stages = 0;           // Mma: depth of the shared-memory ring
-  int splits = 1;           // blocks that share an output tile; > 1 needs the workspace
+  int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, others: a cluster
   int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
-  int64_t blocks = 0;       // thread blocks of 256
+  int64_t blocks = 0;       // thread blocks
+  int column_tiles = 0;     // Stream: groups of 8 rows of x
+  int warps = 0;            // Stream: of a block that multiply
+  int parts = 0;            // Stream: warps that share weight rows, each with 256 of K
+  int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
+  WgmmaPlan wgmma = {};     // Wgmma: the rest
   std::string reason = {};  // why not a faster kernel, or what decided
 
   bool operator==(const Linear4bitPlan&) const = default;
@@ -87,6 +96,20 @@ QBITS_API std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitP
 
 // One line: "mma 16x64x256, chunk 64, 4 stages, ...".
 QBITS_API std::string to_string(const Linear4bitPlan& plan);
+
+// Bytes of shared memory an SM has and a block may take (CUDA C++ Programming Guide, technical specifications).
+struct SharedLimit {
+  int sm;
+  int block;
+};
+SharedLimit shared_limit(int compute_capability);
+
+// Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
+std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
+
+// The Stream plans of a problem without obstacle: the best, and all that tests force.
+std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& problem);
+QBITS_API std::vector<Linear4bitPlan> linear_4bit_stream_plans(const Linear4bitProblem& problem);
 
 // Shared memory of the tensor-core kernels, which lay it out by the same numbers.
 struct Linear4bitShared {
@@ -107,6 +130,36 @@ struct Linear4bitShared {
   static constexpr int grad_x(const Linear4bitTile& t, int stages) {
     return stages * t.m * t.k * 2 + 2 * t.k * t.n * 2;
   }
+};
+
+// The shape of the Stream kernel. A slot is what a warp reads at once: 256 columns of 16 weight rows.
+struct Linear4bitStream {
+  static constexpr int kMaxM = 16;
+  static constexpr int kMaxWarps = 16;     // that multiply
+  static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
+  static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
+  // Registers where warps may share them out: together no more than the 96 of each of 20 warps.
+  static constexpr int kServiceRegisters = 64;
+  static constexpr int kMultiplyRegisters = 104;
+  static constexpr int kSlotDepth = 256;
+  static constexpr int kMaxStages = 6;
+  static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
+  static constexpr int kBarrierBytes = 128;
+  // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
+  static constexpr int code_pitch(int parts, int chunk) { return parts * kSlotDepth / 2 + chunk / 2; }
+  static constexpr int scale_pitch(int parts, int chunk) { return 4 * (parts * kSlotDepth / chunk / 4 | 1); }
+  static constexpr int scale_bytes(int parts, int groups, int chunk) {
+    return groups * 16 * scale_pitch(parts, chunk) * 4;
+  }
+  static constexpr int stage_bytes(int parts, int groups, int chunk, bool affine) {
+    return groups * 16 * code_pitch(parts, chunk) + scale_bytes(parts, groups, chunk) * (affine ? 2 : 1);
+  }
+  // Sums of x over the chunks of a warp, for affine formats.
+  static constexpr int x_sum_bytes(int column_tiles, int chunk, bool affine) {
+    return affine ? kSlotDepth / chunk * column_tiles * 32 : 0;
+  }
+  // Sums of 16 weight rows and the rows of x.
+  static constexpr int sum_bytes(int column_tiles) { return 32 * 16 * column_tiles; }
 };
 
 }  // namespace qbits

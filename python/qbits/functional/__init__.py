@@ -11,6 +11,7 @@ from qbits.functional.maps import (
     estimate_quantiles,
     get_4bit_type,
 )
+from qbits.functional.plan import linear_4bit_plan
 from qbits.functional.quant_state import QuantState
 from qbits.functional.quantize_4bit import (
     dequantize_4bit,
@@ -38,6 +39,7 @@ __all__ = [
     "estimate_quantiles",
     "get_4bit_type",
     "linear_4bit",
+    "linear_4bit_plan",
     "quantize_4bit",
     "quantize_affine",
     "quantize_blockwise",

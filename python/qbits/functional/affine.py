@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qbits import ops
-from qbits.ops._library import check_is_tensor
+from qbits.ops._library import as_block_size, check_is_tensor
 
 
 def quantize_affine(
@@ -28,6 +28,7 @@ def quantize_affine(
         codes, uint8: [(n + 1) // 2] with the first element of a pair in the high nibble (int4), or [n];
         scales and zeros, [rows, groups].
     """
+    group_size = as_block_size("quantize_affine", group_size)
     check_is_tensor("quantize_affine", "x", x)
     return ops.quantize_affine(x.detach(), format, group_size, scale_dtype)
 
@@ -46,6 +47,7 @@ def dequantize_affine(
     Returns:
         `shape`, float32, bfloat16 or float16.
     """
+    group_size = as_block_size("dequantize_affine", group_size)
     for name, tensor in (("codes", codes), ("scales", scales), ("zeros", zeros)):
         check_is_tensor("dequantize_affine", name, tensor)
     return ops.dequantize_affine(codes, scales, zeros, format, group_size, list(shape), dtype)

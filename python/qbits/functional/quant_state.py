@@ -25,8 +25,11 @@ def pack_json(fields: Mapping[str, Any]) -> Tensor:
 
 def unpack_json(packed: Tensor, where: str) -> dict[str, Any]:
     """The fields `pack_json` packed. Raises ValueError, naming `where`, if they are not a JSON object."""
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+        got = dtype_name(packed.dtype) if isinstance(packed, Tensor) else type(packed).__name__
+        raise ValueError(f"[quant_state] {where}: got {got}, want the uint8 bytes of a JSON object")
     try:
-        fields = json.loads(bytes(packed.detach().to("cpu", torch.uint8).flatten().tolist()))
+        fields = json.loads(bytes(packed.detach().cpu().flatten().tolist()))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"[quant_state] {where}: got bytes that are not JSON ({error})") from None
     if not isinstance(fields, dict):

@@ -11,7 +11,7 @@ from qbits import ops
 from qbits.codec import codebook, dynamic_map
 from qbits.formats import NESTED_BLOCK_SIZE
 from qbits.functional.quant_state import QuantState
-from qbits.ops._library import check_dtype, check_is_tensor, describe
+from qbits.ops._library import as_block_size, check_dtype, check_is_tensor, describe
 
 _FORMATS = ("nf4", "fp4")
 
@@ -46,7 +46,7 @@ def quantize_4bit(
     check_is_tensor("quantize_4bit", "A", A)
     if not isinstance(quant_storage, torch.dtype):
         raise TypeError(f"[quantize_4bit] quant_storage: got {quant_storage!r}, want a torch.dtype")
-    blocksize = 64 if blocksize is None else blocksize
+    blocksize = 64 if blocksize is None else as_block_size("quantize_4bit", blocksize)
     codes, scales = ops.quantize_4bit(A.detach(), quant_type, blocksize)
     itemsize = quant_storage.itemsize
     codes = torch.nn.functional.pad(codes, (0, -codes.numel() % itemsize)).view(quant_storage).unsqueeze(1)
@@ -110,7 +110,7 @@ def dequantize_4bit(
         packed_bytes(A, math.prod(shape)),
         quant_state.absmax.reshape(-1),
         quant_state.quant_type,
-        quant_state.blocksize,
+        as_block_size("dequantize_4bit", quant_state.blocksize),
         list(shape),
         dtype,
         *nested_tensors(quant_state),

@@ -9,7 +9,7 @@ from qbits import ops
 from qbits.codec import dynamic_map
 from qbits.functional.quant_state import QuantState
 from qbits.functional.quantize_4bit import written
-from qbits.ops._library import check_is_tensor
+from qbits.ops._library import as_block_size, check_is_tensor
 
 
 def quantize_blockwise(
@@ -38,6 +38,7 @@ def quantize_blockwise(
         code = dynamic_map(A.device)
     check_is_tensor("quantize_blockwise", "code", code)
     code = code.to(A.device)
+    blocksize = as_block_size("quantize_blockwise", blocksize)
     codes, scales = ops.quantize_blockwise(A.detach(), code, blocksize)
     state = QuantState(absmax=scales, code=code.clone(), blocksize=blocksize, dtype=A.dtype)
     if nested:
@@ -85,7 +86,6 @@ def dequantize_blockwise(
             raise ValueError("[dequantize_blockwise] quant_state: got a nested one without offset")
         scales = dequantize_blockwise(scales, quant_state.state2).float() + quant_state.offset
     values = dynamic_map(A.device) if quant_state.code is None else quant_state.code.to(A.device)
-    dense = ops.dequantize_blockwise(
-        A, scales, values, quant_state.blocksize or blocksize, quant_state.dtype or torch.float32
-    )
+    blocksize = as_block_size("dequantize_blockwise", quant_state.blocksize or blocksize)
+    dense = ops.dequantize_blockwise(A, scales, values, blocksize, quant_state.dtype or torch.float32)
     return dense if out is None else written("dequantize_blockwise", "out", out, dense)

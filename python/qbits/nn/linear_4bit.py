@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qbits.config import QuantizeConfig, as_config
-from qbits.functional.linear import autocast_dtype, linear_4bit
+from qbits.functional.linear import autocast_dtype, linear_4bit, refuse_input
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
 
@@ -87,8 +89,13 @@ class Linear4bit(QuantizedModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype."""
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
+        if not isinstance(x, Tensor):
+            refuse_input("linear_4bit", "x", x)
+        # nn.Module's __getattr__, which also looks here, takes most of a microsecond. (A parametrized weight
+        # is elsewhere.)
+        parameters: Any = self._parameters
+        weight: Tensor = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias: Tensor | None = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         dtype = self.config.compute_dtype
         if type(weight) is not QuantizedTensor or autocast_dtype(x) is not None:
             return nn.functional.linear(x, weight, bias)

@@ -6,7 +6,9 @@ symbolic sizes they become guards or, for unbacked ones, run-time assertions.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,17 +22,36 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIMS = 8
 
 
-def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def define(
+    schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], leading_dimensions: bool = False
+) -> Any:
     """Defines `torch.ops.qbits.<name>` with one kernel for CPU and CUDA and returns its overload.
 
     Not `torch.library.custom_op`: a call of that costs several times as much.
+
+    `leading_dimensions`: whether the first argument has any number of them, which the result has too; then
+    torch.vmap over it is one call.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"qbits::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.qbits, name).default
+    overload = getattr(torch.ops.qbits, name).default
+    if leading_dimensions:
+        torch.library.register_vmap(f"qbits::{name}", functools.partial(_vmap, overload), lib=LIBRARY)
+    return overload
+
+
+def _vmap(overload: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+    """The rule of torch.vmap: one call for a batch of the first argument, else one for each element."""
+    if all(dim is None for dim in in_dims[1:]):
+        return overload(args[0].movedim(in_dims[0], 0), *args[1:]), 0
+    parts = [
+        [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)]
+        for i in range(info.batch_size)
+    ]
+    return torch.stack([overload(*part) for part in parts]), 0
 
 
 def refuse_grad(op: str, advice: str, *tensors: Tensor | None) -> None:
@@ -99,6 +120,20 @@ def check_block_size(op: str, row: Format, block_size: int, what: str = "block s
         whole = " or 0 for whole rows" if row.whole_rows else ""
         want = ", ".join(map(str, row.block_sizes)) + whole
         raise ValueError(f"[{op}] {what}: got {block_size}, want {want}")
+
+
+def as_block_size(op: str, block_size: object) -> int:
+    """`block_size` as an int the op can be given; torch says of another one only that its type is wrong.
+
+    Raises TypeError for no integer, ValueError for one beyond 64 bits.
+    """
+    try:
+        size = operator.index(block_size)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"[{op}] block size: got {block_size!r}, want an int") from None
+    if not -(2**63) <= size < 2**63:
+        raise ValueError(f"[{op}] block size: got {size}, want one from 16 to 4096")
+    return size
 
 
 def check_shape(op: str, what: str, shape: Sequence[int]) -> int:

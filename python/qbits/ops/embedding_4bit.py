@@ -98,4 +98,5 @@ embedding_4bit = define(
     " nested_code=None, Tensor? offset=None) -> Tensor",
     _kernel,
     _output,
+    leading_dimensions=True,
 )

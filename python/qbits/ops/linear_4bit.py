@@ -81,10 +81,14 @@ def _kernel(
     return out
 
 
-linear_4bit = define(
-    "linear_4bit(Tensor x, Tensor codes, Tensor scales, Tensor? bias, str format, int block_size, SymInt"
-    " n, SymInt k, Tensor? zeros=None, Tensor? nested_absmax=None, Tensor? nested_code=None, Tensor?"
-    " offset=None) -> Tensor",
-    _kernel,
-    _output,
+_ARGUMENTS = (
+    "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, str format, int block_size, SymInt n, SymInt k,"
+    " Tensor? zeros=None, Tensor? nested_absmax=None, Tensor? nested_code=None, Tensor? offset=None)"
+    " -> Tensor"
 )
+
+linear_4bit = define(OP + _ARGUMENTS, _kernel, _output, leading_dimensions=True)
+
+# For programs of torch.export, which hold ops and no autograd functions. functional/linear.py gives it
+# gradients, which make a call too slow for eager mode.
+linear_4bit_with_grad = define(f"{OP}_with_grad{_ARGUMENTS}", _kernel, _output, leading_dimensions=True)

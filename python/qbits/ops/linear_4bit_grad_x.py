@@ -79,4 +79,5 @@ linear_4bit_grad_x = define(
     " offset=None) -> Tensor",
     _kernel,
     _output,
+    leading_dimensions=True,
 )

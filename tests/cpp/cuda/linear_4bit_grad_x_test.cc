@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
+#include <vector>
 
 #include "cuda/device.h"
 #include "cuda/linear_4bit_cases.h"
@@ -72,28 +74,31 @@ TEST(Linear4bitGradXCuda, GraphReplaysWithNewInputs) {
     const LinearCase c{.format = "nf4", .block_size = 64, .n = 512, .k = 320, .m = m, .nested = true};
     LinearProblem problem(c, true, 31);
     Linear4bitGradXArgs args = problem.grad_x();
-    for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(cuda::problem_of(args))) {
-      const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
-      args.workspace = workspace.data();
-      cudaStream_t stream = nullptr;
+    const std::vector<Linear4bitPlan> plans = linear_4bit_grad_x_plans(cuda::problem_of(args));
+    cudaStream_t stream = nullptr;
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    std::deque<DeviceBuffer> workspaces;
+    std::vector<cudaGraphExec_t> executables(plans.size());
+    for (size_t i = 0; i < plans.size(); ++i) {
+      args.workspace = workspaces.emplace_back(static_cast<size_t>(plans[i].workspace_bytes)).data();
       cudaGraph_t graph = nullptr;
-      cudaGraphExec_t executable = nullptr;
-      ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
       ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-      cuda::run(args, plan, Stream{stream});
-      ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess) << to_string(plan);
-      ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess) << to_string(plan);
-      for (uint64_t round = 0; round < 2; ++round) {
-        problem.refill(40 + round);
+      cuda::run(args, plans[i], Stream{stream});
+      ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess) << to_string(plans[i]);
+      ASSERT_EQ(cudaGraphInstantiate(&executables[i], graph, 0), cudaSuccess) << to_string(plans[i]);
+      static_cast<void>(cudaGraphDestroy(graph));
+    }
+    for (uint64_t round = 0; round < 2; ++round) {
+      problem.refill(40 + round);
+      for (size_t i = 0; i < plans.size(); ++i) {
         problem.poison();
         ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-        ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-        EXPECT_EQ(problem.mismatch(), "") << "replay " << round << ", m " << m << "; plan " << to_string(plan);
+        ASSERT_EQ(cudaGraphLaunch(executables[i], stream), cudaSuccess);
+        EXPECT_EQ(problem.mismatch(), "") << "replay " << round << ", m " << m << "; plan " << to_string(plans[i]);
       }
-      static_cast<void>(cudaGraphExecDestroy(executable));
-      static_cast<void>(cudaGraphDestroy(graph));
-      static_cast<void>(cudaStreamDestroy(stream));
     }
+    for (cudaGraphExec_t executable : executables) static_cast<void>(cudaGraphExecDestroy(executable));
+    static_cast<void>(cudaStreamDestroy(stream));
   }
 }
 

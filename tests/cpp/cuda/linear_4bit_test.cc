@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <limits>
+#include <vector>
 
 #include "cuda/device.h"
 #include "cuda/linear_4bit_cases.h"
@@ -108,7 +110,7 @@ TEST(Linear4bitCuda, TwoStreamsAtOnce) {
   LinearProblem two(kTall, false, 22);
   const RunStream streams[2];
   LinearProblem* const problems[2] = {&one, &two};
-  const Linear4bitPlan plan = linear_4bit_plans(cuda::problem_of(one.forward())).back();
+  const Linear4bitPlan plan = linear_4bit_plan(cuda::problem_of(one.forward()));
   const DeviceBuffer workspaces[2] = {DeviceBuffer(static_cast<size_t>(plan.workspace_bytes)),
                                       DeviceBuffer(static_cast<size_t>(plan.workspace_bytes))};
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
@@ -130,26 +132,31 @@ TEST(Linear4bitCuda, GraphReplaysWithNewInputs) {
     c.m = m;
     LinearProblem problem(c, false, 31);
     Linear4bitArgs args = problem.forward();
-    for (const Linear4bitPlan& plan : linear_4bit_plans(cuda::problem_of(args))) {
-      const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
-      args.workspace = workspace.data();
-      const RunStream stream;
+    const std::vector<Linear4bitPlan> plans = linear_4bit_plans(cuda::problem_of(args));
+    cudaStream_t stream = nullptr;
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    std::deque<DeviceBuffer> workspaces;
+    std::vector<cudaGraphExec_t> executables(plans.size());
+    for (size_t i = 0; i < plans.size(); ++i) {
+      args.workspace = workspaces.emplace_back(static_cast<size_t>(plans[i].workspace_bytes)).data();
       cudaGraph_t graph = nullptr;
-      cudaGraphExec_t executable = nullptr;
-      ASSERT_EQ(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeGlobal), cudaSuccess);
-      cuda::run(args, plan, stream);
-      ASSERT_EQ(cudaStreamEndCapture(stream.handle, &graph), cudaSuccess) << to_string(plan);
-      ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess) << to_string(plan);
-      for (uint64_t round = 0; round < 2; ++round) {
-        problem.refill(40 + round);
-        problem.poison();
-        ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-        ASSERT_EQ(cudaGraphLaunch(executable, stream.handle), cudaSuccess);
-        EXPECT_EQ(problem.mismatch(), "") << "replay " << round << ", m " << m << "; plan " << to_string(plan);
-      }
-      static_cast<void>(cudaGraphExecDestroy(executable));
+      ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+      cuda::run(args, plans[i], Stream{stream});
+      ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess) << to_string(plans[i]);
+      ASSERT_EQ(cudaGraphInstantiate(&executables[i], graph, 0), cudaSuccess) << to_string(plans[i]);
       static_cast<void>(cudaGraphDestroy(graph));
     }
+    for (uint64_t round = 0; round < 2; ++round) {
+      problem.refill(40 + round);
+      for (size_t i = 0; i < plans.size(); ++i) {
+        problem.poison();
+        ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+        ASSERT_EQ(cudaGraphLaunch(executables[i], stream), cudaSuccess);
+        EXPECT_EQ(problem.mismatch(), "") << "replay " << round << ", m " << m << "; plan " << to_string(plans[i]);
+      }
+    }
+    for (cudaGraphExec_t executable : executables) static_cast<void>(cudaGraphExecDestroy(executable));
+    static_cast<void>(cudaStreamDestroy(stream));
   }
 }
 

@@ -77,6 +77,16 @@ TEST(CudaQuantize4bit, EveryThreshold) {
   }
 }
 
+// More than all thread blocks that a GPU runs at once take in one go.
+TEST(CudaQuantize4bit, ManyTiles) {
+  QBITS_NEEDS_GPU();
+  const Format& f = format("nf4");
+  for (DType dtype : kFloats) {
+    const HostTensor x = test_data(dtype, {6'000'003}, 5);
+    for (int64_t block_size : {64, 4096}) check_quantize(f, {x}, block_size, {});
+  }
+}
+
 TEST(CudaQuantize4bit, StreamsAndGraphs) {
   QBITS_NEEDS_GPU();
   const Format& f = format("nf4");

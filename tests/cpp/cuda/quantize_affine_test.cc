@@ -36,7 +36,7 @@ void check(const Format& f, HostTensor x, int64_t group_size, DType scale_dtype,
 
 TEST(CudaQuantizeAffine, SameBitsAsCpu) {
   QBITS_NEEDS_GPU();
-  constexpr Shape kShapes[] = {{1, 1}, {3, 5}, {2, 64}, {7, 129}, {5, 1000}, {2, 4096}, {3, 8192}};
+  constexpr Shape kShapes[] = {{1, 1}, {3, 5}, {2, 64}, {7, 129}, {5, 1000}, {2, 4096}, {3, 8192}, {4, 4112}};
   for (std::string_view name : {"int4", "int8"}) {
     const Format& f = format(name);
     for (const Shape& shape : kShapes) {
@@ -64,6 +64,17 @@ TEST(CudaQuantizeAffine, ExtremeRanges) {
           check(f, HostTensor(x, {64 / cols, cols}), 0, scale_dtype, DType::Float16, {});
         }
       }
+    }
+  }
+}
+
+// More than all thread blocks that a GPU runs at once take in one go.
+TEST(CudaQuantizeAffine, ManyTiles) {
+  QBITS_NEEDS_GPU();
+  const HostTensor x = test_data(DType::BFloat16, {367, 16384}, 6);
+  for (std::string_view name : {"int4", "int8"}) {
+    for (int64_t group_size : {64, 4096, 0}) {
+      check(format(name), x, group_size, DType::Float32, DType::BFloat16, {});
     }
   }
 }

@@ -7,7 +7,7 @@ namespace qbits::test {
 namespace {
 
 std::vector<std::vector<float>> codes() {
-  std::vector<std::vector<float>> all(6, std::vector<float>(256));
+  std::vector<std::vector<float>> all(7, std::vector<float>(256));
   create_dynamic_map(true, 7, 8, all[0]);
   create_dynamic_map(false, 7, 8, all[1]);
   create_linear_map(true, 8, true, all[2]);
@@ -17,6 +17,7 @@ std::vector<std::vector<float>> codes() {
   for (int i = 0; i < 256; ++i) all[5][i] = static_cast<float>(i / 5 - 25) / 25.0F;
   all[5][124] = -0.0F;
   all[5][129] = 0x1p-149F;
+  for (int i = 0; i < 256; ++i) all[6][i] = static_cast<float>(2 * i - 255) / 255.0F;  // a threshold at zero
   for (auto& code : all) std::sort(code.begin(), code.end());
   return all;
 }
@@ -60,23 +61,35 @@ TEST(CudaQuantizeBlockwise, SameBitsAsCpu) {
   }
 }
 
-// Every entry, every midpoint and their neighbours.
+// Every entry, every midpoint and their neighbours, for divisors of any size.
 TEST(CudaQuantizeBlockwise, EveryThreshold) {
   QBITS_NEEDS_GPU();
   for (const auto& code : codes()) {
-    std::vector<float> x;
-    for (int i = 0; i < 256; ++i) {
-      const double next = code[std::min(i + 1, 255)];
-      for (double middle : {static_cast<double>(code[i]), (code[i] + next) / 2}) {
-        float t = static_cast<float>(middle);
-        for (int step = 0; step < 2; ++step) t = std::nextafter(t, -2.0F);
-        for (int step = 0; step < 5; ++step, t = std::nextafter(t, 2.0F)) {
-          if (x.size() % 64 == 0) x.push_back(1.0F);
-          x.push_back(std::clamp(t, -1.0F, 1.0F));
+    for (float absmax : {1.0F, 0.7F, 3.1415926F, 0x1.fffffep10F, 0x1.5p-80F, 0x1p-126F, 0x1p-145F, 0x1.3p100F}) {
+      std::vector<float> x;
+      for (int i = 0; i < 256; ++i) {
+        const double next = code[std::min(i + 1, 255)];
+        for (double middle : {static_cast<double>(code[i]), (code[i] + next) / 2}) {
+          float t = static_cast<float>(middle * absmax);
+          for (int step = 0; step < 2; ++step) t = std::nextafter(t, -2 * absmax);
+          for (int step = 0; step < 5; ++step, t = std::nextafter(t, 2 * absmax)) {
+            if (x.size() % 64 == 0) x.push_back(absmax);
+            x.push_back(std::clamp(t, -absmax, absmax));
+          }
         }
       }
+      check("thresholds times " + std::to_string(absmax), HostTensor::floats(x), code, 64, {});
     }
-    check("thresholds", HostTensor::floats(x), code, 64, {});
+  }
+}
+
+// More than all thread blocks that a GPU runs at once take in one go.
+TEST(CudaQuantizeBlockwise, ManyTiles) {
+  QBITS_NEEDS_GPU();
+  const auto all = codes();
+  for (DType dtype : kFloats) {
+    const HostTensor x = test_data(dtype, {6'000'003}, 3);
+    for (int64_t block_size : {256, 4096}) check("many", x, all[0], block_size, {});
   }
 }
 

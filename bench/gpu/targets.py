@@ -1,0 +1,49 @@
+"""What the GPU bench measures and what it must reach: shapes, rows, peers and limits, in one place."""
+
+from __future__ import annotations
+
+Shape = tuple[int, int]  # N x K of a weight
+
+SHAPES: tuple[Shape, ...] = ((28672, 8192), (8192, 8192), (4096, 14336), (14336, 4096), (4096, 4096))
+ROWS = (1, 4, 16, 32, 64, 128, 256, 1024, 4096)  # of x
+BLOCK = 64
+
+PEERS = ("bitsandbytes", "humming", "gemlite")
+
+# linear_4bit, nf4 with float32 scales, bfloat16 x: time as a fraction of bf16 cuBLAS, by ROWS.
+_MIDDLE = (0.38, 0.38, 0.42, 0.50, 0.65, 0.85, 1.05, 1.05, 1.0)
+OF_BF16: dict[Shape, tuple[float, ...]] = {
+    (28672, 8192): (0.34, 0.34, 0.38, 0.42, 0.52, 0.72, 0.95, 1.0, 1.0),
+    (8192, 8192): (0.38, 0.38, 0.42, 0.50, 0.60, 0.80, 1.0, 1.0, 1.0),
+    (4096, 14336): _MIDDLE,
+    (14336, 4096): _MIDDLE,
+    (4096, 4096): (0.45, 0.45, 0.50, 0.60, 0.75, 1.0, 1.15, 1.1, 1.03),
+}
+OF_FASTEST_PEER = 1.02  # in every cell that has peers
+
+FORMAT_ROWS = (1, 16, 64, 1024)
+OF_NF4 = {"nf4 double": 1.05, "fp4": 1.0, "int4": 1.0}
+
+GRAD_ROWS = (512, 2048, 8192)
+GRAD_OF_BF16 = 1.1
+
+EXPERTS = 8
+EXPERT_SHAPE: Shape = (14336, 4096)
+TOKENS = (2, 8, 32, 128, 512, 2048, 4096)  # spread evenly over as many experts as they can reach
+GROUPED_OF_DENSE = 1.1
+
+QUANTIZER_ELEMENTS = 1 << 28
+OF_COPY = {
+    "quantize_4bit": 0.60,
+    "dequantize_4bit": 0.85,
+    "quantize_affine": 0.60,
+    "dequantize_affine": 0.85,
+    "quantize_blockwise": 0.60,
+    "dequantize_blockwise": 0.85,
+    "estimate_quantiles": 0.25,
+}
+
+HOST_SHAPE: Shape = (256, 256)  # so small that a call costs its host time
+HOST_US = {"no_grad": 8.0, "grad": 15.0}
+
+CELLS_MET = 0.8  # the share of a table's cells that must be met

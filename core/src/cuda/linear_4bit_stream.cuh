@@ -1,0 +1,236 @@
+#pragma once
+
+#include "cuda/linear_4bit_stream_service.cuh"
+
+// linear_4bit for few rows of x, bound by the memory that holds the weight. Each warp keeps its share of x in
+// registers for the whole kernel; 16 weight rows after the other pass by in a ring of shared memory that bulk copies
+// fill. Weight rows are the 16-row operand of mma.m16n8k16; a lane of a quad takes codes that lie side by side,
+// which permutes the depth of both operands alike. Scales are applied in float32 to sums of 32 or 64 products.
+
+namespace qbits::cuda {
+
+// x of a warp: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile.
+template <class T, class Block, int kColumnTiles, int kChunk>
+__device__ void stream_load_x(const Block& block, uint32_t (&x)[kColumnTiles][32]) {
+  const StreamArgs& args = block.args;
+  const int t = block.lane % 4;
+#pragma unroll
+  for (int ct = 0; ct < kColumnTiles; ++ct) {
+#pragma unroll
+    for (int v = 0; v < 8; ++v) {
+      const int column = kChunk == 64 ? v / 2 * 64 + t * 16 + v % 2 * 8 : v * 32 + t * 8;
+      const int k = block.k_begin + block.warp % args.parts * Linear4bitStream::kSlotDepth + column;
+      const int m = ct * 8 + block.lane / 4;
+      uint4 value = make_uint4(0, 0, 0, 0);
+      if (m < args.m && k < block.k_end) {
+        value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
+      }
+      x[ct][4 * v] = value.x;
+      x[ct][4 * v + 1] = value.y;
+      x[ct][4 * v + 2] = value.z;
+      x[ct][4 * v + 3] = value.w;
+    }
+  }
+}
+
+// Sums of x over each chunk, for the zero points.
+template <class T, class Block, int kColumnTiles, int kChunk>
+__device__ void stream_sum_x(const Block& block, const uint32_t (&x)[kColumnTiles][32]) {
+  constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00U : 0x3f803f80U;
+  constexpr uint32_t kOnesRows[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+  for (int ct = 0; ct < kColumnTiles; ++ct) {
+#pragma unroll
+    for (int c = 0; c < Block::kSlotChunks; ++c) {
+      float sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < kChunk / 8; i += 2) {
+        const int word = c * (kChunk / 8) + i;
+        mma_16x8x16<T>(sum, kOnesRows, x[ct][word], x[ct][word + 1]);
+      }
+      if (block.lane < 4) {
+        *reinterpret_cast<float2*>(block.x_sums() + (c * kColumnTiles + ct) * 8 + 2 * block.lane) =
+            make_float2(sum[0], sum[1]);
+      }
+    }
+  }
+}
+
+template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
+__device__ void stream_multiply(const Block& block) {
+  constexpr int kSlotChunks = Block::kSlotChunks;
+  constexpr int kChains = kColumnTiles == 1 ? 2 : 1;  // so that no product waits for the one before
+  constexpr int kPairs = kChunk / 8;                  // operand words of a row, lane and chunk; of x too
+  const StreamArgs& args = block.args;
+  StreamBarriers& barriers = Block::barriers();
+  const int lane = block.lane;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int part = block.warp % args.parts;
+  const int row = block.warp / args.parts * 16 + g;
+
+  // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is
+  // the high nibble of the byte and the low half of the operand.
+  const uint32_t value = args.codebook.values[lane % 16];
+  for (int i = block.warp * 32 + lane; i < 256 * 8; i += args.warps * 32) {
+    const int byte = i / 8;
+    const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
+    *reinterpret_cast<uint4*>(dynamic_shared() + i * 16) = make_uint4(pair, pair, pair, pair);
+  }
+  wait_for_kernels_before();
+  uint32_t x[kColumnTiles][32];
+  stream_load_x<T, Block, kColumnTiles, kChunk>(block, x);
+  if constexpr (kAffine) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, x);
+  barrier_sync(1, args.warps * 32);
+
+  const uint32_t lane_bits = static_cast<uint32_t>(lane) * 4;
+  const auto look_up = [&](uint32_t word, int i) {
+    const uint32_t at = ((i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80U) | lane_bits;
+    return *reinterpret_cast<const uint32_t*>(dynamic_shared() + at);
+  };
+  // Where a lane's codes of row g and its scales begin in the first stage.
+  const int code_at = block.codes(0) + row * block.code_pitch + part * (Linear4bitStream::kSlotDepth / 2) + t * kPairs;
+  const int scale_at = block.scales(0) + (row * block.scale_pitch + part * kSlotChunks) * 4;
+  const int eight_codes = 8 * block.code_pitch;
+  const int eight_scales = 8 * 4 * block.scale_pitch;
+
+  StreamStage stage;
+  int sums_parity = 1;  // free at first
+  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
+    float sums[kColumnTiles][4] = {};
+    mbarrier_wait(&barriers.full[stage.index], stage.parity);
+    const uint8_t* const codes = dynamic_shared() + code_at + stage.index * block.stage_bytes;
+    const uint8_t* const scales = dynamic_shared() + scale_at + stage.index * block.stage_bytes;
+    if (block.k_begin + part * Linear4bitStream::kSlotDepth < block.k_end) {
+      float scale[2][4];
+      float zero[2][4];
+#pragma unroll
+      for (int c = 0; c < kSlotChunks; ++c) {
+        if (c % 4 == 0) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const float4 four = *reinterpret_cast<const float4*>(scales + c * 4 + h * eight_scales);
+            scale[h][0] = four.x, scale[h][1] = four.y, scale[h][2] = four.z, scale[h][3] = four.w;
+            if constexpr (kAffine) {
+              const float4 z = *reinterpret_cast<const float4*>(scales + block.scale_bytes + c * 4 + h * eight_scales);
+              zero[h][0] = z.x, zero[h][1] = z.y, zero[h][2] = z.z, zero[h][3] = z.w;
+            }
+          }
+        }
+        uint32_t upper[kChunk / 32];  // codes of row g
+        uint32_t lower[kChunk / 32];  // and of row g + 8
+        const uint8_t* const at = codes + c * (kChunk / 2);
+        if constexpr (kChunk == 64) {
+          const uint2 a = *reinterpret_cast<const uint2*>(at);
+          const uint2 b = *reinterpret_cast<const uint2*>(at + eight_codes);
+          upper[0] = a.x, upper[1] = a.y, lower[0] = b.x, lower[1] = b.y;
+        } else {
+          upper[0] = *reinterpret_cast<const uint32_t*>(at);
+          lower[0] = *reinterpret_cast<const uint32_t*>(at + eight_codes);
+        }
+        float product[kColumnTiles][kChains][4] = {};
+#pragma unroll
+        for (int i = 0; i < kPairs; i += 2) {
+          const uint32_t a[4] = {look_up(upper[i / 4], i % 4), look_up(lower[i / 4], i % 4),
+                                 look_up(upper[i / 4], i % 4 + 1), look_up(lower[i / 4], i % 4 + 1)};
+#pragma unroll
+          for (int ct = 0; ct < kColumnTiles; ++ct) {
+            mma_16x8x16<T>(product[ct][i / 2 % kChains], a, x[ct][c * kPairs + i], x[ct][c * kPairs + i + 1]);
+          }
+        }
+#pragma unroll
+        for (int ct = 0; ct < kColumnTiles; ++ct) {
+          float2 x_sum = make_float2(0.0F, 0.0F);
+          if constexpr (kAffine) {
+            const int column = c * kColumnTiles + ct;
+            x_sum = *reinterpret_cast<const float2*>(block.x_sums() + column * 8 + 2 * t);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float value = product[ct][0][i];
+            if constexpr (kChains == 2) value += product[ct][1][i];
+            if constexpr (kAffine) value = fmaf(-zero[i / 2][c % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
+            sums[ct][i] = fmaf(scale[i / 2][c % 4], value, sums[ct][i]);
+          }
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&barriers.free[stage.index]);
+    stage.next(args.stages);
+    mbarrier_wait(&barriers.sums_free, sums_parity);
+    sums_parity ^= 1;
+#pragma unroll
+    for (int ct = 0; ct < kColumnTiles; ++ct) {
+      block.sums()[(block.warp * kColumnTiles + ct) * 32 + lane] =
+          make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+    }
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&barriers.sums_full);
+  }
+}
+
+template <class Block, int kColumnTiles>
+__device__ void stream_init_barriers(const Block& block) {
+  const StreamArgs& args = block.args;
+  StreamBarriers& barriers = Block::barriers();
+  if (elect_one()) {
+    for (int i = 0; i < args.stages; ++i) {
+      mbarrier_init(&barriers.full[i], 2);
+      mbarrier_init(&barriers.free[i], args.warps);
+    }
+    mbarrier_init(&barriers.sums_full, args.warps);
+    mbarrier_init(&barriers.sums_free, 1);
+    mbarrier_init(&barriers.splits_full, 1);
+    mbarrier_init_fence();
+    if (args.splits > 1) {
+      mbarrier_arrive_expect(&barriers.splits_full, block.finished_tiles() * args.splits * block.groups *
+                                                        Linear4bitStream::sum_bytes(kColumnTiles));
+    }
+  }
+  __syncwarp();
+}
+
+template <class T, int kColumnTiles, int kChunk, bool kAffine>
+__global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
+    linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
+  using Block = StreamBlock<kColumnTiles, kChunk, kAffine>;
+  const Block block(args);
+  const int service = block.warp + Linear4bitStream::kServiceWarps;
+  if (service == 0) stream_init_barriers<Block, kColumnTiles>(block);
+  if (args.splits > 1) cluster_arrive();
+  __syncthreads();
+  if (block.warp < 0) {
+    give_registers<Linear4bitStream::kServiceRegisters>();
+    wait_for_kernels_before();
+    let_next_kernel_start();
+    if (service == 0) {
+      stream_copy_codes<Block>(block);
+      if (args.splits > 1) cluster_wait();
+    } else if (service == 1) {
+      if (args.splits > 1) cluster_wait();
+      stream_take_sums<T, Block, kColumnTiles>(block);
+    } else {
+      stream_bring_any_scales<Block, kChunk, kAffine>(block, service - 2);
+      if (args.splits > 1) cluster_wait();
+    }
+  } else {
+    take_registers<Linear4bitStream::kMultiplyRegisters>();
+    // Warps past args.warps fill up the last group of four, which share out registers together.
+    if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
+    if (args.splits > 1) cluster_wait();
+  }
+  if (args.splits == 1) return;
+  stream_add_splits<T, Block, kColumnTiles>(block);
+}
+
+// Runs the instantiation of a plan; each (T, kAffine) has a file of its own.
+template <class T, bool kAffine>
+void launch_linear_4bit_stream(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream);
+
+extern template void launch_linear_4bit_stream<__nv_bfloat16, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_stream<__nv_bfloat16, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_stream<__half, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_stream<__half, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
+
+}  // namespace qbits::cuda

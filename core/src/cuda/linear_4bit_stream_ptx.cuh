@@ -1,0 +1,128 @@
+#pragma once
+
+#include "cuda/linear_4bit_ptx.cuh"
+
+// The instructions of sm_90 that the Stream kernel of linear_4bit is made of. Below, where no plan chooses it, they
+// compile to nothing.
+
+namespace qbits::cuda {
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr bool kHasClusters = true;
+#else
+inline constexpr bool kHasClusters = false;
+#endif
+
+// Barriers in shared memory (PTX manual, "mbarrier"): a phase ends when `count` arrivals, and the bytes they announced,
+// have come. They and the bulk copies need sm_90.
+__device__ inline void mbarrier_init(uint64_t* barrier, int count) {
+  if constexpr (kHasClusters) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+  }
+}
+
+// Makes initialized barriers visible to bulk copies and, across a cluster, to other blocks.
+__device__ inline void mbarrier_init_fence() {
+  if constexpr (kHasClusters) asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+__device__ inline void mbarrier_arrive(uint64_t* barrier) {
+  if constexpr (kHasClusters) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
+  }
+}
+
+// Arrives and announces `bytes` of bulk copies.
+__device__ inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
+  if constexpr (kHasClusters) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+  }
+}
+
+// Waits for the end of the phase with this parity: 0 for the first, 1 for the second, ...
+__device__ inline void mbarrier_wait(uint64_t* barrier, int parity) {
+  if constexpr (kHasClusters) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+  }
+}
+
+// True in one lane of the warp, always the same.
+__device__ inline bool elect_one() {
+  uint32_t elected = 0;
+  if constexpr (kHasClusters) {
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(elected));
+  }
+  return elected != 0;
+}
+
+// Copies `bytes`, a multiple of 16 between aligned addresses, and counts them in the barrier.
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  if constexpr (kHasClusters) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+  }
+}
+
+// Barrier `id` (1 to 15) of `threads` threads, whole warps.
+__device__ inline void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Hand registers of a warpgroup to others of the block, and take them.
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr bool kSharesRegisters = false;
+#else
+inline constexpr bool kSharesRegisters = true;
+#endif
+
+template <int kCount>
+__device__ void give_registers() {
+  if constexpr (kSharesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+
+template <int kCount>
+__device__ void take_registers() {
+  if constexpr (kSharesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+
+// The two halves of a barrier of all threads of the cluster; it orders no memory.
+__device__ inline void cluster_arrive() {
+  if constexpr (kHasClusters) asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+}
+
+__device__ inline void cluster_wait() {
+  if constexpr (kHasClusters) asm volatile("barrier.cluster.wait.aligned;\n" ::: "memory");
+}
+
+// Writes to where `shared` points in the shared memory of block `rank` of the cluster, and counts the 16 bytes in the
+// barrier of that block.
+__device__ inline void store_in_cluster(float4* shared, uint64_t* barrier, int rank, float4 value) {
+  if constexpr (kHasClusters) {
+    asm volatile(
+        "{\n.reg .b32 to, counter;\nmapa.shared::cluster.u32 to, %0, %2;\nmapa.shared::cluster.u32 counter, %1, %2;\n"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%3, %4, %5, %6}, [counter];\n}\n" ::
+            "r"(shared_address(shared)),
+        "r"(shared_address(barrier)), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+        : "memory");
+  }
+}
+
+// Programmatic dependent launch: what a kernel does before the wait may overlap the end of the kernels before it in the
+// stream, whatever they write must not be read there.
+__device__ inline void wait_for_kernels_before() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
+
+// Lets the next kernel of the stream start as blocks of this one end.
+__device__ inline void let_next_kernel_start() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
+}  // namespace qbits::cuda

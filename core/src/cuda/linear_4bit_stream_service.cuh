@@ -1,0 +1,271 @@
+#pragma once
+
+#include "cuda/linear_4bit_stream_block.cuh"
+
+// The service warps of the Stream kernel: one copies codes, two bring scales, one adds and writes sums.
+
+namespace qbits::cuda {
+
+// Bulk copies of rows of codes, a stage ahead of another until the ring is full. What lies beyond the weight keeps
+// old codes: their rows are not written, and their columns meet zeros of x. A service warp keeps pace only if its
+// loops are short: addresses are the same in all lanes, so that the uniform datapath adds them up.
+template <class Block>
+__device__ void stream_copy_codes(const Block& block) {
+  const StreamArgs& args = block.args;
+  StreamBarriers& barriers = Block::barriers();
+  StreamStage stage{.parity = 1};
+  const int64_t row_bytes = args.weight.cols / 2;
+  const int bytes = (block.k_end - block.k_begin) / 2;
+  const bool elected = elect_one();
+  // Copies that every block starts at once come in together, late: those of the first ring are given time to arrive.
+  const int stage_clocks = block.stage_bytes / Linear4bitStream::kFirstBytesPerClock;
+  const int64_t start = clock64();
+  int filled = 0;
+  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
+    if (filled < args.stages) {
+      while (clock64() - start < int64_t{filled} * stage_clocks) {
+      }
+      ++filled;
+    }
+    const int valid_rows = min(block.groups * 16, block.rows - block.row(tile));
+    mbarrier_wait(&barriers.free[stage.index], stage.parity);
+    uint64_t* const full = &barriers.full[stage.index];
+    if (elected) mbarrier_arrive_expect(full, valid_rows * bytes);
+    const uint8_t* from = args.weight.codes + (block.row(tile) * args.weight.cols + block.k_begin) / 2;
+    uint8_t* to = dynamic_shared() + block.codes(stage.index);
+#pragma unroll 4
+    for (int row = 0; row < valid_rows; ++row) {
+      if (elected) copy_bulk(to, from, bytes, full);
+      from += row_bytes;
+      to += block.code_pitch;
+    }
+    stage.next(args.stages);
+  }
+}
+
+// How scales lie in memory; each kind has a loop of its own.
+enum class StreamScales : uint8_t { Float32, BFloat16, Float16, Nested, Any };
+
+// Four scales that lie side by side, as loaded: floats, or 16-bit floats, or codes and their absmax.
+template <StreamScales kKind>
+__device__ uint4 stream_load_scales(const Weight4bitView& w, const void* data, int64_t i) {
+  if constexpr (kKind == StreamScales::Float32) {
+    return *reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i);
+  } else if constexpr (kKind == StreamScales::Nested) {
+    const uint32_t codes = *reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + i);
+    return make_uint4(codes, __float_as_uint(w.nested_absmax[i / kNestedBlockSize]), 0, 0);
+  } else {
+    const uint2 pairs = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(data) + i);
+    return make_uint4(pairs.x, pairs.y, 0, 0);
+  }
+}
+
+template <StreamScales kKind>
+__device__ float4 stream_finish_scales(uint4 raw, const float* nested_code, float offset) {
+  const auto value = [&](int j) {
+    if constexpr (kKind == StreamScales::Nested) {
+      return __fadd_rn(__fmul_rn(nested_code[raw.x >> (8 * j) & 255], __uint_as_float(raw.y)), offset);
+    } else {
+      const uint16_t bits = static_cast<uint16_t>((j < 2 ? raw.x : raw.y) >> (16 * (j % 2)));
+      return kKind == StreamScales::BFloat16 ? to_float(__ushort_as_bfloat16(bits)) : to_float(__ushort_as_half(bits));
+    }
+  };
+  if constexpr (kKind == StreamScales::Float32) {
+    return reinterpret_cast<const float4&>(raw);
+  } else {
+    return make_float4(value(0), value(1), value(2), value(3));
+  }
+}
+
+// The scales of every other stage, in float32.
+template <class Block, int kChunk, bool kAffine, StreamScales kKind>
+__device__ void stream_bring_scales(const Block& block, int turn) {
+  constexpr int kBatch = kAffine ? 4 : 8;
+  const StreamArgs& args = block.args;
+  const Weight4bitView& w = args.weight;
+  StreamBarriers& barriers = Block::barriers();
+  const float offset = kKind == StreamScales::Nested ? *w.offset : 0.0F;
+  const int row_fours = args.parts * Block::kSlotChunks / 4;
+  // A power of two of lanes takes a row, so that lanes step from row to row.
+  const int row_shift = row_fours > 1 ? 32 - __clz(row_fours - 1) : 0;
+  const int first_row = block.lane >> row_shift;
+  const int column = block.lane & ((1 << row_shift) - 1);
+  const int step_rows = 32 >> row_shift;
+  const int tile_rows = block.groups * 16;
+  const int row_scales = static_cast<int>(w.cols / kChunk);
+  const int step_to = step_rows * (block.scale_pitch / 4);
+  const auto put = [&](float4* to, float4 scale, float4 zero) {
+    to[0] = scale;
+    if constexpr (kAffine) {
+      to[block.scale_bytes / 16] =
+          make_float4(zero.x - kAffineCentre, zero.y - kAffineCentre, zero.z - kAffineCentre, zero.w - kAffineCentre);
+    }
+  };
+  const int k = block.k_begin + column * 4 * kChunk;
+  StreamStage stage{.parity = 1};
+  if (turn == 1) stage.next(args.stages);
+  for (int tile = block.first_tile + turn * block.tile_stride; tile < args.tiles; tile += 2 * block.tile_stride) {
+    const int last_row = column < row_fours ? tile_rows : 0;
+    const int valid_rows = k < block.k_end ? min(last_row, block.rows - block.row(tile)) : 0;
+    float4* to = reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage.index)) +
+                 first_row * (block.scale_pitch / 4) + column;
+    if constexpr (kKind == StreamScales::Any) {
+      mbarrier_wait(&barriers.free[stage.index], stage.parity);
+#pragma unroll 1
+      for (int row = first_row; row < last_row; row += step_rows, to += step_to) {
+        float scale[4] = {};
+        float zero[4] = {};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (row >= valid_rows || k + j * kChunk >= block.k_end) continue;
+          const int64_t index = w.scale_index(block.row(tile) + row, k + j * kChunk);
+          scale[j] = w.scale(index);
+          zero[j] = w.zero(index);
+        }
+        put(to, make_float4(scale[0], scale[1], scale[2], scale[3]), make_float4(zero[0], zero[1], zero[2], zero[3]));
+      }
+    } else {
+      int64_t at = int64_t{block.row(tile) + first_row} * row_scales + k / kChunk;
+      // Loads come before the wait for the stage, so that their latency passes meanwhile.
+#pragma unroll 1
+      for (int row = first_row; row - first_row < tile_rows; row += step_rows * kBatch) {
+        uint4 scale[kBatch];
+        uint4 zero[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i, at += step_rows * row_scales) {
+          const bool valid = row + i * step_rows < valid_rows;
+          scale[i] = make_uint4(0, 0, 0, 0);
+          zero[i] = make_uint4(0, 0, 0, 0);
+          if (valid) scale[i] = stream_load_scales<kKind>(w, w.scales, at);
+          if (kAffine && valid) zero[i] = stream_load_scales<kKind>(w, w.zeros, at);
+        }
+        if (row == first_row) mbarrier_wait(&barriers.free[stage.index], stage.parity);
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i, to += step_to) {
+          if (row + i * step_rows < last_row) {
+            put(to, stream_finish_scales<kKind>(scale[i], Block::nested_code(), offset),
+                kAffine ? stream_finish_scales<kKind>(zero[i], nullptr, 0.0F) : float4{});
+          }
+        }
+      }
+    }
+    __syncwarp();
+    if (block.lane == 0) mbarrier_arrive(&barriers.full[stage.index]);
+    stage.next(args.stages);
+    stage.next(args.stages);
+  }
+}
+
+// Scales of neighbouring chunks are neighbours, and four of them are aligned, in most weights.
+template <class Block, int kChunk, bool kAffine>
+__device__ void stream_bring_any_scales(const Block& block, int turn) {
+  const Weight4bitView& w = block.args.weight;
+  const bool vectors = w.block_size == kChunk && w.cols % (4 * kChunk) == 0 &&
+                       reinterpret_cast<uintptr_t>(w.scales) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(w.zeros) % 16 == 0;
+  if (!kAffine && w.nested_absmax != nullptr) {
+    for (int i = turn * 32 + block.lane; i < 256; i += 64) Block::nested_code()[i] = w.nested_code[i];
+    barrier_sync(2, 64);
+  }
+  if (!vectors) return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Any>(block, turn);
+  if constexpr (kAffine) {
+    if (w.scale_dtype == DType::BFloat16) {
+      return stream_bring_scales<Block, kChunk, kAffine, StreamScales::BFloat16>(block, turn);
+    }
+    if (w.scale_dtype == DType::Float16) {
+      return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Float16>(block, turn);
+    }
+  } else if (w.nested_absmax != nullptr) {
+    return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Nested>(block, turn);
+  }
+  stream_bring_scales<Block, kChunk, kAffine, StreamScales::Float32>(block, turn);
+}
+
+// Sums of a lane and column tile (rows g and g + 8, columns 2 t and 2 t + 1) into the result. n0: the first row.
+template <class T, class Block>
+__device__ void stream_write(const Block& block, int n0, int ct, float4 sum) {
+  const StreamArgs& args = block.args;
+  const T* const bias = static_cast<const T*>(args.bias);
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int m = ct * 8 + 2 * (block.lane % 4) + i % 2;
+    const int n = n0 + i / 2 * 8 + block.lane / 4;
+    if (m >= args.m || n >= block.rows) continue;
+    const float value = values[i] * args.codebook.factor;
+    static_cast<T*>(args.out)[int64_t{m} * block.rows + n] =
+        from_float<T>(bias != nullptr ? value + to_float(bias[n]) : value);
+  }
+}
+
+__device__ inline void add(float4& sum, const float4& value) {
+  sum.x += value.x;
+  sum.y += value.y;
+  sum.z += value.z;
+  sum.w += value.w;
+}
+
+// Adds, in order, what the warps of each group of rows leave. Every block of the cluster has started by now.
+template <class T, class Block, int kColumnTiles>
+__device__ void stream_take_sums(const Block& block) {
+  const StreamArgs& args = block.args;
+  StreamBarriers& barriers = Block::barriers();
+  constexpr int kBatch = 8;  // loads in flight
+  const int items = block.groups * kColumnTiles;
+  int parity = 0;
+  int finisher = 0;  // the block of the cluster that finishes this tile: each in its turn
+  int own_round = 0;
+  const int own_rounds = block.own_rounds();
+  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
+    mbarrier_wait(&barriers.sums_full, parity);
+    parity ^= 1;
+    for (int item = 0; item < items; ++item) {
+      const float4* const parts =
+          block.sums() + (item / kColumnTiles * args.parts * kColumnTiles + item % kColumnTiles) * 32 + block.lane;
+      float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+#pragma unroll 1
+      for (int p = 0; p < args.parts; p += kBatch) {
+        float4 batch[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          batch[i] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+          if (p + i < args.parts) batch[i] = parts[(p + i) * kColumnTiles * 32];
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) add(sum, batch[i]);
+      }
+      if (args.splits > 1) {
+        const int at = (block.split * own_rounds + own_round) * items + item;
+        store_in_cluster(block.cluster_sums() + at * 32 + block.lane, &barriers.splits_full, finisher, sum);
+      } else {
+        stream_write<T>(block, block.row(tile) + item / kColumnTiles * 16, item % kColumnTiles, sum);
+      }
+    }
+    __syncwarp();
+    if (block.lane == 0) mbarrier_arrive(&barriers.sums_free);
+    if (++finisher == args.splits) {
+      finisher = 0;
+      ++own_round;
+    }
+  }
+}
+
+// The end of a cluster: each block adds, in order, the splits of its tiles.
+template <class T, class Block, int kColumnTiles>
+__device__ void stream_add_splits(const Block& block) {
+  const StreamArgs& args = block.args;
+  const int items = block.groups * kColumnTiles;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  mbarrier_wait(&Block::barriers().splits_full, 0);
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < block.own_rounds() * items; i += warps) {
+    const int tile = block.first_tile + (i / items * args.splits + block.split) * block.tile_stride;
+    if (tile >= args.tiles) break;
+    float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    for (int s = 0; s < args.splits; ++s) {
+      add(sum, block.cluster_sums()[(s * block.own_rounds() * items + i) * 32 + block.lane]);
+    }
+    stream_write<T>(block, block.row(tile) + i % items / kColumnTiles * 16, i % kColumnTiles, sum);
+  }
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,142 @@
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "cuda/linear_4bit_wgmma_host.h"
+#include "cuda/linear_4bit_wgmma_launch.cuh"
+#include "ops/codebook_fit.h"
+
+namespace qbits::cuda {
+namespace {
+
+constexpr std::string_view kOp = "linear_4bit";
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// Found through the runtime, so that libqbits loads where there is no driver.
+Encode encoder() {
+  static const Encode found = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &result), kOp);
+    if (result != cudaDriverEntryPointSuccess) fail(cudaErrorNotSupported, kOp);
+    return reinterpret_cast<Encode>(entry);
+  }();
+  return found;
+}
+
+CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMapSwizzle swizzle) {
+  CUtensorMap map{};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(matrix.row_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult status = encoder()(&map, type, 2, const_cast<void*>(matrix.data), sizes, strides, box, steps,
+                                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) fail(cudaErrorInvalidValue, kOp);
+  return map;
+}
+
+// The fitted codebooks of the format table, computed once: pure functions of constants.
+enum class Fit { BFloat16, Float16, Fractions, Count };
+
+const FittedCodebook& fitted(const Format& format, Fit fit) {
+  static const std::vector<FittedCodebook> table = [] {
+    std::vector<FittedCodebook> fits(formats().size() * static_cast<size_t>(Fit::Count));
+    for (size_t i = 0; i < formats().size(); ++i) {
+      const std::span<const float> codebook = formats()[i].codebook;
+      if (codebook.size() != 16) continue;
+      FittedCodebook* const row = &fits[i * static_cast<size_t>(Fit::Count)];
+      row[static_cast<size_t>(Fit::BFloat16)] = fit_codebook(codebook, 8);
+      row[static_cast<size_t>(Fit::Float16)] = fit_codebook(codebook, 11);
+      row[static_cast<size_t>(Fit::Fractions)] = fit_codebook_shifted(codebook, kFractionShift, 16);
+    }
+    return fits;
+  }();
+  const auto row = static_cast<size_t>(&format - formats().data());
+  return table[row * static_cast<size_t>(Fit::Count) + static_cast<size_t>(fit)];
+}
+
+}  // namespace
+
+CUtensorMap encode_codes(const MatrixMap& matrix) {
+  return encode(matrix, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_64B);
+}
+
+CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {
+  return encode(matrix, dtype == DType::Float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
+                      bool transposed) {
+  wgmma.codes = encode_codes({.data = weight.codes,
+                              .rows = weight.rows,
+                              .columns = weight.cols / 2,
+                              .row_bytes = weight.cols / 2,
+                              .box_rows = plan.groups * 64,
+                              .box_columns = kWgmmaStageDepth / 2});
+  wgmma.split_depth = plan.split_depth;
+  wgmma.multicast = plan.multicast;
+  wgmma.splits = plan.splits;
+  wgmma.wide_groups = weight.cols % 64 == 0 && weight.block_size % 64 == 0;
+  wgmma.factor = 1.0F;
+  wgmma.weight = make_view(weight);
+  const bool nested = !weight.is_affine() && weight.absmax.is_nested();
+  wgmma.scale_size = weight.is_affine() ? static_cast<int>(itemsize(weight.scale_dtype)) : nested ? 1 : 4;
+  const int64_t span = transposed ? 128 : 256;
+  const int64_t count = std::max<int64_t>(span / weight.block_size, 1);
+  const size_t bytes = static_cast<size_t>(count * wgmma.scale_size);
+  const bool whole = weight.cols % span == 0 && wgmma.wide_groups && (transposed || plan.split_depth % span == 0);
+  const bool aligned =
+      is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));
+  wgmma.scale_count = whole && aligned ? static_cast<int>(count) : 0;
+  switch (plan.decode) {
+    case WgmmaDecode::Sums: {
+      const bool half = dtype == DType::Float16;
+      const FittedCodebook& fit = fitted(*weight.format, half ? Fit::Float16 : Fit::BFloat16);
+      for (int i = 0; i < 16; ++i) {
+        wgmma.values[i] = half ? std::bit_cast<uint16_t>(__half(fit.values[i]))
+                               : std::bit_cast<uint16_t>(__nv_bfloat16(fit.values[i]));
+      }
+      wgmma.factor = fit.factor;
+      break;
+    }
+    case WgmmaDecode::Weights16: {
+      // The middle 16 bits of floats in [2, 8): the last 8 are 0, the first 8 the same in all.
+      const FittedCodebook& fit = fitted(*weight.format, Fit::Fractions);
+      for (int i = 0; i < 16; ++i) {
+        wgmma.values[i] = std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8 & 0xffff;
+      }
+      wgmma.factor = fit.factor;
+      break;
+    }
+    case WgmmaDecode::Weights32:
+      for (int i = 0; i < 16; ++i) {
+        wgmma.values[i] =
+            std::bit_cast<uint32_t>(weight.is_affine() ? static_cast<float>(i) : weight.format->codebook[i]);
+      }
+  }
+}
+
+void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream stream) {
+  WgmmaArgs wgmma{};
+  wgmma.x = encode_tile({.data = args.x,
+                         .rows = args.m,
+                         .columns = args.weight.cols,
+                         .row_bytes = args.weight.cols * 2,
+                         .box_rows = plan.columns / plan.multicast,
+                         .box_columns = kWgmmaStepDepth},
+                        args.dtype);
+  wgmma.bias = args.bias;
+  wgmma.out = args.out;
+  wgmma.m = args.m;
+  wgmma.outputs = args.weight.rows;
+  wgmma.depth = args.weight.cols;
+  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, false);
+  launch_linear_4bit_wgmma<false>(wgmma, args.dtype, plan, stream);
+}
+
+}  // namespace qbits::cuda

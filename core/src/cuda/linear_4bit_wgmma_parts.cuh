@@ -1,0 +1,168 @@
+#pragma once
+
+#include "cuda/linear_4bit_mma_parts.cuh"
+#include "cuda/linear_4bit_ptx.cuh"
+#include "cuda/linear_4bit_wgmma_mma.cuh"
+#include "ops/linear_4bit_wgmma_plan.h"
+
+// Shapes and shared memory of the wgmma kernel of linear_4bit, and how its weights are decoded.
+
+namespace qbits::cuda {
+
+inline constexpr float kFractionShift = 4.0F;  // Weights16: added to values, a power of two so that it leaves exactly
+inline constexpr int kWgmmaScaleThreads = 64;
+inline constexpr int kWgmmaStepDepth = 64;    // of a stage of x: 128 bytes, one swizzle line
+inline constexpr int kWgmmaStageDepth = 128;  // of a stage of codes
+inline constexpr int kWgmmaStageGroups = 4;   // scales are kept for runs of 32
+
+// What a block computes, and its rings.
+template <int kColumnsOf, int kGroupsOf, WgmmaDecode kDecodeOf, bool kAffineOf, bool kTransposedOf>
+struct WgmmaShape {
+  static constexpr int kColumns = kColumnsOf;
+  static constexpr int kGroups = kGroupsOf;  // computing warpgroups
+  static constexpr WgmmaDecode kDecode = kDecodeOf;
+  static constexpr bool kAffine = kAffineOf;
+  static constexpr bool kTransposed = kTransposedOf;  // the gradient
+  // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
+  // decodes nothing. Where products take long, two warpgroups take turns: one multiplies while the other decodes.
+  static constexpr bool kTurns = kGroups == 2 && kColumns >= 128;
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kComputeThreads = 128 * kGroups;
+  static constexpr int kXStages = kColumns == 256 ? 4 : kColumns == 128 ? (kGroups == 2 ? 6 : 5) : 8;
+  static constexpr int kCodeStages = kColumns == 256 ? 3 : kColumns == 128 || kGroups == 4 ? 4 : 6;
+  static constexpr int kSlabs = kGroups == 2 ? 2 : 1;  // of each warpgroup, on the way out
+  // A launch gives 168 registers to each of 384 threads, 96 to each of 640.
+  static constexpr int kLoadRegisters = kGroups == 2 ? 56 : 64;
+  static constexpr int kComputeRegisters = kGroups == 2 ? 224 : 104;
+};
+
+struct WgmmaArgs {
+  CUtensorMap x;
+  CUtensorMap codes;
+  const void* bias;
+  void* out;
+  int64_t m;
+  int64_t outputs;  // columns of out: rows of the weight, or its columns
+  int64_t depth;    // of the sums
+  int64_t split_depth;
+  int multicast;        // blocks of a cluster that share a tile of x, each with other weight rows
+  int splits;           // blocks of a cluster that share an output tile
+  bool wide_groups;     // scales change every 64 elements of a row at most
+  int scale_size;       // bytes of one
+  int scale_count;      // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
+  float factor;         // joins the scales
+  uint32_t values[16];  // of each code, as the decoder wants them
+  Weight4bitView weight;
+};
+
+// Where the parts lie in the block's shared window. The addresses are constants so that a lookup needs no addition;
+// the kernel checks that dynamic shared memory begins where they say.
+inline constexpr int kWgmmaAllBarrier = 1;    // named barriers: of the computing warpgroups,
+inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales,
+inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
+inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, 7 and 8
+
+template <class Shape>
+struct WgmmaLayout {
+  static constexpr int kRows = Shape::kGroups * 64;
+  static constexpr int kXBytes = Shape::kColumns * 128;
+  static constexpr int kCodeBytes = kRows * kWgmmaStageDepth / 2;
+  static constexpr int kScaleBytes = kWgmmaStageGroups * kRows * 4 * (Shape::kAffine ? 2 : 1);
+  static constexpr uint32_t kBase = 1024;
+  static constexpr uint32_t kTable = kBase;
+  static constexpr uint32_t kX = kTable + 256 * 128;
+  static constexpr uint32_t kCodes = kX + Shape::kXStages * kXBytes;
+  static constexpr uint32_t kScales = kCodes + Shape::kCodeStages * kCodeBytes;
+  static constexpr uint32_t kSlabs = kScales + Shape::kCodeStages * kScaleBytes;
+  static constexpr uint32_t kNested = kSlabs + Shape::kGroups * Shape::kSlabs * 4096;
+  static constexpr uint32_t kXFull = kNested + 1024;
+  static constexpr uint32_t kXEmpty = kXFull + Shape::kXStages * 8;
+  static constexpr uint32_t kCodesFull = kXEmpty + Shape::kXStages * 8;
+  static constexpr uint32_t kCodesEmpty = kCodesFull + Shape::kCodeStages * 8;
+  static constexpr uint32_t kEnd = kCodesEmpty + Shape::kCodeStages * 8;
+  static constexpr int kBytes = kEnd - kBase;
+  // Sums on their way to another block of the cluster; float4 rows, fragments store without bank conflicts.
+  static constexpr int kSumPitch = kRows + 4;
+  static_assert(kBytes <= 227 * 1024 && kX % 1024 == 0 && kCodes % 1024 == 0);
+  static_assert(Shape::kColumns * kSumPitch * 4 <= static_cast<int>(kSlabs - kX));
+};
+
+// A position in a ring of stages and the parity of its barriers.
+template <int kStages>
+struct RingSlot {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++slot == kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Value pairs of the 256 bytes, the high nibble first. Pairs of 16-bit values are repeated for 32 lanes, pairs of
+// floats for 16: no two lanes that are served together share a bank.
+template <WgmmaDecode kDecode>
+__device__ void fill_table(uint32_t table, const uint32_t (&values)[16], int byte) {
+  uint4 line;
+  if constexpr (kDecode == WgmmaDecode::Weights32) {
+    line = make_uint4(values[byte >> 4], values[byte & 15], values[byte >> 4], values[byte & 15]);
+  } else {
+    const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
+    line = make_uint4(pair, pair, pair, pair);
+  }
+  for (int i = 0; i < 8; ++i) store_shared(table + byte * 128 + ((i + byte) & 7) * 16, line);
+}
+
+// Scales of one row for 32 elements as the decoder wants them.
+struct WgmmaScale {
+  float scale;
+  float zero;  // Weights32: of affine codes; Weights16: -shift * scale
+};
+
+template <class Shape>
+__device__ WgmmaScale make_scale(float scale, float zero) {
+  return {scale, Shape::kDecode == WgmmaDecode::Weights16 ? -kFractionShift * scale : zero};
+}
+
+// What the table says of a byte.
+struct ValuePair {
+  uint32_t bits;  // Sums: an operand register
+  float first;    // Weights: of the two codes, before the scale
+  float second;
+};
+
+// The bits of a lane's copy of the table in an offset.
+template <WgmmaDecode kDecode>
+__device__ uint32_t lane_copy(int lane) {
+  return kDecode == WgmmaDecode::Weights32 ? lane % 16 * 8 : lane * 4;
+}
+
+// `offset`: the byte times 128, with the lane's copy in the low bits.
+template <WgmmaDecode kDecode, uint32_t kTable>
+__device__ ValuePair look_up(uint32_t offset) {
+  ValuePair pair{};
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (kDecode == WgmmaDecode::Weights32) {
+    asm("ld.shared.v2.f32 {%0,%1}, [%2+%3];\n" : "=f"(pair.first), "=f"(pair.second) : "r"(offset), "n"(kTable));
+  } else {
+    asm("ld.shared.b32 %0, [%1+%2];\n" : "=r"(pair.bits) : "r"(offset), "n"(kTable));
+  }
+  if constexpr (kDecode == WgmmaDecode::Weights16) {
+    // The middle 16 bits of a float in [2, 8) each.
+    pair.first = __uint_as_float(__byte_perm(pair.bits, 0x40000000, 0x7104));
+    pair.second = __uint_as_float(__byte_perm(pair.bits, 0x40000000, 0x7324));
+  }
+#endif
+  return pair;
+}
+
+// A weight in float32, rounded once at most.
+template <class Shape>
+__device__ float scaled(float value, const WgmmaScale& s) {
+  if constexpr (Shape::kDecode == WgmmaDecode::Weights16) return fmaf(value, s.scale, s.zero);
+  return __fmul_rn(Shape::kAffine ? __fsub_rn(value, s.zero) : value, s.scale);
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,109 @@
+#include <algorithm>
+#include <array>
+
+#include "ops/ceil_div.h"
+#include "ops/linear_4bit_plan.h"
+
+namespace qbits {
+namespace {
+
+// Fitted to times of an H200, in clocks.
+constexpr double kBytesPerClock = 16.0;   // that an SM draws from memory
+constexpr double kWarpClocks = 320.0;     // issue slots of a warp in a round
+constexpr double kRoundClocks = 20.0;     // what a round costs besides
+constexpr double kClusterClocks = 300.0;  // and each block of a cluster
+
+constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
+
+struct Candidate {
+  Linear4bitPlan plan;
+  double clocks = 0;
+};
+
+// Clusters of `splits` blocks the device holds at once: the odd SMs of a GPC hold none of a larger cluster (an H200's
+// 132 SMs hold 66 clusters of 2, 30 of 4 and 15 of 8, by cudaOccupancyMaxActiveClusters).
+int64_t resident(const Linear4bitProblem& p, int splits) {
+  return std::max<int64_t>(splits > 2 ? p.sm_count * 10 / 11 / splits : p.sm_count / splits, 1);
+}
+
+int shared_bytes(const Linear4bitPlan& plan, bool affine) {
+  const int sums = Linear4bitStream::sum_bytes(plan.column_tiles);
+  const int groups = plan.warps / plan.parts;
+  const int64_t own_rounds = ceil_div(plan.rounds, plan.splits);
+  const int64_t bytes = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes +
+                        Linear4bitStream::kBarrierBytes +
+                        plan.stages * Linear4bitStream::stage_bytes(plan.parts, groups, plan.chunk, affine) +
+                        plan.warps * (Linear4bitStream::x_sum_bytes(plan.column_tiles, plan.chunk, affine) + sums) +
+                        (plan.splits > 1 ? plan.splits * own_rounds * groups * sums : 0);
+  return static_cast<int>(std::min<int64_t>(bytes, 1 << 30));
+}
+
+// The plan with these choices, or nothing where the device cannot hold it.
+std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int max_warps) {
+  const bool affine = p.coding == Coding::Affine;
+  const int column_tiles = p.m > 8 ? 2 : 1;
+  const int64_t parts = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
+  if (parts > max_warps || ceil_div(p.k, parts * Linear4bitStream::kSlotDepth) != splits) return {};
+  const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
+  // A group more than the rows of the weight ask for would only idle.
+  const int64_t groups = std::min(max_warps / parts, ceil_div(ceil_div(p.n, 16), resident(p, splits)));
+  const int64_t tiles = ceil_div(p.n, 16 * groups);
+
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Stream,
+                      .chunk = wide ? 64 : 32,
+                      .splits = splits,
+                      .split_depth = parts * Linear4bitStream::kSlotDepth,
+                      .column_tiles = column_tiles,
+                      .warps = static_cast<int>(groups * parts),
+                      .parts = static_cast<int>(parts)};
+  const SharedLimit limit = shared_limit(p.compute_capability);
+  // Sums of a cluster wait in shared memory until the end: where they would not fit, blocks do fewer rounds.
+  for (int64_t waves = 1; waves <= 64; waves *= 2) {
+    const int64_t columns = std::min(tiles, resident(p, splits) * waves);
+    plan.rounds = static_cast<int>(ceil_div(tiles, columns));
+    plan.blocks = columns * splits;
+    for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {
+      plan.shared_bytes = shared_bytes(plan, affine);
+      if (plan.shared_bytes > limit.block) continue;
+      const double bytes = Linear4bitStream::stage_bytes(plan.parts, static_cast<int>(groups), plan.chunk, affine);
+      const double issue = kWarpClocks * column_tiles * static_cast<double>(ceil_div(plan.warps, 4));
+      // The first stage comes before any work; the others pass meanwhile.
+      const double clocks =
+          static_cast<double>(waves) * (bytes / kBytesPerClock) +
+          static_cast<double>(plan.rounds * waves) * (std::max(bytes / kBytesPerClock, issue) + kRoundClocks) +
+          (splits > 1 ? kClusterClocks * splits : 0.0);
+      return Candidate{plan, clocks};
+    }
+    if (splits == 1) return {};
+  }
+  return {};
+}
+
+std::vector<Candidate> candidates(const Linear4bitProblem& p) {
+  std::vector<Candidate> found;
+  if (p.compute_capability < 90 || p.m > Linear4bitStream::kMaxM || std::max(p.n, p.k) > kMaxSize) return found;
+  for (const int splits : {1, 2, 4, 8}) {
+    for (const int max_warps : {Linear4bitStream::kMaxWarps, Linear4bitStream::kMaxWarps / 2}) {
+      const auto c = candidate(p, splits, max_warps);
+      if (c && (found.empty() || !(found.back().plan == c->plan))) found.push_back(*c);
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& p) {
+  const std::vector<Candidate> found = candidates(p);
+  const auto best = std::ranges::min_element(found, {}, &Candidate::clocks);
+  if (best == found.end()) return {};
+  return best->plan;
+}
+
+std::vector<Linear4bitPlan> linear_4bit_stream_plans(const Linear4bitProblem& p) {
+  std::vector<Linear4bitPlan> plans;
+  for (const Candidate& c : candidates(p)) plans.push_back(c.plan);
+  return plans;
+}
+
+}  // namespace qbits

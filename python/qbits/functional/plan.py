@@ -1,0 +1,53 @@
+"""Which kernel an op would take, in words."""
+
+from __future__ import annotations
+
+import torch
+
+from qbits import _C
+from qbits.codec import dtype_name
+from qbits.ops._library import as_block_size
+
+
+def linear_4bit_plan(
+    format: str,
+    rows: int,
+    cols: int,
+    block_size: int = 64,
+    m: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    *,
+    compute_capability: tuple[int, int] | None = None,
+    sm_count: int = 0,
+) -> str:
+    """The kernel `linear_4bit` takes and in what shape, in one line for people to read; its words may change.
+
+    Args:
+        format: of the weight, a 4-bit one.
+        rows, cols: N and K of the weight.
+        block_size: one of the format's.
+        m: rows of x, its leading dimensions multiplied.
+        dtype: of x: float32, bfloat16 or float16.
+        device: "cpu", that is this one in the instruction set in use, or a CUDA device of this machine.
+        compute_capability, sm_count: a CUDA device that need not be here, in place of `device`: (9, 0) and
+            132 multiprocessors for instance.
+
+    Returns:
+        For instance "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads" or
+        "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)".
+
+    Raises:
+        ValueError: a format, block size, size or device there is not.
+        TypeError: another dtype.
+        NotImplementedError: more output than one CUDA launch covers.
+    """
+    device = torch.device(device)
+    if compute_capability is None and device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        compute_capability, sm_count = (facts.major, facts.minor), facts.multi_processor_count
+    elif device.type != "cpu":
+        raise ValueError(f"[linear_4bit_plan] device: got {device}, want cpu, or a cuda device by itself")
+    capability = None if compute_capability is None else 10 * compute_capability[0] + compute_capability[1]
+    block_size = as_block_size("linear_4bit_plan", block_size)
+    return _C.linear_4bit_plan(format, rows, cols, block_size, m, dtype_name(dtype), capability, sm_count)
