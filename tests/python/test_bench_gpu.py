@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import os
 import statistics
 import weakref
 
@@ -194,6 +195,9 @@ def test_a_graph_keeps_its_operands_and_writes_its_results(gpu):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" in os.environ, reason="other tests share the GPU, so times say nothing"
+)
 def test_a_graph_is_as_fast_as_the_same_calls_on_a_stream(gpu):
     x = torch.randn(1 << 26, device=gpu)
     calls = [functools.partial(torch.neg, x), functools.partial(torch.neg, x.clone())]
