@@ -159,7 +159,7 @@ bench: $(STAMPS)/wheel $(STAMPS)/test  ## side by side with bitsandbytes; JSON i
 	@python -m bench $(ARGS)
 
 .PHONY: cuda
-cuda: $(STAMPS)/base $(STAMPS)/googletest  ## in dist/: the CUDA wheel and C++ GPU tests for CUDA_ARCHS; needs nvcc, no GPU
+cuda: $(STAMPS)/base $(STAMPS)/googletest  ## in dist/: the CUDA wheel, C++ GPU tests and benches for CUDA_ARCHS; needs nvcc, no GPU
 	@$(call quietly,building for CUDA ($(CUDA_ARCHS); long),cuda)
 	rm -rf dist && mkdir -p dist/bin
 	SKBUILD_BUILD_DIR=build/cuda CMAKE_ARGS="$(DEFINES) -DQBITS_CUDA=ON -DQBITS_CUDA_ARCHS=$(CUDA_ARCHS)" \
