@@ -175,6 +175,18 @@ TEST(Linear4bitPlan, ManyRowsGoToWgmmaOnHopperAlone) {
   EXPECT_GT(linear_4bit_plan(with_m(kDecode, 32)).splits, 1);  // 4096 rows are too few tiles
 }
 
+TEST(Linear4bitPlan, OneMultiprocessorIsEnough) {
+  for (const int64_t m : {1, 16, 17, 4096}) {
+    Linear4bitProblem p = with_m(kDecode, m);
+    p.sm_count = 1;
+    for (const Linear4bitPlan& plan : {linear_4bit_plan(p), linear_4bit_grad_x_plan(p)}) {
+      EXPECT_GE(plan.blocks, 1) << to_string(plan);
+    }
+    for (const Linear4bitPlan& plan : linear_4bit_plans(p)) EXPECT_GE(plan.blocks, 1) << to_string(plan);
+    for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(p)) EXPECT_GE(plan.blocks, 1) << to_string(plan);
+  }
+}
+
 TEST(Linear4bitPlan, GradX) {
   EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).kernel, Linear4bitKernel::Mma);
   EXPECT_EQ(linear_4bit_grad_x_plan(with_m(kAmpere, 512)).tile, 1);

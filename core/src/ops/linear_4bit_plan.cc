@@ -64,8 +64,7 @@ int wanted_splits(const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t d
 Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
-  const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = wide ? 64 : 32};
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p)};
   split(plan, tile, p.m, p.n, p.k, wanted);
 
   const SharedLimit limit = shared_limit(p.compute_capability);
@@ -135,6 +134,12 @@ std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
     return "block size is no power of two from " + std::to_string(run);
   }
   return "";
+}
+
+int linear_4bit_chunk(const Linear4bitProblem& p) {
+  const bool affine = p.coding == Coding::Affine;
+  const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
+  return wide ? 64 : 32;
 }
 
 Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
@@ -215,7 +220,7 @@ std::string to_string(const Linear4bitPlan& plan) {
     case Linear4bitKernel::Stream:
       text = "stream " + std::to_string(8 * plan.column_tiles) + "x" + std::to_string(16 * plan.warps / plan.parts) +
              ", " + std::to_string(plan.warps) + " warps, chunk " + std::to_string(plan.chunk) + ", " +
-             std::to_string(plan.stages) + " stages, " + std::to_string(plan.rounds) + " rounds" + ", " +
+             std::to_string(plan.stages) + " stages, " + std::to_string(plan.rounds) + " rounds, " +
              std::to_string(plan.shared_bytes) + " B shared";
       break;
     case Linear4bitKernel::Wgmma: {

@@ -69,8 +69,8 @@ enum class Linear4bitKernel : uint8_t {
 struct Linear4bitPlan {
   Linear4bitKernel kernel = Linear4bitKernel::SimtTile;
   int tile = 0;             // Mma: index into the tiles above
-  int chunk = 0;            // Mma forward: depth summed before a scale is applied, 32 or 64
-  int stages = 0;           // Mma: depth of the shared-memory ring
+  int chunk = 0;            // Mma forward, Stream: depth summed before a scale is applied, 32 or 64
+  int stages = 0;           // Mma, Stream: depth of the shared-memory ring
   int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, others: a cluster
   int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
   int64_t blocks = 0;       // thread blocks
@@ -106,6 +106,9 @@ SharedLimit shared_limit(int compute_capability);
 
 // Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
+
+// The depth, 64 or 32, over which a row's scale holds wherever it begins.
+int linear_4bit_chunk(const Linear4bitProblem& problem);
 
 // The Stream plans of a problem without obstacle: the best, and all that tests force.
 std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& problem);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 
 #include "ops/ceil_div.h"
 #include "ops/linear_4bit_plan.h"
@@ -44,13 +43,12 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int m
   const int column_tiles = p.m > 8 ? 2 : 1;
   const int64_t parts = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
   if (parts > max_warps || ceil_div(p.k, parts * Linear4bitStream::kSlotDepth) != splits) return {};
-  const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
   // A group more than the rows of the weight ask for would only idle.
   const int64_t groups = std::min(max_warps / parts, ceil_div(ceil_div(p.n, 16), resident(p, splits)));
   const int64_t tiles = ceil_div(p.n, 16 * groups);
 
   Linear4bitPlan plan{.kernel = Linear4bitKernel::Stream,
-                      .chunk = wide ? 64 : 32,
+                      .chunk = linear_4bit_chunk(p),
                       .splits = splits,
                       .split_depth = parts * Linear4bitStream::kSlotDepth,
                       .column_tiles = column_tiles,

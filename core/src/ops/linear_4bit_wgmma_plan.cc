@@ -31,18 +31,10 @@ WgmmaDecode weights_decode(const Linear4bitProblem& p) {
   return p.coding == Coding::Codebook && p.dtype == DType::BFloat16 ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
 }
 
-bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
-
 std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   if (p.compute_capability != 90) return "compute capability is not 9.0";
-  if (p.dtype == DType::Float32) return "float32 activations";
-  if (!p.aligned) return "pointers not on 16-byte boundaries";
-  if (p.n == 0 || p.k == 0) return "empty weight";
-  if (p.k % 32 != 0) return "K is no multiple of 32";
+  if (std::string why = linear_4bit_mma_obstacle(p, 32); !why.empty()) return why;
   if (transposed && p.n % 8 != 0) return "N is no multiple of 8";
-  const bool whole_row = p.coding == Coding::Affine && p.block_size >= p.k;
-  if (!whole_row && (!is_power_of_two(p.block_size) || p.block_size < 32))
-    return "block size is no power of two from 32";
   if (p.m > kMaxInt32 || p.n > kMaxInt32 || p.k > kMaxInt32) return "sizes past 2^31";
   if (p.n * (p.k / 32) > 2 * kMaxInt32) return "2^32 runs of scales or more";
   return "";
@@ -50,8 +42,7 @@ std::string obstacle(const Linear4bitProblem& p, bool transposed) {
 
 // Clusters of `blocks` that run at once: larger ones do not fill the device, whose processors come in groups.
 int64_t resident_clusters(int sm_count, int blocks) {
-  if (blocks <= 2) return sm_count / blocks;
-  return std::max<int64_t>(1, sm_count * 9 / 10 / blocks);
+  return std::max<int64_t>(1, (blocks > 2 ? sm_count * 9 / 10 : sm_count) / blocks);
 }
 
 struct Timed {

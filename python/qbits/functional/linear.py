@@ -185,25 +185,11 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
         # before the graph's own writes to the weight.
         return torch.nn.functional.linear(x, weight.detach(), bias)
     scales = weight.absmax if weight.zeros is None else weight.scales
-    if _is_exporting():
-        return linear_4bit_with_grad(
-            x,
-            weight.codes,
-            scales,
-            bias,
-            weight.format,
-            weight.block_size,
-            weight.rows,
-            weight.cols,
-            weight.zeros,
-            weight.nested_absmax,
-            weight.nested_code,
-            weight.offset,
-        )
+    exporting = _is_exporting()
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if differentiated or forward_ad._current_level >= 0:
+    if not exporting and (differentiated or forward_ad._current_level >= 0):
         return _apply(_Linear4bit)(
             x,
             bias,
@@ -218,7 +204,8 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
             weight.rows,
             weight.cols,
         )
-    return _linear(
+    op = linear_4bit_with_grad if exporting else _linear
+    return op(
         x,
         weight.codes,
         scales,
