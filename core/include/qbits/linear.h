@@ -50,6 +50,41 @@ QBITS_API int64_t linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t
 QBITS_API void linear_4bit_grad_x(const TensorView& grad, const Weight4bit& weight, const TensorView& out,
                                   const TensorView& workspace, Stream stream = {});
 
+// Bytes of scratch memory grouped_linear_4bit needs for `m` rows of x in dtype `x`; 0 is possible.
+QBITS_API int64_t grouped_linear_4bit_workspace(const Weight4bit& weight, int64_t experts, int64_t m, DType x);
+
+// The products of a mixture of experts: out[t] = x[t] W[e]^T + bias[e] for rows t from offsets[e] to offsets[e + 1].
+// On CUDA the kernel and its launch follow from sizes alone: nothing synchronises, and a captured graph may be
+// replayed with other offsets.
+//   x        float [M, K], its rows sorted by expert; M from 0 to 2^30
+//   offsets  int32 [E + 1], ascending, from 0 to M. Rows of out before the first and from the last on are not
+//            written. On the CPU other offsets are refused; on CUDA, where checking would synchronise, each is taken
+//            as the nearest of 0 to M, an expert that ends before it begins has no rows, and what several experts
+//            claim is unspecified.
+//   weight   E * N = rows: a tensor [E, N, K], quantized as a whole; any N and K, blocks may straddle experts
+//   bias     [E, N] in x's dtype, or absent
+//   out      [M, N] in x's dtype
+//   workspace  uint8, at least grouped_linear_4bit_workspace(weight, E, M, x.dtype) elements
+QBITS_API void grouped_linear_4bit(const TensorView& x, const TensorView& offsets, const Weight4bit& weight,
+                                   const std::optional<TensorView>& bias, const TensorView& out,
+                                   const TensorView& workspace, Stream stream = {});
+
+// Which kernel grouped_linear_4bit takes, as linear_4bit_plan says of linear_4bit; `rows` is N, that of one expert.
+QBITS_API std::string grouped_linear_4bit_plan(const Format& format, int64_t experts, int64_t rows, int64_t cols,
+                                               int64_t block_size, int64_t m, DType x,
+                                               const std::optional<CudaDevice>& device = {});
+
+// Bytes of scratch memory grouped_linear_4bit_grad_x needs for `m` rows of grad in dtype `grad`.
+QBITS_API int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t experts, int64_t m,
+                                                       DType grad);
+
+// The gradient of grouped_linear_4bit for x: out[t] = grad[t] W[e] for rows t from offsets[e] to offsets[e + 1].
+//   grad     float [M, N], its rows sorted by expert
+//   offsets  as above
+//   out      [M, K] in grad's dtype
+QBITS_API void grouped_linear_4bit_grad_x(const TensorView& grad, const TensorView& offsets, const Weight4bit& weight,
+                                          const TensorView& out, const TensorView& workspace, Stream stream = {});
+
 // Row gather: out[t] = W[indices[t]], dequantized.
 //   indices  int64 or int32, T elements. On the CPU an index outside [0, N) is refused; on CUDA, where
 //            checking would synchronise, its row is NaN.

@@ -19,27 +19,29 @@ struct Cut {
   int64_t tiles_n;
   bool wake;
 
-  Cut(int64_t m, const Weight4bitArgs& w)
-      : few(m <= kFewRows && w.cols % 8 == 0),
+  Cut(int64_t m, int64_t rows, int64_t cols)
+      : few(m <= kFewRows && cols % 8 == 0),
         tiles_m((m - 1) / kLinearTileM + 1),
         tile_m((m - 1) / tiles_m + 1),
-        tiles_n((w.rows - 1) / kLinearTileN + 1),
-        wake(worth_waking(m, w)) {}
+        tiles_n((rows - 1) / kLinearTileN + 1),
+        wake(worth_waking(m, rows, cols)) {}
 };
 
 }  // namespace
 
-bool worth_waking(int64_t m, const Weight4bitArgs& weight) {
-  return static_cast<double>(m) * static_cast<double>(weight.rows) * static_cast<double>(weight.cols) >= kWakeProducts;
+bool worth_waking(int64_t m, int64_t rows, int64_t cols) {
+  return static_cast<double>(m) * static_cast<double>(rows) * static_cast<double>(cols) >= kWakeProducts;
 }
 
 int64_t linear_4bit_workspace(const Weight4bitArgs& weight, int64_t m, DType) {
   return float_rows_size(m, weight.cols);
 }
 
-void linear_4bit(const Linear4bitArgs& args) {
+void linear_4bit(const Linear4bitArgs& args) { linear_4bit_rows(args, {.begin = 0, .count = args.weight.rows}); }
+
+void linear_4bit_rows(const Linear4bitArgs& args, WeightRows rows) {
   const Weight4bitArgs& w = args.weight;
-  const Cut cut(args.m, w);
+  const Cut cut(args.m, rows.count, w.cols);
   float* x = float_rows(args.workspace);
   const int64_t stride = float_row_stride(w.cols);
   parallel_for(args.m, std::max<int64_t>(1, 65536 / stride),
@@ -47,7 +49,7 @@ void linear_4bit(const Linear4bitArgs& args) {
 
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t n0 = task / cut.tiles_m * kLinearTileN;
+      const int64_t n0 = rows.begin + task / cut.tiles_m * kLinearTileN;
       const int64_t m0 = task % cut.tiles_m * cut.tile_m;
       if (m0 >= args.m) continue;
       const LinearTile tile{.x = x,
@@ -56,7 +58,8 @@ void linear_4bit(const Linear4bitArgs& args) {
                             .m0 = m0,
                             .m1 = std::min(m0 + cut.tile_m, args.m),
                             .n0 = n0,
-                            .n1 = std::min(n0 + kLinearTileN, w.rows)};
+                            .n1 = std::min(n0 + kLinearTileN, rows.begin + rows.count),
+                            .rows = rows};
       linear_4bit_tile_isa(args, tile);
     }
   };
@@ -64,7 +67,7 @@ void linear_4bit(const Linear4bitArgs& args) {
 }
 
 std::string linear_4bit_plan(const Weight4bitArgs& weight, int64_t m) {
-  const Cut cut(m, weight);
+  const Cut cut(m, weight.rows, weight.cols);
   const int64_t tiles = cut.tiles_n * cut.tiles_m;
   std::string text = "cpu ";
   text.append(name(active_isa())).append(cut.few ? ", few rows of x" : ", many rows of x");

@@ -30,6 +30,6 @@ void linear_4bit_tile(const Linear4bitArgs& args, const LinearTile& tile) {
   for (int64_t i = 0; i < m; ++i) {
     float* row = c + i * kLinearTileN;
     for (int64_t j = 0; j < n; ++j) row[j] += bias[j];
-    from_floats(row, n, args.out, args.dtype, (tile.m0 + i) * args.weight.rows + tile.n0);
+    from_floats(row, n, args.out, args.dtype, (tile.m0 + i) * tile.rows.count + tile.n0 - tile.rows.begin);
   }
 }

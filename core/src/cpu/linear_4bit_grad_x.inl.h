@@ -45,26 +45,26 @@ void outer_rest(int64_t m, const float* grad, int64_t stride, const float* w, in
 
 }  // namespace
 
-void linear_4bit_grad_x_load(const Linear4bitGradXArgs& args, int64_t begin, int64_t end, float* grad, int64_t stride) {
-  const int64_t rows = args.weight.rows;
-  for (int64_t m = begin; m < end; ++m) to_floats(args.grad, args.dtype, m * rows, rows, grad + m * stride);
+void linear_4bit_grad_x_load(const Linear4bitGradXArgs& args, int64_t columns, int64_t begin, int64_t end, float* grad,
+                             int64_t stride) {
+  for (int64_t m = begin; m < end; ++m) to_floats(args.grad, args.dtype, m * columns, columns, grad + m * stride);
 }
 
-void linear_4bit_grad_x_tile(const Linear4bitGradXArgs& args, const float* grad, int64_t stride, int64_t m0, int64_t m1,
-                             int64_t k0, int64_t k1) {
+void linear_4bit_grad_x_tile(const Linear4bitGradXArgs& args, WeightRows rows, const float* grad, int64_t stride,
+                             int64_t m0, int64_t m1, int64_t k0, int64_t k1) {
   constexpr int kStep = 2 * F32::kLanes;
-  const int64_t rows = args.weight.rows;
   alignas(64) float panel[kPanelN * kPanelStride];
   alignas(64) float c[kGradTileM * kGradTileK] = {};
   const int64_t k_used = (k1 - k0 + kStep - 1) / kStep * kStep;
-  for (int64_t n0 = 0; n0 < rows; n0 += kPanelN) {
-    const int64_t n = n0 + kPanelN < rows ? kPanelN : rows - n0;
+  for (int64_t n0 = 0; n0 < rows.count; n0 += kPanelN) {
+    const int64_t n = n0 + kPanelN < rows.count ? kPanelN : rows.count - n0;
     for (int64_t i = 0; i < n; ++i) {
       // A tile reads a few lines of each row, too far apart for the hardware to foresee.
-      const int64_t ahead = n0 + i + kAhead < rows ? n0 + i + kAhead : n0 + i;
+      const int64_t at = rows.begin + n0 + i;
+      const int64_t ahead = at + kAhead < args.weight.rows ? at + kAhead : at;
       for (int64_t k = k0; k < k1; k += 128) __builtin_prefetch(args.weight.codes + (ahead * args.weight.cols + k) / 2);
       float* row = panel + i * kPanelStride;
-      decode_row(args.weight, n0 + i, k0, k1, row);
+      decode_row(args.weight, at, k0, k1, row);
       for (int64_t k = k1 - k0; k < k_used; ++k) row[k] = 0.0F;
     }
     for (int64_t k = 0; k < k_used; k += kStep) {

@@ -5,6 +5,7 @@
 #include "ops/dequantize_4bit.h"
 #include "ops/embedding_4bit.h"
 #include "ops/estimate_quantiles.h"
+#include "ops/grouped_linear_4bit.h"
 #include "ops/linear_4bit.h"
 #include "ops/quantize_4bit.h"
 #include "ops/runtime.h"
@@ -38,6 +39,14 @@ int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, DType, Devi
   absent("linear_4bit_grad_x_workspace");
 }
 void linear_4bit_grad_x(const Linear4bitGradXArgs&, Stream) { absent("linear_4bit_grad_x"); }
+int64_t grouped_linear_4bit_workspace(const Weight4bitArgs&, int64_t, int64_t, DType, Device) {
+  absent("grouped_linear_4bit_workspace");
+}
+void grouped_linear_4bit(const GroupedLinear4bitArgs&, Stream) { absent("grouped_linear_4bit"); }
+int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, int64_t, DType, Device) {
+  absent("grouped_linear_4bit_grad_x_workspace");
+}
+void grouped_linear_4bit_grad_x(const GroupedLinear4bitGradXArgs&, Stream) { absent("grouped_linear_4bit_grad_x"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }

@@ -164,6 +164,16 @@ AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Dev
   return args;
 }
 
+void cuda_device(std::string_view op, const std::optional<CudaDevice>& device) {
+  require(
+      !device || (device->compute_capability >= 75 && device->sm_count >= 1), ErrorCode::InvalidArgument, op, "device",
+      [&] {
+        return "compute capability " + std::to_string(device->compute_capability) + " with " +
+               std::to_string(device->sm_count) + " multiprocessors";
+      },
+      "75 (7.5) or later with at least 1");
+}
+
 Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device device) {
   require(weight.format != nullptr && weight.format->is_4bit(), ErrorCode::InvalidArgument, op, "format",
           weight.format ? std::string(weight.format->name) : "none", "a 4-bit format");

@@ -7,6 +7,7 @@
 #include "ops/args.h"
 #include "qbits/error.h"
 #include "qbits/format.h"
+#include "qbits/linear.h"
 #include "qbits/tensor.h"
 
 // The argument checks of every op, each with the message "[op] what: got X, want Y".
@@ -80,6 +81,9 @@ void affine_scales(std::string_view op, const Format& format, const TensorView& 
 
 // Absmax of `blocks` blocks, plain or complete in its nested parts; returns the raw pointers.
 AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device);
+
+// A device that has kernels, where one is named.
+void cuda_device(std::string_view op, const std::optional<CudaDevice>& device);
 
 // A whole weight; returns the raw pointers.
 Weight4bitArgs weight_4bit(std::string_view op, const Weight4bit& weight, Device device);

@@ -67,13 +67,7 @@ std::string linear_4bit_plan(const Format& format, int64_t rows, int64_t cols, i
       [&] { return "rows " + std::to_string(rows) + ", cols " + std::to_string(cols) + ", m " + std::to_string(m); },
       "each at least 0 and their products below 2^63");
   check::require(is_floating(x), ErrorCode::InvalidType, op, "dtype of x", name(x), "float32, bfloat16 or float16");
-  check::require(
-      !device || (device->compute_capability >= 75 && device->sm_count >= 1), ErrorCode::InvalidArgument, op, "device",
-      [&] {
-        return "compute capability " + std::to_string(device->compute_capability) + " with " +
-               std::to_string(device->sm_count) + " multiprocessors";
-      },
-      "75 (7.5) or later with at least 1");
+  check::cuda_device(op, device);
   if (m == 0 || rows == 0) return "nothing to do: the result is empty";
 
   const int64_t run = block_size == 0 ? cols : block_size;

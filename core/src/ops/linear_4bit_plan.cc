@@ -27,31 +27,16 @@ void check_blocks(int64_t blocks) {
   }
 }
 
-Linear4bitPlan simt_row(const Linear4bitProblem& p) {
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtRow};
-  plan.blocks = ceil_div(p.n, kSimtRowWarps) * ceil_div(p.m, kSimtRowColumns);
-  plan.split_depth = p.k;
-  check_blocks(plan.blocks);
-  return plan;
-}
-
-Linear4bitPlan simt_tile(const Linear4bitProblem& p, int64_t cols, int64_t depth) {
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtTile};
-  plan.blocks = ceil_div(cols, kSimtTile) * ceil_div(p.m, kSimtTile);
-  plan.split_depth = depth;
-  check_blocks(plan.blocks);
-  return plan;
-}
-
 // Splits the depth when too few tiles exist to occupy the device, keeping a few stages for each split.
-void split(Linear4bitPlan& plan, const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t depth, int wanted) {
-  const int64_t tiles = ceil_div(m, tile.m) * ceil_div(cols, tile.n);
+void split(Linear4bitPlan& plan, const Linear4bitTile& tile, const Linear4bitProblem& p, int64_t cols, int64_t depth,
+           int wanted) {
+  const int64_t tiles = max_pieces(p, tile.m) * ceil_div(cols, tile.n);
   const int64_t steps = ceil_div(depth, tile.k);
   const int64_t per_split = ceil_div(steps, std::clamp<int64_t>(wanted, 1, std::min<int64_t>(steps, kMaxSplits)));
   plan.splits = static_cast<int>(ceil_div(steps, per_split));
   plan.split_depth = per_split * tile.k;
   plan.blocks = tiles * plan.splits;
-  plan.workspace_bytes = plan.splits > 1 ? plan.splits * m * cols * int64_t{sizeof(float)} : 0;
+  plan.workspace_bytes = plan.splits > 1 ? plan.splits * p.m * cols * int64_t{sizeof(float)} : 0;
   check_blocks(plan.blocks);
 }
 
@@ -65,7 +50,7 @@ Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
   Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p)};
-  split(plan, tile, p.m, p.n, p.k, wanted);
+  split(plan, tile, p, p.n, p.k, wanted);
 
   const SharedLimit limit = shared_limit(p.compute_capability);
   const int fixed = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
@@ -78,7 +63,55 @@ Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
   return plan;
 }
 
-Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
+int mma_tile(int64_t m) {
+  int index = 0;
+  while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
+  return index;
+}
+
+int grad_x_mma_tile(int64_t m) { return m <= kLinear4bitGradXTiles[0].m ? 0 : 1; }
+
+Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, int index, int wanted) {
+  const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .stages = kGradXStages};
+  split(plan, tile, p, p.k, p.n, wanted);
+  plan.shared_bytes = Linear4bitShared::grad_x(tile, plan.stages);
+  return plan;
+}
+
+}  // namespace
+
+int64_t max_pieces(const Linear4bitProblem& p, int64_t columns) {
+  const int64_t experts = std::clamp<int64_t>(p.experts, 1, p.m);
+  return (p.m + experts * (columns - 1)) / columns;
+}
+
+int64_t likely_pieces(const Linear4bitProblem& p, int64_t columns) {
+  const int64_t experts = std::clamp<int64_t>(p.experts, 1, p.m);
+  return experts * ceil_div(ceil_div(p.m, experts), columns);
+}
+
+Linear4bitPlan linear_4bit_simt_row_plan(const Linear4bitProblem& p) {
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtRow};
+  plan.blocks = ceil_div(p.n, kSimtRowWarps) * max_pieces(p, kSimtRowColumns);
+  plan.split_depth = p.k;
+  check_blocks(plan.blocks);
+  return plan;
+}
+
+Linear4bitPlan linear_4bit_simt_tile_plan(const Linear4bitProblem& p, bool transposed) {
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::SimtTile};
+  plan.blocks = ceil_div(transposed ? p.k : p.n, kSimtTile) * max_pieces(p, kSimtTile);
+  plan.split_depth = transposed ? p.n : p.k;
+  check_blocks(plan.blocks);
+  return plan;
+}
+
+Linear4bitPlan linear_4bit_mma_plan(const Linear4bitProblem& p, int64_t rows, bool transposed) {
+  return transposed ? grad_x_mma(p, grad_x_mma_tile(rows), 1) : mma(p, mma_tile(rows), 1);
+}
+
+Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma) {
   return {.kernel = Linear4bitKernel::Wgmma,
           .splits = wgmma.splits,
           .split_depth = wgmma.split_depth,
@@ -87,26 +120,7 @@ Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
           .reason = "least time"};
 }
 
-int mma_tile(int64_t m) {
-  int index = 0;
-  while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
-  return index;
-}
-
-std::string grad_x_obstacle(const Linear4bitProblem& p) {
-  if (std::string obstacle = linear_4bit_mma_obstacle(p, 16); !obstacle.empty()) return obstacle;
-  return p.n % 8 == 0 ? "" : "N is no multiple of 8";
-}
-
-Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, int index, int wanted) {
-  const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .stages = kGradXStages};
-  split(plan, tile, p.m, p.k, p.n, wanted);
-  plan.shared_bytes = Linear4bitShared::grad_x(tile, plan.stages);
-  return plan;
-}
-
-void check_problem(const Linear4bitProblem& p) {
+void check_linear_4bit_problem(const Linear4bitProblem& p) {
   if (p.n < 0 || p.k < 0 || p.m < 1 || p.block_size < 0 || !is_floating(p.dtype)) {
     throw Error(ErrorCode::Unsupported, "[linear_4bit] problem: got m " + std::to_string(p.m) + ", n " +
                                             std::to_string(p.n) + ", k " + std::to_string(p.k) + ", block size " +
@@ -114,8 +128,6 @@ void check_problem(const Linear4bitProblem& p) {
                                             ", want sizes from 0, m from 1 and a floating dtype");
   }
 }
-
-}  // namespace
 
 SharedLimit shared_limit(int cc) {
   if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
@@ -136,6 +148,11 @@ std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
   return "";
 }
 
+std::string linear_4bit_grad_x_mma_obstacle(const Linear4bitProblem& p) {
+  if (std::string obstacle = linear_4bit_mma_obstacle(p, 16); !obstacle.empty()) return obstacle;
+  return p.n % 8 == 0 ? "" : "N is no multiple of 8";
+}
+
 int linear_4bit_chunk(const Linear4bitProblem& p) {
   const bool affine = p.coding == Coding::Affine;
   const bool wide = affine ? p.block_size % 64 == 0 || p.block_size >= p.k : p.block_size % 64 == 0 && p.k % 64 == 0;
@@ -143,9 +160,9 @@ int linear_4bit_chunk(const Linear4bitProblem& p) {
 }
 
 Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
-  check_problem(p);
+  check_linear_4bit_problem(p);
   if (const std::string obstacle = linear_4bit_mma_obstacle(p, 32); !obstacle.empty()) {
-    Linear4bitPlan plan = p.m <= kSimtRowMaxM ? simt_row(p) : simt_tile(p, p.n, p.k);
+    Linear4bitPlan plan = p.m <= kSimtRowMaxM ? linear_4bit_simt_row_plan(p) : linear_4bit_simt_tile_plan(p, false);
     plan.reason = obstacle;
     return plan;
   }
@@ -153,7 +170,8 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
     stream->reason = "fewest bytes a clock";
     return *stream;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) return wgmma_of(wgmma);
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty())
+    return linear_4bit_wgmma_plan_of(wgmma);
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -161,27 +179,28 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
 }
 
 std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
-  check_problem(p);
-  std::vector<Linear4bitPlan> plans = {simt_row(p), simt_tile(p, p.n, p.k)};
+  check_linear_4bit_problem(p);
+  std::vector<Linear4bitPlan> plans = {linear_4bit_simt_row_plan(p), linear_4bit_simt_tile_plan(p, false)};
   if (!linear_4bit_mma_obstacle(p, 32).empty()) return plans;
   for (int index = 0; index < kLinear4bitTileCount; ++index) {
     plans.push_back(mma(p, index, 1));
     if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
-  std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), wgmma_of);
+  std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
   return plans;
 }
 
 Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
-  check_problem(p);
-  if (const std::string obstacle = grad_x_obstacle(p); !obstacle.empty()) {
-    Linear4bitPlan plan = simt_tile(p, p.k, p.n);
+  check_linear_4bit_problem(p);
+  if (const std::string obstacle = linear_4bit_grad_x_mma_obstacle(p); !obstacle.empty()) {
+    Linear4bitPlan plan = linear_4bit_simt_tile_plan(p, true);
     plan.reason = obstacle;
     return plan;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty()) return wgmma_of(wgmma);
-  const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
+  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty())
+    return linear_4bit_wgmma_plan_of(wgmma);
+  const int index = grad_x_mma_tile(p.m);
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
   Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -189,14 +208,14 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
 }
 
 std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p) {
-  check_problem(p);
-  std::vector<Linear4bitPlan> plans = {simt_tile(p, p.k, p.n)};
-  if (!grad_x_obstacle(p).empty()) return plans;
+  check_linear_4bit_problem(p);
+  std::vector<Linear4bitPlan> plans = {linear_4bit_simt_tile_plan(p, true)};
+  if (!linear_4bit_grad_x_mma_obstacle(p).empty()) return plans;
   for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
     plans.push_back(grad_x_mma(p, index, 1));
     if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
   }
-  std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), wgmma_of);
+  std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
   return plans;
 }
 

@@ -23,6 +23,7 @@ struct Linear4bitProblem {
   int64_t n = 0;           // rows of the weight
   int64_t k = 0;           // its columns
   int64_t m = 0;
+  int64_t experts = 0;            // of grouped_linear_4bit: weights of n rows; 0: no experts, one product
   DType dtype = DType::BFloat16;  // of x or grad
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
@@ -104,8 +105,26 @@ struct SharedLimit {
 };
 SharedLimit shared_limit(int compute_capability);
 
+// The most pieces of at most `columns` rows into which the rows of x may be cut, each piece of one expert.
+QBITS_API int64_t max_pieces(const Linear4bitProblem& problem, int64_t columns);
+
+// As many as there are if every expert has its share of the rows: what plans are made for.
+QBITS_API int64_t likely_pieces(const Linear4bitProblem& problem, int64_t columns);
+
+// Plans of the kernels that compute any problem, and of the others where nothing is in their way. Mma: without splits,
+// in the smallest tile for `rows` rows of x. `transposed`: of the gradient.
+Linear4bitPlan linear_4bit_simt_row_plan(const Linear4bitProblem& problem);
+Linear4bitPlan linear_4bit_simt_tile_plan(const Linear4bitProblem& problem, bool transposed);
+Linear4bitPlan linear_4bit_mma_plan(const Linear4bitProblem& problem, int64_t rows, bool transposed);
+Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma);
+
+void check_linear_4bit_problem(const Linear4bitProblem& problem);
+
 // Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
+
+// The same for the gradient's.
+std::string linear_4bit_grad_x_mma_obstacle(const Linear4bitProblem& problem);
 
 // The depth, 64 or 32, over which a row's scale holds wherever it begins.
 int linear_4bit_chunk(const Linear4bitProblem& problem);

@@ -38,14 +38,17 @@ int shared_bytes(const Linear4bitPlan& plan, bool affine) {
 }
 
 // The plan with these choices, or nothing where the device cannot hold it.
-std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int max_warps) {
+std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles, int splits, int max_warps) {
   const bool affine = p.coding == Coding::Affine;
-  const int column_tiles = p.m > 8 ? 2 : 1;
+  const int64_t pieces = likely_pieces(p, 8 * column_tiles);
   const int64_t parts = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
   if (parts > max_warps || ceil_div(p.k, parts * Linear4bitStream::kSlotDepth) != splits) return {};
   // A group more than the rows of the weight ask for would only idle.
-  const int64_t groups = std::min(max_warps / parts, ceil_div(ceil_div(p.n, 16), resident(p, splits)));
-  const int64_t tiles = ceil_div(p.n, 16 * groups);
+  const int64_t groups = std::min(max_warps / parts, ceil_div(pieces * ceil_div(p.n, 16), resident(p, splits)));
+  const int64_t piece_tiles = ceil_div(p.n, 16 * groups);
+  const int64_t tiles = pieces * piece_tiles;
+  const int64_t max_tiles = max_pieces(p, 8 * column_tiles) * piece_tiles;
+  if (max_tiles > kMaxSize) return {};
 
   Linear4bitPlan plan{.kernel = Linear4bitKernel::Stream,
                       .chunk = linear_4bit_chunk(p),
@@ -58,7 +61,7 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int m
   // Sums of a cluster wait in shared memory until the end: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
     const int64_t columns = std::min(tiles, resident(p, splits) * waves);
-    plan.rounds = static_cast<int>(ceil_div(tiles, columns));
+    plan.rounds = static_cast<int>(ceil_div(max_tiles, columns));
     plan.blocks = columns * splits;
     for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {
       plan.shared_bytes = shared_bytes(plan, affine);
@@ -66,10 +69,10 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int m
       const double bytes = Linear4bitStream::stage_bytes(plan.parts, static_cast<int>(groups), plan.chunk, affine);
       const double issue = kWarpClocks * column_tiles * static_cast<double>(ceil_div(plan.warps, 4));
       // The first stage comes before any work; the others pass meanwhile.
-      const double clocks =
-          static_cast<double>(waves) * (bytes / kBytesPerClock) +
-          static_cast<double>(plan.rounds * waves) * (std::max(bytes / kBytesPerClock, issue) + kRoundClocks) +
-          (splits > 1 ? kClusterClocks * splits : 0.0);
+      const double clocks = static_cast<double>(waves) * (bytes / kBytesPerClock) +
+                            static_cast<double>(ceil_div(tiles, columns) * waves) *
+                                (std::max(bytes / kBytesPerClock, issue) + kRoundClocks) +
+                            (splits > 1 ? kClusterClocks * splits : 0.0);
       return Candidate{plan, clocks};
     }
     if (splits == 1) return {};
@@ -77,12 +80,18 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int splits, int m
   return {};
 }
 
-std::vector<Candidate> candidates(const Linear4bitProblem& p) {
+// Groups of 8 rows of x in a piece; where experts share the rows, room for twice the likely number.
+int column_tiles(const Linear4bitProblem& p) {
+  return (p.experts == 0 ? p.m : 2 * ceil_div(p.m, std::min(p.experts, p.m))) > 8 ? 2 : 1;
+}
+
+std::vector<Candidate> candidates(const Linear4bitProblem& p, int column_tiles) {
   std::vector<Candidate> found;
-  if (p.compute_capability < 90 || p.m > Linear4bitStream::kMaxM || std::max(p.n, p.k) > kMaxSize) return found;
+  if (p.compute_capability < 90 || std::max(p.n * std::max<int64_t>(p.experts, 1), p.k) > kMaxSize) return found;
+  if (p.experts == 0 && p.m > Linear4bitStream::kMaxM) return found;
   for (const int splits : {1, 2, 4, 8}) {
     for (const int max_warps : {Linear4bitStream::kMaxWarps, Linear4bitStream::kMaxWarps / 2}) {
-      const auto c = candidate(p, splits, max_warps);
+      const auto c = candidate(p, column_tiles, splits, max_warps);
       if (c && (found.empty() || !(found.back().plan == c->plan))) found.push_back(*c);
     }
   }
@@ -92,7 +101,11 @@ std::vector<Candidate> candidates(const Linear4bitProblem& p) {
 }  // namespace
 
 std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& p) {
-  const std::vector<Candidate> found = candidates(p);
+  std::vector<Candidate> found = candidates(p, column_tiles(p));
+  // Of experts, sums of 16 rows that a cluster keeps to the end leave little room for the weights that pass by.
+  if (p.experts > 0 && column_tiles(p) == 2) {
+    std::erase_if(found, [](const Candidate& c) { return c.plan.splits > 1; });
+  }
   const auto best = std::ranges::min_element(found, {}, &Candidate::clocks);
   if (best == found.end()) return {};
   return best->plan;
@@ -100,7 +113,10 @@ std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& p
 
 std::vector<Linear4bitPlan> linear_4bit_stream_plans(const Linear4bitProblem& p) {
   std::vector<Linear4bitPlan> plans;
-  for (const Candidate& c : candidates(p)) plans.push_back(c.plan);
+  for (const Candidate& c : candidates(p, column_tiles(p))) plans.push_back(c.plan);
+  if (p.experts > 0) {
+    for (const Candidate& c : candidates(p, 3 - column_tiles(p))) plans.push_back(c.plan);
+  }
   return plans;
 }
 

@@ -35,8 +35,9 @@ std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   if (p.compute_capability != 90) return "compute capability is not 9.0";
   if (std::string why = linear_4bit_mma_obstacle(p, 32); !why.empty()) return why;
   if (transposed && p.n % 8 != 0) return "N is no multiple of 8";
-  if (p.m > kMaxInt32 || p.n > kMaxInt32 || p.k > kMaxInt32) return "sizes past 2^31";
-  if (p.n * (p.k / 32) > 2 * kMaxInt32) return "2^32 runs of scales or more";
+  const int64_t rows = p.n * std::max<int64_t>(p.experts, 1);
+  if (p.m > kMaxInt32 || rows > kMaxInt32 || p.k > kMaxInt32) return "sizes past 2^31";
+  if (rows * (p.k / 32) > 2 * kMaxInt32) return "2^32 runs of scales or more";
   return "";
 }
 
@@ -60,23 +61,26 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
                         {64, 2, weights, 0.84 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.98, 1.0},
                         {64, 4, WgmmaDecode::Sums, 1.19, 0.7}, {64, 2, WgmmaDecode::Sums, 0.68, 0.7},
                         {32, 4, WgmmaDecode::Sums, 0.90, 0.5}, {32, 2, WgmmaDecode::Sums, 0.59, 0.5}};
+  const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
   const int64_t depth = transposed ? p.n : p.k;
   std::vector<Timed> found;
   for (const Tile& tile : tiles) {
     if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && tile.columns < 128)) continue;
-    const int64_t m_tiles = ceil_div(p.m, tile.columns);
+    if (grouped && tile.groups != 2) continue;
+    const int64_t m_tiles = likely_pieces(p, tile.columns);
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);
     // Sharing x is worth it where x is long and there are more blocks than one wave.
     const int wise_multicast = m_tiles >= 4 && m_tiles * row_tiles > p.sm_count ? 2 : 1;
-    for (const int multicast : {1, 2}) {
-      for (int splits = 1; splits * multicast <= 8; splits *= 2) {
+    for (int multicast = 1; multicast <= (grouped ? 1 : 2); ++multicast) {
+      for (int splits = 1; splits * multicast <= (grouped ? 1 : 8); splits *= 2) {
         const int64_t per_split = ceil_div(ceil_div(depth, splits), kSplitDepth) * kSplitDepth;
         if (splits > 1 && ceil_div(depth, per_split) != splits) continue;
         const int64_t clusters = m_tiles * ceil_div(row_tiles, multicast);
+        const int64_t most = max_pieces(p, tile.columns) * ceil_div(row_tiles, multicast);
         const int64_t resident = resident_clusters(p.sm_count, multicast * splits);
         const int64_t waves = ceil_div(clusters, resident);
-        const int64_t blocks = (splits > 1 ? clusters : std::min(clusters, resident)) * multicast * splits;
+        const int64_t blocks = (splits > 1 ? clusters : std::min(most, resident)) * multicast * splits;
         if (blocks > kMaxInt32) continue;
         const double time = kLaunch + (splits > 1 ? kSplitFinish : 0) +
                             static_cast<double>(waves) *
@@ -89,7 +93,7 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
                           .split_depth = per_split,
                           .blocks = blocks},
                          time,
-                         multicast == wise_multicast && (splits == 1 || (multicast == 1 && waves == 1))});
+                         (grouped || multicast == wise_multicast) && (splits == 1 || (multicast == 1 && waves == 1))});
       }
     }
   }
