@@ -20,18 +20,23 @@ void run_mma(const GradXMmaArgs& args, const Linear4bitPlan& plan, Stream stream
 }  // namespace
 
 void linear_4bit_grad_x_mma(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  launch_linear_4bit_grad_x_mma({.grad = args.grad,
+                                 .out = args.out,
+                                 .products = static_cast<float*>(args.workspace),
+                                 .m = args.m,
+                                 .split_depth = plan.split_depth,
+                                 .splits = plan.splits,
+                                 .weight = make_view(args.weight),
+                                 .rows = args.weight.rows},
+                                args.dtype, plan, stream);
+}
+
+void launch_linear_4bit_grad_x_mma(const GradXMmaArgs& args, DType dtype, const Linear4bitPlan& plan, Stream stream) {
   if (plan.tile < 0 || plan.tile >= kLinear4bitGradXTileCount) {
     throw Error(ErrorCode::Unsupported,
                 "[linear_4bit_grad_x] tile: got " + std::to_string(plan.tile) + ", want 0 or 1");
   }
-  const GradXMmaArgs mma{.grad = args.grad,
-                         .out = args.out,
-                         .products = static_cast<float*>(args.workspace),
-                         .m = args.m,
-                         .split_depth = plan.split_depth,
-                         .splits = plan.splits,
-                         .weight = make_view(args.weight)};
-  args.dtype == DType::Float16 ? run_mma<__half>(mma, plan, stream) : run_mma<__nv_bfloat16>(mma, plan, stream);
+  dtype == DType::Float16 ? run_mma<__half>(args, plan, stream) : run_mma<__nv_bfloat16>(args, plan, stream);
 }
 
 }  // namespace qbits::cuda

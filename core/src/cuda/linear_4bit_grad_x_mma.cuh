@@ -18,6 +18,9 @@ struct GradXMmaArgs {
   int64_t split_depth;
   int splits;
   Weight4bitView weight;
+  int64_t rows;                      // of the weight; of one expert's
+  const int32_t* offsets = nullptr;  // of experts, if there are any
+  int experts = 0;
 };
 
 template <int kTile>
@@ -58,12 +61,12 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
   const int lane = tid % 32;
   const int warp_m = warp / kShape.warps_n;
   const int warp_n = warp % kShape.warps_n;
-  const MmaPosition at =
-      mma_position(blockIdx.x, (args.m + kShape.m - 1) / kShape.m, (w.cols + kShape.n - 1) / kShape.n);
-  const int64_t m0 = at.m_tile * kShape.m;
-  const int64_t k0 = at.n_tile * kShape.n;
+  const MmaTile at = mma_tile<kShape.m, kShape.n>(args.m, w.cols, args.offsets, args.experts, args.rows);
+  if (at.m0 >= at.m_end) return;
+  const int64_t m0 = at.m0;
+  const int64_t k0 = at.column;
   const int64_t n_begin = at.split * args.split_depth;
-  const int64_t n_end = n_begin + args.split_depth < w.rows ? n_begin + args.split_depth : w.rows;
+  const int64_t n_end = n_begin + args.split_depth < args.rows ? n_begin + args.split_depth : args.rows;
   const int iterations = static_cast<int>((n_end - n_begin + kShape.k - 1) / kShape.k);
 
   if (tid < 16) values[tid] = w.affine ? static_cast<float>(tid) : w.codebook[tid];
@@ -79,9 +82,9 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
       const int chunk = i % kGradChunks;
       const int64_t m = m0 + row;
       const int64_t n = n0 + chunk * 8;
-      const bool valid = m < args.m && n < w.rows;
+      const bool valid = m < at.m_end && n < args.rows;
       copy_async(tile + row * kGradPitch + swizzle_rows<kGradChunks>(row, chunk) * 16,
-                 grad + (valid ? m * w.rows + n : 0), valid);
+                 grad + (valid ? m * args.rows + n : 0), valid);
     }
   };
 
@@ -91,16 +94,17 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
     RawWeights raw{};
     const int64_t n = n_begin + int64_t{it} * kShape.k + weight_row;
     const int64_t k = k0 + weight_column;
-    if (n < w.rows && k < w.cols) {
-      raw.codes = *reinterpret_cast<const uint2*>(w.codes + ((n * w.cols + k) >> 1));
-      raw.scale = w.affine ? load_scale<true>(w, n, k) : load_scale<false>(w, n, k);
+    if (n < args.rows && k < w.cols) {
+      const int64_t row = at.base + n;
+      raw.codes = *reinterpret_cast<const uint2*>(w.codes + ((row * w.cols + k) >> 1));
+      raw.scale = w.affine ? load_scale<true>(w, row, k) : load_scale<false>(w, row, k);
     }
     return raw;
   };
   const auto store_weights = [&](int it, const RawWeights& raw) {
     // Outside the weight the scale is 0, whatever the rest.
     const int64_t n = n_begin + int64_t{it} * kShape.k + weight_row;
-    const bool valid = n < w.rows && k0 + weight_column < w.cols;
+    const bool valid = n < args.rows && k0 + weight_column < w.cols;
     const float zero = w.affine ? raw.scale.second : 0.0F;
     const float scale = w.affine ? raw.scale.first : finish_absmax(w, nested_code, raw.scale);
     uint32_t packed[8];
@@ -174,7 +178,7 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t m = m0 + (warp_m * kRowTiles + rt) * 16 + i / 2 * 8 + g;
-      if (m >= args.m) continue;
+      if (m >= at.m_end) continue;
 #pragma unroll
       for (int ct = 0; ct < kColumnTiles; ++ct) {
         const int64_t k = k0 + (warp_n * kColumnTiles + ct) * 8 + 2 * t + i % 2;
@@ -189,5 +193,8 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
     }
   }
 }
+
+// Runs the plan of a gradient, or of the gradients of experts.
+void launch_linear_4bit_grad_x_mma(const GradXMmaArgs& args, DType dtype, const Linear4bitPlan& plan, Stream stream);
 
 }  // namespace qbits::cuda

@@ -17,7 +17,7 @@ void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& 
   wgmma.outputs = args.weight.cols;
   wgmma.depth = args.weight.rows;
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, true);
-  launch_linear_4bit_wgmma<true>(wgmma, args.dtype, plan, stream);
+  launch_linear_4bit_wgmma<true, false>(wgmma, args.dtype, plan, stream);
 }
 
 }  // namespace qbits::cuda

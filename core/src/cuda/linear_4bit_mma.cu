@@ -16,7 +16,8 @@ void run_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stre
                     .splits = plan.splits,
                     .stages = plan.stages,
                     .codebook = operand_codebook<T>(args.weight),
-                    .weight = make_view(args.weight)};
+                    .weight = make_view(args.weight),
+                    .rows = args.weight.rows};
   args.weight.is_affine() ? launch_linear_4bit_mma<T, true>(mma, plan, stream)
                           : launch_linear_4bit_mma<T, false>(mma, plan, stream);
 }

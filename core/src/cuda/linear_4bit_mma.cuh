@@ -27,6 +27,9 @@ struct MmaArgs {
   int stages;
   OperandCodebook codebook;
   Weight4bitView weight;
+  int64_t rows;                      // of the weight; of one expert's
+  const int32_t* offsets = nullptr;  // of experts, if there are any
+  int experts = 0;
 };
 
 // As swizzle_rows, for x, whose rows are read in pairs, four chunks each.
@@ -71,10 +74,10 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   const int warp_m = warp / kShape.warps_n % kShape.warps_m;
   const int warp_k = warp / (kShape.warps_n * kShape.warps_m);
 
-  const MmaPosition at =
-      mma_position(blockIdx.x, (args.m + kShape.m - 1) / kShape.m, (w.rows + kShape.n - 1) / kShape.n);
-  const int64_t m0 = at.m_tile * kShape.m;
-  const int64_t n0 = at.n_tile * kShape.n;
+  const MmaTile at = mma_tile<kShape.m, kShape.n>(args.m, args.rows, args.offsets, args.experts, args.rows);
+  if (at.m0 >= at.m_end) return;
+  const int64_t m0 = at.m0;
+  const int64_t n0 = at.column;
   const int64_t k_begin = at.split * args.split_depth;
   const int64_t k_end = k_begin + args.split_depth < w.cols ? k_begin + args.split_depth : w.cols;
   const int iterations = static_cast<int>((k_end - k_begin + kShape.k - 1) / kShape.k);
@@ -92,13 +95,13 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   const int code_row = tid / kCodeChunks;
   const int code_k = tid % kCodeChunks * 32;
   const int code_position = code_row * kCodePitch + swizzle_rows<kCodeChunks>(code_row, tid % kCodeChunks) * 16;
-  const uint8_t* const code_source = w.codes + (((n0 + code_row) * w.cols + code_k) >> 1);
+  const uint8_t* const code_source = w.codes + (((at.base + n0 + code_row) * w.cols + code_k) >> 1);
   const int x_row = tid / kXChunks;
   const int x_k = tid % kXChunks * 8;
   const int x_position = kXOffset + x_row * kXPitch + swizzle_x(x_row, tid % kXChunks) * 16;
   const T* const x_source = static_cast<const T*>(args.x) + (m0 + x_row) * w.cols + x_k;
-  const int64_t left_n = w.rows - n0 - code_row;
-  const int64_t left_m = args.m - m0 - x_row;
+  const int64_t left_n = args.rows - n0 - code_row;
+  const int64_t left_m = at.m_end - m0 - x_row;
   const int valid_n = left_n < kShape.n ? static_cast<int>(left_n) : kShape.n;
   const int valid_m = left_m < kShape.m ? static_cast<int>(left_m) : kShape.m;
   const auto start_copies = [&](int slot, int64_t k0) {
@@ -123,7 +126,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
       const int64_t n = n0 + e / kScaleRows;
       const int64_t k = k0 + e % kScaleRows * kChunk;
       raw[i] = RawScale{};
-      if (e < kScales && n < w.rows && k < w.cols) raw[i] = load_scale<kAffine>(w, n, k);
+      if (e < kScales && n < args.rows && k < w.cols) raw[i] = load_scale<kAffine>(w, at.base + n, k);
     }
   };
   const auto store_scales = [&](int slot, const RawScale(&raw)[kThreadScales]) {
@@ -277,17 +280,17 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   for (int e = tid; e < kShape.m * kShape.n; e += kMmaThreads) {
     const int64_t m = m0 + e / kShape.n;
     const int64_t n = n0 + e % kShape.n;
-    if (m >= args.m || n >= w.rows) continue;
+    if (m >= at.m_end || n >= args.rows) continue;
     float sum = 0.0F;
 #pragma unroll
     for (int part = 0; part < kShape.warps_k; ++part) {
       sum += shared_sums[(part * kShape.m + e / kShape.n) * kSumPitch + e % kShape.n];
     }
     if (args.splits > 1) {
-      args.products[(at.split * args.m + m) * w.rows + n] = sum;
+      args.products[(at.split * args.m + m) * args.rows + n] = sum;
     } else {
-      if (bias != nullptr) sum += to_float(bias[n]);
-      static_cast<T*>(args.out)[m * w.rows + n] = from_float<T>(sum);
+      if (bias != nullptr) sum += to_float(bias[at.base + n]);
+      static_cast<T*>(args.out)[m * args.rows + n] = from_float<T>(sum);
     }
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_weight.cuh"
 
 // What the tensor-core kernels of linear_4bit and its gradient share.
@@ -33,6 +34,28 @@ __host__ __device__ inline MmaPosition mma_position(int64_t block, int64_t m_til
   const int64_t left = m_tiles - group * kMmaGroupTiles;
   const int64_t height = left < kMmaGroupTiles ? left : kMmaGroupTiles;
   return {group * kMmaGroupTiles + rest % height, rest / height, block / tiles};
+}
+
+// What a block computes: `columns` outputs from `column` on, of rows m0 to m_end of x, with the weight that begins at
+// row `base`; nothing if m0 is m_end. Without experts there is one weight.
+struct MmaTile {
+  int64_t m0;
+  int64_t m_end;
+  int64_t column;
+  int64_t base;
+  int64_t split;
+};
+
+template <int kRows, int kColumns>
+__device__ MmaTile mma_tile(int64_t m, int64_t columns, const int32_t* offsets, int experts, int64_t weight_rows) {
+  const int64_t n_tiles = (columns + kColumns - 1) / kColumns;
+  if (offsets == nullptr) {
+    const MmaPosition at = mma_position(blockIdx.x, (m + kRows - 1) / kRows, n_tiles);
+    return {at.m_tile * kRows, m, at.n_tile * kColumns, 0, at.split};
+  }
+  const ExpertPiece piece =
+      ExpertPieces<kRows>(offsets, experts, static_cast<int>(m)).find(static_cast<uint32_t>(blockIdx.x / n_tiles));
+  return {piece.begin, piece.end, blockIdx.x % n_tiles * kColumns, piece.expert * weight_rows, 0};
 }
 
 // A scale as loaded, turned into a float32 scale (and zero) one stage of arithmetic later.

@@ -16,20 +16,20 @@ __global__ void __launch_bounds__(kSimtThreads) linear_4bit_simt_row(const SimtA
   __syncthreads();
 
   const int lane = threadIdx.x % 32;
-  const int64_t row_tiles = (w.rows + kRowWarps - 1) / kRowWarps;
+  const int64_t row_tiles = (args.rows + kRowWarps - 1) / kRowWarps;
   const int64_t n = blockIdx.x % row_tiles * kRowWarps + threadIdx.x / 32;
-  const int64_t m0 = blockIdx.x / row_tiles * kRowColumns;
-  if (n >= w.rows) return;
+  const SimtRows rows = simt_rows<kRowColumns>(args, blockIdx.x / row_tiles);
+  if (n >= args.rows || rows.begin >= rows.end) return;
   const T* x = static_cast<const T*>(args.a);
 
   float sum[kRowColumns] = {};
   for (int64_t k = lane * 8; k < w.cols; k += 32 * 8) {
     float values[8];
-    dequantize8(w, codebook, n, k, values);
+    dequantize8(w, codebook, rows.weight + n, k, values);
 #pragma unroll
     for (int c = 0; c < kRowColumns; ++c) {
-      if (m0 + c >= args.m) break;
-      const T* row = x + (m0 + c) * w.cols + k;
+      if (rows.begin + c >= rows.end) break;
+      const T* row = x + (rows.begin + c) * w.cols + k;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (k + j < w.cols) sum[c] = fmaf(values[j], to_float(row[j]), sum[c]);
@@ -41,23 +41,28 @@ __global__ void __launch_bounds__(kSimtThreads) linear_4bit_simt_row(const SimtA
     for (int distance = 16; distance > 0; distance /= 2) sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], distance);
   }
   if (lane != 0) return;
-  const float b = args.bias != nullptr ? to_float(static_cast<const T*>(args.bias)[n]) : 0.0f;
+  const float b = args.bias != nullptr ? to_float(static_cast<const T*>(args.bias)[rows.weight + n]) : 0.0f;
 #pragma unroll
   for (int c = 0; c < kRowColumns; ++c) {
-    if (m0 + c < args.m) static_cast<T*>(args.out)[(m0 + c) * w.rows + n] = from_float<T>(sum[c] + b);
+    if (rows.begin + c >= rows.end) break;
+    static_cast<T*>(args.out)[(rows.begin + c) * args.rows + n] = from_float<T>(sum[c] + b);
   }
 }
 
 }  // namespace
 
 void linear_4bit_simt(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  constexpr std::string_view kOp = "linear_4bit";
-  const SimtArgs simt{args.x, args.bias, args.out, args.m, make_view(args.weight)};
-  dispatch_float(args.dtype, kOp, [&](auto tag) {
+  const SimtArgs simt{args.x, args.bias, args.out, args.m, make_view(args.weight), args.weight.rows};
+  launch_linear_4bit_simt("linear_4bit", simt, args.dtype, plan, stream);
+}
+
+void launch_linear_4bit_simt(std::string_view op, const SimtArgs& args, DType dtype, const Linear4bitPlan& plan,
+                             Stream stream) {
+  dispatch_float(dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto kernel =
         plan.kernel == Linear4bitKernel::SimtRow ? linear_4bit_simt_row<T> : linear_4bit_simt_tile<T, false>;
-    launch(kOp, kernel, {plan.blocks, kSimtThreads}, stream, simt);
+    launch(op, kernel, {plan.blocks, kSimtThreads}, stream, args);
   });
 }
 

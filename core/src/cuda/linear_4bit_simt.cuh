@@ -1,6 +1,8 @@
 #pragma once
 
+#include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_weight.cuh"
+#include "ops/linear_4bit_plan.h"
 
 // Products with a 4-bit weight in plain float32 arithmetic: any size, block, alignment and dtype.
 
@@ -12,7 +14,25 @@ struct SimtArgs {
   void* out;
   int64_t m;
   Weight4bitView weight;
+  int64_t rows;                      // of the weight of one product
+  const int32_t* offsets = nullptr;  // of experts, if there are any
+  int experts = 0;
 };
+
+// Rows of a that a block multiplies, and the first row of the weight they meet.
+struct SimtRows {
+  int64_t begin;
+  int64_t end;
+  int64_t weight;
+};
+
+template <int kColumns>
+__device__ SimtRows simt_rows(const SimtArgs& args, int64_t tile) {
+  if (args.offsets == nullptr) return {tile * kColumns, args.m, 0};
+  const ExpertPiece piece =
+      ExpertPieces<kColumns>(args.offsets, args.experts, static_cast<int>(args.m)).find(static_cast<uint32_t>(tile));
+  return {piece.begin, piece.end, piece.expert * args.rows};
+}
 
 inline constexpr int kSimtThreads = 256;
 inline constexpr int kSimtTile = 64;
@@ -32,10 +52,12 @@ __global__ void __launch_bounds__(kSimtThreads, 2) linear_4bit_simt_tile(const S
   if (tid < 16) codebook[tid] = w.codebook[tid];
   __syncthreads();
 
-  const int64_t cols = kGradX ? w.cols : w.rows;
-  const int64_t depth = kGradX ? w.rows : w.cols;
+  const int64_t cols = kGradX ? w.cols : args.rows;
+  const int64_t depth = kGradX ? args.rows : w.cols;
   const int64_t col_tiles = (cols + kSimtTile - 1) / kSimtTile;
-  const int64_t m0 = blockIdx.x / col_tiles * kSimtTile;
+  const SimtRows rows = simt_rows<kSimtTile>(args, blockIdx.x / col_tiles);
+  if (rows.begin >= rows.end) return;
+  const int64_t m0 = rows.begin;
   const int64_t j0 = blockIdx.x % col_tiles * kSimtTile;
   const int ty = tid / 16;
   const int tx = tid % 16;
@@ -50,7 +72,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2) linear_4bit_simt_tile(const S
       const int r = tid % 4 * 8;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const bool inside = m0 + row < args.m && r0 + r + i < depth;
+        const bool inside = m0 + row < rows.end && r0 + r + i < depth;
         a_tile[r + i][row] = inside ? to_float(a[(m0 + row) * depth + r0 + r + i]) : 0.0f;
       }
       // Eight weights along their row: down the tile for the product, across it for the gradient.
@@ -59,7 +81,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2) linear_4bit_simt_tile(const S
       const int64_t n = (kGradX ? r0 : j0) + n_local;
       const int64_t k = (kGradX ? j0 : r0) + k_local;
       float values[8] = {};
-      if (n < w.rows && k < w.cols) dequantize8(w, codebook, n, k, values);
+      if (n < args.rows && k < w.cols) dequantize8(w, codebook, rows.weight + n, k, values);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         if constexpr (kGradX) {
@@ -101,15 +123,21 @@ __global__ void __launch_bounds__(kSimtThreads, 2) linear_4bit_simt_tile(const S
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t m = m0 + ty * 4 + i;
-    if (m >= args.m) continue;
+    if (m >= rows.end) continue;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t col = j0 + tx * 4 + j;
       if (col >= cols) continue;
-      const float b = bias != nullptr ? to_float(bias[col]) : 0.0f;
+      const float b = bias != nullptr ? to_float(bias[rows.weight + col]) : 0.0f;
       out[m * cols + col] = from_float<T>(total[i][j] + b);
     }
   }
 }
+
+// Run the plan of a product, or of the products of experts.
+void launch_linear_4bit_simt(std::string_view op, const SimtArgs& args, DType dtype, const Linear4bitPlan& plan,
+                             Stream stream);
+void launch_linear_4bit_grad_x_simt(std::string_view op, const SimtArgs& args, DType dtype, const Linear4bitPlan& plan,
+                                    Stream stream);
 
 }  // namespace qbits::cuda

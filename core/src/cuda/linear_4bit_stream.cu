@@ -10,6 +10,7 @@ void run_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream s
                                .bias = args.bias,
                                .out = args.out,
                                .m = static_cast<int>(args.m),
+                               .rows = static_cast<int>(args.weight.rows),
                                .tiles = static_cast<int>(ceil_div(args.weight.rows, 16 * plan.warps / plan.parts)),
                                .splits = plan.splits,
                                .parts = plan.parts,
@@ -18,8 +19,8 @@ void run_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream s
                                .rounds = plan.rounds,
                                .codebook = operand_codebook<T>(args.weight),
                                .weight = make_view(args.weight)};
-  args.weight.is_affine() ? launch_linear_4bit_stream<T, true>(kernel_args, plan, stream)
-                          : launch_linear_4bit_stream<T, false>(kernel_args, plan, stream);
+  args.weight.is_affine() ? launch_linear_4bit_stream<T, true, false>(kernel_args, plan, stream)
+                          : launch_linear_4bit_stream<T, false, false>(kernel_args, plan, stream);
 }
 
 }  // namespace

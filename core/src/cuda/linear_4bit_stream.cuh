@@ -11,7 +11,7 @@ namespace qbits::cuda {
 
 // x of a warp: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile.
 template <class T, class Block, int kColumnTiles, int kChunk>
-__device__ void stream_load_x(const Block& block, uint32_t (&x)[kColumnTiles][32]) {
+__device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t (&x)[kColumnTiles][32]) {
   const StreamArgs& args = block.args;
   const int t = block.lane % 4;
 #pragma unroll
@@ -20,9 +20,9 @@ __device__ void stream_load_x(const Block& block, uint32_t (&x)[kColumnTiles][32
     for (int v = 0; v < 8; ++v) {
       const int column = kChunk == 64 ? v / 2 * 64 + t * 16 + v % 2 * 8 : v * 32 + t * 8;
       const int k = block.k_begin + block.warp % args.parts * Linear4bitStream::kSlotDepth + column;
-      const int m = ct * 8 + block.lane / 4;
+      const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
-      if (m < args.m && k < block.k_end) {
+      if (m < run.m_end && k < block.k_end) {
         value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
       }
       x[ct][4 * v] = value.x;
@@ -77,11 +77,11 @@ __device__ void stream_multiply(const Block& block) {
     const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
     *reinterpret_cast<uint4*>(dynamic_shared() + i * 16) = make_uint4(pair, pair, pair, pair);
   }
-  wait_for_kernels_before();
-  uint32_t x[kColumnTiles][32];
-  stream_load_x<T, Block, kColumnTiles, kChunk>(block, x);
-  if constexpr (kAffine) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, x);
-  barrier_sync(1, args.warps * 32);
+  if constexpr (Block::kIsGrouped) {
+    barrier_sync(1, args.warps * 32);
+  } else {
+    wait_for_kernels_before();
+  }
 
   const uint32_t lane_bits = static_cast<uint32_t>(lane) * 4;
   const auto look_up = [&](uint32_t word, int i) {
@@ -96,84 +96,92 @@ __device__ void stream_multiply(const Block& block) {
 
   StreamStage stage;
   int sums_parity = 1;  // free at first
-  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
-    float sums[kColumnTiles][4] = {};
-    mbarrier_wait(&barriers.full[stage.index], stage.parity);
-    const uint8_t* const codes = dynamic_shared() + code_at + stage.index * block.stage_bytes;
-    const uint8_t* const scales = dynamic_shared() + scale_at + stage.index * block.stage_bytes;
-    if (block.k_begin + part * Linear4bitStream::kSlotDepth < block.k_end) {
-      float scale[2][4];
-      float zero[2][4];
+  block.for_runs([&](const StreamRun& run) {
+    uint32_t x[kColumnTiles][32];
+    stream_load_x<T, Block, kColumnTiles, kChunk>(block, run, x);
+    if constexpr (kAffine) {
+      __syncwarp();  // the sums of the run before have been read
+      stream_sum_x<T, Block, kColumnTiles, kChunk>(block, x);
+      __syncwarp();
+    }
+    if constexpr (!Block::kIsGrouped) barrier_sync(1, args.warps * 32);
+    for (int tile = run.first; tile < run.last; tile += run.stride) {
+      float sums[kColumnTiles][4] = {};
+      mbarrier_wait(&barriers.full[stage.index], stage.parity);
+      const uint8_t* const codes = dynamic_shared() + code_at + stage.index * block.stage_bytes;
+      const uint8_t* const scales = dynamic_shared() + scale_at + stage.index * block.stage_bytes;
+      if (block.k_begin + part * Linear4bitStream::kSlotDepth < block.k_end) {
+        float scale[2][4];
+        float zero[2][4];
 #pragma unroll
-      for (int c = 0; c < kSlotChunks; ++c) {
-        if (c % 4 == 0) {
+        for (int c = 0; c < kSlotChunks; ++c) {
+          if (c % 4 == 0) {
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const float4 four = *reinterpret_cast<const float4*>(scales + c * 4 + h * eight_scales);
-            scale[h][0] = four.x, scale[h][1] = four.y, scale[h][2] = four.z, scale[h][3] = four.w;
+            for (int h = 0; h < 2; ++h) {
+              const float4 four = *reinterpret_cast<const float4*>(scales + c * 4 + h * eight_scales);
+              scale[h][0] = four.x, scale[h][1] = four.y, scale[h][2] = four.z, scale[h][3] = four.w;
+              if constexpr (kAffine) {
+                const float4 z =
+                    *reinterpret_cast<const float4*>(scales + block.scale_bytes + c * 4 + h * eight_scales);
+                zero[h][0] = z.x, zero[h][1] = z.y, zero[h][2] = z.z, zero[h][3] = z.w;
+              }
+            }
+          }
+          uint32_t upper[kChunk / 32];  // codes of row g
+          uint32_t lower[kChunk / 32];  // and of row g + 8
+          const uint8_t* const at = codes + c * (kChunk / 2);
+          if constexpr (kChunk == 64) {
+            const uint2 a = *reinterpret_cast<const uint2*>(at);
+            const uint2 b = *reinterpret_cast<const uint2*>(at + eight_codes);
+            upper[0] = a.x, upper[1] = a.y, lower[0] = b.x, lower[1] = b.y;
+          } else {
+            upper[0] = *reinterpret_cast<const uint32_t*>(at);
+            lower[0] = *reinterpret_cast<const uint32_t*>(at + eight_codes);
+          }
+          float product[kColumnTiles][kChains][4] = {};
+#pragma unroll
+          for (int i = 0; i < kPairs; i += 2) {
+            const uint32_t a[4] = {look_up(upper[i / 4], i % 4), look_up(lower[i / 4], i % 4),
+                                   look_up(upper[i / 4], i % 4 + 1), look_up(lower[i / 4], i % 4 + 1)};
+#pragma unroll
+            for (int ct = 0; ct < kColumnTiles; ++ct) {
+              mma_16x8x16<T>(product[ct][i / 2 % kChains], a, x[ct][c * kPairs + i], x[ct][c * kPairs + i + 1]);
+            }
+          }
+#pragma unroll
+          for (int ct = 0; ct < kColumnTiles; ++ct) {
+            float2 x_sum = make_float2(0.0F, 0.0F);
             if constexpr (kAffine) {
-              const float4 z = *reinterpret_cast<const float4*>(scales + block.scale_bytes + c * 4 + h * eight_scales);
-              zero[h][0] = z.x, zero[h][1] = z.y, zero[h][2] = z.z, zero[h][3] = z.w;
+              const int column = c * kColumnTiles + ct;
+              x_sum = *reinterpret_cast<const float2*>(block.x_sums() + column * 8 + 2 * t);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              float value = product[ct][0][i];
+              if constexpr (kChains == 2) value += product[ct][1][i];
+              if constexpr (kAffine) value = fmaf(-zero[i / 2][c % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
+              sums[ct][i] = fmaf(scale[i / 2][c % 4], value, sums[ct][i]);
             }
           }
         }
-        uint32_t upper[kChunk / 32];  // codes of row g
-        uint32_t lower[kChunk / 32];  // and of row g + 8
-        const uint8_t* const at = codes + c * (kChunk / 2);
-        if constexpr (kChunk == 64) {
-          const uint2 a = *reinterpret_cast<const uint2*>(at);
-          const uint2 b = *reinterpret_cast<const uint2*>(at + eight_codes);
-          upper[0] = a.x, upper[1] = a.y, lower[0] = b.x, lower[1] = b.y;
-        } else {
-          upper[0] = *reinterpret_cast<const uint32_t*>(at);
-          lower[0] = *reinterpret_cast<const uint32_t*>(at + eight_codes);
-        }
-        float product[kColumnTiles][kChains][4] = {};
-#pragma unroll
-        for (int i = 0; i < kPairs; i += 2) {
-          const uint32_t a[4] = {look_up(upper[i / 4], i % 4), look_up(lower[i / 4], i % 4),
-                                 look_up(upper[i / 4], i % 4 + 1), look_up(lower[i / 4], i % 4 + 1)};
-#pragma unroll
-          for (int ct = 0; ct < kColumnTiles; ++ct) {
-            mma_16x8x16<T>(product[ct][i / 2 % kChains], a, x[ct][c * kPairs + i], x[ct][c * kPairs + i + 1]);
-          }
-        }
-#pragma unroll
-        for (int ct = 0; ct < kColumnTiles; ++ct) {
-          float2 x_sum = make_float2(0.0F, 0.0F);
-          if constexpr (kAffine) {
-            const int column = c * kColumnTiles + ct;
-            x_sum = *reinterpret_cast<const float2*>(block.x_sums() + column * 8 + 2 * t);
-          }
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float value = product[ct][0][i];
-            if constexpr (kChains == 2) value += product[ct][1][i];
-            if constexpr (kAffine) value = fmaf(-zero[i / 2][c % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
-            sums[ct][i] = fmaf(scale[i / 2][c % 4], value, sums[ct][i]);
-          }
-        }
       }
-    }
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(&barriers.free[stage.index]);
-    stage.next(args.stages);
-    mbarrier_wait(&barriers.sums_free, sums_parity);
-    sums_parity ^= 1;
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&barriers.free[stage.index]);
+      stage.next(args.stages);
+      mbarrier_wait(&barriers.sums_free, sums_parity);
+      sums_parity ^= 1;
 #pragma unroll
-    for (int ct = 0; ct < kColumnTiles; ++ct) {
-      block.sums()[(block.warp * kColumnTiles + ct) * 32 + lane] =
-          make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+      for (int ct = 0; ct < kColumnTiles; ++ct) {
+        block.sums()[(block.warp * kColumnTiles + ct) * 32 + lane] =
+            make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+      }
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&barriers.sums_full);
     }
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(&barriers.sums_full);
-  }
+  });
 }
 
-template <class Block, int kColumnTiles>
-__device__ void stream_init_barriers(const Block& block) {
-  const StreamArgs& args = block.args;
-  StreamBarriers& barriers = Block::barriers();
+__device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarriers& barriers) {
   if (elect_one()) {
     for (int i = 0; i < args.stages; ++i) {
       mbarrier_init(&barriers.full[i], 2);
@@ -183,21 +191,23 @@ __device__ void stream_init_barriers(const Block& block) {
     mbarrier_init(&barriers.sums_free, 1);
     mbarrier_init(&barriers.splits_full, 1);
     mbarrier_init_fence();
-    if (args.splits > 1) {
-      mbarrier_arrive_expect(&barriers.splits_full, block.finished_tiles() * args.splits * block.groups *
-                                                        Linear4bitStream::sum_bytes(kColumnTiles));
-    }
   }
   __syncwarp();
 }
 
-template <class T, int kColumnTiles, int kChunk, bool kAffine>
+template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
-  using Block = StreamBlock<kColumnTiles, kChunk, kAffine>;
+  using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped>;
+  if (stream_warp() == -Linear4bitStream::kServiceWarps) stream_init_barriers(args, Block::barriers());
+  if constexpr (kGrouped) {
+    // What there is to do only offsets say, which kernels before this one may write.
+    prefetch_to_l2(args.offsets);
+    wait_for_kernels_before();
+  }
   const Block block(args);
   const int service = block.warp + Linear4bitStream::kServiceWarps;
-  if (service == 0) stream_init_barriers<Block, kColumnTiles>(block);
+  if (service == 0) block.expect_splits();
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
@@ -225,12 +235,19 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
 }
 
 // Runs the instantiation of a plan; each (T, kAffine) has a file of its own.
-template <class T, bool kAffine>
+template <class T, bool kAffine, bool kGrouped>
 void launch_linear_4bit_stream(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream);
 
-extern template void launch_linear_4bit_stream<__nv_bfloat16, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_stream<__nv_bfloat16, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_stream<__half, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_stream<__half, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
+#define QBITS_STREAM(T, affine, grouped) \
+  extern template void launch_linear_4bit_stream<T, affine, grouped>(const StreamArgs&, const Linear4bitPlan&, Stream);
+QBITS_STREAM(__nv_bfloat16, false, false)
+QBITS_STREAM(__nv_bfloat16, false, true)
+QBITS_STREAM(__nv_bfloat16, true, false)
+QBITS_STREAM(__nv_bfloat16, true, true)
+QBITS_STREAM(__half, false, false)
+QBITS_STREAM(__half, false, true)
+QBITS_STREAM(__half, true, false)
+QBITS_STREAM(__half, true, true)
+#undef QBITS_STREAM
 
 }  // namespace qbits::cuda

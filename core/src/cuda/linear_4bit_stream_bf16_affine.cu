@@ -2,6 +2,6 @@
 
 namespace qbits::cuda {
 
-template void launch_linear_4bit_stream<__nv_bfloat16, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
+template void launch_linear_4bit_stream<__nv_bfloat16, true, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
 
 }  // namespace qbits::cuda

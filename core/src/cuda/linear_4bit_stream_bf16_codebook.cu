@@ -2,6 +2,6 @@
 
 namespace qbits::cuda {
 
-template void launch_linear_4bit_stream<__nv_bfloat16, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
+template void launch_linear_4bit_stream<__nv_bfloat16, false, false>(const StreamArgs&, const Linear4bitPlan&, Stream);
 
 }  // namespace qbits::cuda

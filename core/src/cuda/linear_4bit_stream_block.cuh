@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_stream_ptx.cuh"
 #include "cuda/linear_4bit_weight.cuh"
@@ -15,7 +16,8 @@ struct StreamArgs {
   const void* bias;
   void* out;
   int m;
-  int tiles;   // of the weight: the groups of 16 rows that a block computes at a time
+  int rows;    // of the weight; of one expert's
+  int tiles;   // of these rows: the groups of 16 that a block computes at a time
   int splits;  // blocks of a cluster, which share rows
   int parts;   // warps that share rows, each with a slot of the split's columns
   int warps;   // that multiply: parts for each group of 16 rows
@@ -23,6 +25,21 @@ struct StreamArgs {
   int rounds;  // tiles of a block, rounded up
   OperandCodebook codebook;
   Weight4bitView weight;
+  const int32_t* offsets;  // of experts
+  int experts;
+};
+
+// Tiles that a block computes with the same rows of x, m0 to m_end: `first`, first + stride, ... below `last`, of the
+// weight that begins at row `base`.
+struct StreamRun {
+  int m0;
+  int m_end;
+  int base;
+  int first;
+  int last;
+  int stride;
+
+  __device__ int count() const { return (last - first + stride - 1) / stride; }
 };
 
 struct StreamBarriers {
@@ -34,10 +51,23 @@ struct StreamBarriers {
 };
 static_assert(sizeof(StreamBarriers) <= Linear4bitStream::kBarrierBytes);
 
+// Tells the compiler that a warp's threads agree on `value`: what follows from it takes the uniform datapath.
+__device__ inline int uniform(int value) { return __shfl_sync(~0U, value, 0); }
+
+// The number of a warp among those that multiply; negative: a service warp.
+__device__ inline int stream_warp() {
+  return uniform(static_cast<int>(threadIdx.x) / 32) - Linear4bitStream::kServiceWarps;
+}
+
 // Dynamic shared memory holds the table of code pairs, the map of double quantization, barriers, stages, sums of x,
 // sums of the warps, and sums of the blocks of a cluster.
-template <int kColumnTiles, int kChunk, bool kAffine>
+template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 struct StreamBlock {
+  static constexpr bool kIsGrouped = kGrouped;
+  // Pieces up to which clusters take tiles in turn, as without experts: the first codes come sooner, but each loads x
+  // of every piece. Measured on an H200.
+  static constexpr int kStridedPieces = 2;
+  static constexpr int kPieceRows = 8 * kColumnTiles;  // of x, in a piece of an expert's
   static constexpr int kSlotChunks = Linear4bitStream::kSlotDepth / kChunk;
   static constexpr int kBarriersOffset = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
   static constexpr int kStagesOffset = kBarriersOffset + Linear4bitStream::kBarrierBytes;
@@ -48,7 +78,8 @@ struct StreamBlock {
   int lane;
   int groups;
   int split;
-  int first_tile;
+  int first_tile;  // experts: of the tiles of all pieces, numbered piece after piece
+  int last_tile;
   int tile_stride;
   int rows;
   int k_begin;  // of the split
@@ -60,20 +91,58 @@ struct StreamBlock {
 
   __device__ explicit StreamBlock(const StreamArgs& a)
       : args(a),
-        // The shuffle tells the compiler that a warp's threads agree.
-        warp(__shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32, 0) - Linear4bitStream::kServiceWarps),
+        warp(stream_warp()),
         lane(static_cast<int>(threadIdx.x) % 32),
         groups(a.warps / a.parts),
         split(static_cast<int>(blockIdx.x) % a.splits),
         first_tile(static_cast<int>(blockIdx.x) / a.splits),
+        last_tile(a.tiles),
         tile_stride(static_cast<int>(gridDim.x) / a.splits),
-        rows(static_cast<int>(a.weight.rows)),
+        rows(a.rows),
         k_begin(split * a.parts * Linear4bitStream::kSlotDepth),
         k_end(min(k_begin + a.parts * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
         code_pitch(Linear4bitStream::code_pitch(a.parts, kChunk)),
         scale_pitch(Linear4bitStream::scale_pitch(a.parts, kChunk)),
         scale_bytes(Linear4bitStream::scale_bytes(a.parts, groups, kChunk)),
-        stage_bytes(Linear4bitStream::stage_bytes(a.parts, groups, kChunk, kAffine)) {}
+        stage_bytes(Linear4bitStream::stage_bytes(a.parts, groups, kChunk, kAffine)) {
+    if constexpr (kGrouped) {
+      // More tiles than the plan's rounds hold can only come of offsets without sense.
+      const int clusters = tile_stride;
+      const int cluster = first_tile;
+      const int64_t pieces = count_pieces<kPieceRows>(a.offsets, a.experts, a.m);
+      const int all = static_cast<int>(min(pieces * a.tiles, int64_t{clusters} * a.rounds));
+      last_tile = uniform(all);
+      if (pieces > kStridedPieces || a.tiles < clusters) {
+        // Each cluster has a range of its own, so that it seldom loads x anew.
+        first_tile = uniform(cluster * (all / clusters) + min(cluster, all % clusters));
+        last_tile = uniform(first_tile + all / clusters + (cluster < all % clusters ? 1 : 0));
+        tile_stride = 1;
+      }
+    }
+  }
+
+  // Calls f(run) for the block's tiles; whole warps call it.
+  template <class F>
+  __device__ void for_runs(F f) const {
+    if constexpr (kGrouped) {
+      for (int tile = first_tile; tile < last_tile;) {
+        const int piece_number = tile / args.tiles;
+        const int before = piece_number * args.tiles;
+        // A search of its own each time: registers are worth more than what it would remember.
+        const ExpertPiece piece = ExpertPieces<kPieceRows>(args.offsets, args.experts, args.m).find(piece_number);
+        const StreamRun run{.m0 = uniform(piece.begin),
+                            .m_end = uniform(piece.end),
+                            .base = uniform(piece.expert * rows),
+                            .first = tile - before,
+                            .last = min(last_tile - before, args.tiles),
+                            .stride = tile_stride};
+        f(run);
+        tile += run.count() * tile_stride;
+      }
+    } else {
+      f(StreamRun{0, args.m, 0, first_tile, last_tile, tile_stride});
+    }
+  }
 
   // The first row of a tile.
   __device__ int row(int tile) const { return tile * groups * 16; }
@@ -97,8 +166,16 @@ struct StreamBlock {
   __device__ int own_rounds() const { return (args.rounds + args.splits - 1) / args.splits; }
   // Of a cluster's tiles, which its blocks finish in turn, those of this block.
   __device__ int finished_tiles() const {
-    const int tiles = (args.tiles - first_tile + tile_stride - 1) / tile_stride;
+    const int tiles = (last_tile - first_tile + tile_stride - 1) / tile_stride;
     return (tiles - split + args.splits - 1) / args.splits;
+  }
+  // Announces the sums that blocks of the cluster will send, some of which may have come.
+  __device__ void expect_splits() const {
+    if (args.splits > 1 && elect_one()) {
+      mbarrier_arrive_expect(&barriers().splits_full,
+                             finished_tiles() * args.splits * groups * Linear4bitStream::sum_bytes(kColumnTiles));
+    }
+    __syncwarp();
   }
 };
 

@@ -7,11 +7,11 @@
 
 namespace qbits::cuda {
 
-template <class T, bool kAffine, int kColumnTiles>
+template <class T, bool kAffine, bool kGrouped, int kColumnTiles>
 void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
   constexpr std::string_view kOp = "linear_4bit";
-  const auto kernel = plan.chunk == 64 ? linear_4bit_stream_kernel<T, kColumnTiles, 64, kAffine>
-                                       : linear_4bit_stream_kernel<T, kColumnTiles, 32, kAffine>;
+  const auto kernel = plan.chunk == 64 ? linear_4bit_stream_kernel<T, kColumnTiles, 64, kAffine, kGrouped>
+                                       : linear_4bit_stream_kernel<T, kColumnTiles, 32, kAffine, kGrouped>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = ((plan.warps + 3) / 4 * 4 + Linear4bitStream::kServiceWarps) * 32,
@@ -21,10 +21,10 @@ void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitP
   launch(kOp, kernel, shape, stream, args);
 }
 
-template <class T, bool kAffine>
+template <class T, bool kAffine, bool kGrouped>
 void launch_linear_4bit_stream(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  plan.column_tiles == 1 ? launch_linear_4bit_stream_columns<T, kAffine, 1>(args, plan, stream)
-                         : launch_linear_4bit_stream_columns<T, kAffine, 2>(args, plan, stream);
+  plan.column_tiles == 1 ? launch_linear_4bit_stream_columns<T, kAffine, kGrouped, 1>(args, plan, stream)
+                         : launch_linear_4bit_stream_columns<T, kAffine, kGrouped, 2>(args, plan, stream);
 }
 
 }  // namespace qbits::cuda

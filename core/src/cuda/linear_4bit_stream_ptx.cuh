@@ -70,6 +70,8 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, ui
   }
 }
 
+__device__ inline void prefetch_to_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global)); }
+
 // Barrier `id` (1 to 15) of `threads` threads, whole warps.
 __device__ inline void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");

@@ -21,26 +21,28 @@ __device__ void stream_copy_codes(const Block& block) {
   const int stage_clocks = block.stage_bytes / Linear4bitStream::kFirstBytesPerClock;
   const int64_t start = clock64();
   int filled = 0;
-  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
-    if (filled < args.stages) {
-      while (clock64() - start < int64_t{filled} * stage_clocks) {
+  block.for_runs([&](const StreamRun& run) {
+    for (int tile = run.first; tile < run.last; tile += run.stride) {
+      if (filled < args.stages) {
+        while (clock64() - start < int64_t{filled} * stage_clocks) {
+        }
+        ++filled;
       }
-      ++filled;
-    }
-    const int valid_rows = min(block.groups * 16, block.rows - block.row(tile));
-    mbarrier_wait(&barriers.free[stage.index], stage.parity);
-    uint64_t* const full = &barriers.full[stage.index];
-    if (elected) mbarrier_arrive_expect(full, valid_rows * bytes);
-    const uint8_t* from = args.weight.codes + (block.row(tile) * args.weight.cols + block.k_begin) / 2;
-    uint8_t* to = dynamic_shared() + block.codes(stage.index);
+      const int valid_rows = min(block.groups * 16, block.rows - block.row(tile));
+      mbarrier_wait(&barriers.free[stage.index], stage.parity);
+      uint64_t* const full = &barriers.full[stage.index];
+      if (elected) mbarrier_arrive_expect(full, valid_rows * bytes);
+      const uint8_t* from = args.weight.codes + ((run.base + block.row(tile)) * args.weight.cols + block.k_begin) / 2;
+      uint8_t* to = dynamic_shared() + block.codes(stage.index);
 #pragma unroll 4
-    for (int row = 0; row < valid_rows; ++row) {
-      if (elected) copy_bulk(to, from, bytes, full);
-      from += row_bytes;
-      to += block.code_pitch;
+      for (int row = 0; row < valid_rows; ++row) {
+        if (elected) copy_bulk(to, from, bytes, full);
+        from += row_bytes;
+        to += block.code_pitch;
+      }
+      stage.next(args.stages);
     }
-    stage.next(args.stages);
-  }
+  });
 }
 
 // How scales lie in memory; each kind has a loop of its own.
@@ -104,56 +106,60 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   const int k = block.k_begin + column * 4 * kChunk;
   StreamStage stage{.parity = 1};
   if (turn == 1) stage.next(args.stages);
-  for (int tile = block.first_tile + turn * block.tile_stride; tile < args.tiles; tile += 2 * block.tile_stride) {
-    const int last_row = column < row_fours ? tile_rows : 0;
-    const int valid_rows = k < block.k_end ? min(last_row, block.rows - block.row(tile)) : 0;
-    float4* to = reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage.index)) +
-                 first_row * (block.scale_pitch / 4) + column;
-    if constexpr (kKind == StreamScales::Any) {
-      mbarrier_wait(&barriers.free[stage.index], stage.parity);
+  block.for_runs([&](const StreamRun& run) {
+    for (int tile = run.first + turn * run.stride; tile < run.last; tile += 2 * run.stride) {
+      const int last_row = column < row_fours ? tile_rows : 0;
+      const int valid_rows = k < block.k_end ? min(last_row, block.rows - block.row(tile)) : 0;
+      float4* to = reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage.index)) +
+                   first_row * (block.scale_pitch / 4) + column;
+      if constexpr (kKind == StreamScales::Any) {
+        mbarrier_wait(&barriers.free[stage.index], stage.parity);
 #pragma unroll 1
-      for (int row = first_row; row < last_row; row += step_rows, to += step_to) {
-        float scale[4] = {};
-        float zero[4] = {};
+        for (int row = first_row; row < last_row; row += step_rows, to += step_to) {
+          float scale[4] = {};
+          float zero[4] = {};
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (row >= valid_rows || k + j * kChunk >= block.k_end) continue;
-          const int64_t index = w.scale_index(block.row(tile) + row, k + j * kChunk);
-          scale[j] = w.scale(index);
-          zero[j] = w.zero(index);
+          for (int j = 0; j < 4; ++j) {
+            if (row >= valid_rows || k + j * kChunk >= block.k_end) continue;
+            const int64_t index = w.scale_index(run.base + block.row(tile) + row, k + j * kChunk);
+            scale[j] = w.scale(index);
+            zero[j] = w.zero(index);
+          }
+          put(to, make_float4(scale[0], scale[1], scale[2], scale[3]), make_float4(zero[0], zero[1], zero[2], zero[3]));
         }
-        put(to, make_float4(scale[0], scale[1], scale[2], scale[3]), make_float4(zero[0], zero[1], zero[2], zero[3]));
-      }
-    } else {
-      int64_t at = int64_t{block.row(tile) + first_row} * row_scales + k / kChunk;
-      // Loads come before the wait for the stage, so that their latency passes meanwhile.
+      } else {
+        int64_t at = int64_t{run.base + block.row(tile) + first_row} * row_scales + k / kChunk;
+        // Loads come before the wait for the stage, so that their latency passes meanwhile.
 #pragma unroll 1
-      for (int row = first_row; row - first_row < tile_rows; row += step_rows * kBatch) {
-        uint4 scale[kBatch];
-        uint4 zero[kBatch];
+        for (int row = first_row; row - first_row < tile_rows; row += step_rows * kBatch) {
+          uint4 scale[kBatch];
+          uint4 zero[kBatch];
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i, at += step_rows * row_scales) {
-          const bool valid = row + i * step_rows < valid_rows;
-          scale[i] = make_uint4(0, 0, 0, 0);
-          zero[i] = make_uint4(0, 0, 0, 0);
-          if (valid) scale[i] = stream_load_scales<kKind>(w, w.scales, at);
-          if (kAffine && valid) zero[i] = stream_load_scales<kKind>(w, w.zeros, at);
-        }
-        if (row == first_row) mbarrier_wait(&barriers.free[stage.index], stage.parity);
+          for (int i = 0; i < kBatch; ++i, at += step_rows * row_scales) {
+            const bool valid = row + i * step_rows < valid_rows;
+            scale[i] = make_uint4(0, 0, 0, 0);
+            zero[i] = make_uint4(0, 0, 0, 0);
+            if (valid) scale[i] = stream_load_scales<kKind>(w, w.scales, at);
+            if (kAffine && valid) zero[i] = stream_load_scales<kKind>(w, w.zeros, at);
+          }
+          if (row == first_row) mbarrier_wait(&barriers.free[stage.index], stage.parity);
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i, to += step_to) {
-          if (row + i * step_rows < last_row) {
-            put(to, stream_finish_scales<kKind>(scale[i], Block::nested_code(), offset),
-                kAffine ? stream_finish_scales<kKind>(zero[i], nullptr, 0.0F) : float4{});
+          for (int i = 0; i < kBatch; ++i, to += step_to) {
+            if (row + i * step_rows < last_row) {
+              put(to, stream_finish_scales<kKind>(scale[i], Block::nested_code(), offset),
+                  kAffine ? stream_finish_scales<kKind>(zero[i], nullptr, 0.0F) : float4{});
+            }
           }
         }
       }
+      __syncwarp();
+      if (block.lane == 0) mbarrier_arrive(&barriers.full[stage.index]);
+      stage.next(args.stages);
+      stage.next(args.stages);
     }
-    __syncwarp();
-    if (block.lane == 0) mbarrier_arrive(&barriers.full[stage.index]);
-    stage.next(args.stages);
-    stage.next(args.stages);
-  }
+    // Stages take turns from run to run.
+    if constexpr (Block::kIsGrouped) turn = (turn + run.count()) % 2;
+  });
 }
 
 // Scales of neighbouring chunks are neighbours, and four of them are aligned, in most weights.
@@ -183,18 +189,18 @@ __device__ void stream_bring_any_scales(const Block& block, int turn) {
 
 // Sums of a lane and column tile (rows g and g + 8, columns 2 t and 2 t + 1) into the result. n0: the first row.
 template <class T, class Block>
-__device__ void stream_write(const Block& block, int n0, int ct, float4 sum) {
+__device__ void stream_write(const Block& block, const StreamRun& run, int n0, int ct, float4 sum) {
   const StreamArgs& args = block.args;
   const T* const bias = static_cast<const T*>(args.bias);
   const float values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int m = ct * 8 + 2 * (block.lane % 4) + i % 2;
+    const int m = run.m0 + ct * 8 + 2 * (block.lane % 4) + i % 2;
     const int n = n0 + i / 2 * 8 + block.lane / 4;
-    if (m >= args.m || n >= block.rows) continue;
+    if (m >= run.m_end || n >= block.rows) continue;
     const float value = values[i] * args.codebook.factor;
     static_cast<T*>(args.out)[int64_t{m} * block.rows + n] =
-        from_float<T>(bias != nullptr ? value + to_float(bias[n]) : value);
+        from_float<T>(bias != nullptr ? value + to_float(bias[run.base + n]) : value);
   }
 }
 
@@ -216,38 +222,40 @@ __device__ void stream_take_sums(const Block& block) {
   int finisher = 0;  // the block of the cluster that finishes this tile: each in its turn
   int own_round = 0;
   const int own_rounds = block.own_rounds();
-  for (int tile = block.first_tile; tile < args.tiles; tile += block.tile_stride) {
-    mbarrier_wait(&barriers.sums_full, parity);
-    parity ^= 1;
-    for (int item = 0; item < items; ++item) {
-      const float4* const parts =
-          block.sums() + (item / kColumnTiles * args.parts * kColumnTiles + item % kColumnTiles) * 32 + block.lane;
-      float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+  block.for_runs([&](const StreamRun& run) {
+    for (int tile = run.first; tile < run.last; tile += run.stride) {
+      mbarrier_wait(&barriers.sums_full, parity);
+      parity ^= 1;
+      for (int item = 0; item < items; ++item) {
+        const float4* const parts =
+            block.sums() + (item / kColumnTiles * args.parts * kColumnTiles + item % kColumnTiles) * 32 + block.lane;
+        float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll 1
-      for (int p = 0; p < args.parts; p += kBatch) {
-        float4 batch[kBatch];
+        for (int p = 0; p < args.parts; p += kBatch) {
+          float4 batch[kBatch];
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          batch[i] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-          if (p + i < args.parts) batch[i] = parts[(p + i) * kColumnTiles * 32];
+          for (int i = 0; i < kBatch; ++i) {
+            batch[i] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+            if (p + i < args.parts) batch[i] = parts[(p + i) * kColumnTiles * 32];
+          }
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) add(sum, batch[i]);
         }
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) add(sum, batch[i]);
+        if (args.splits > 1) {
+          const int at = (block.split * own_rounds + own_round) * items + item;
+          store_in_cluster(block.cluster_sums() + at * 32 + block.lane, &barriers.splits_full, finisher, sum);
+        } else {
+          stream_write<T>(block, run, block.row(tile) + item / kColumnTiles * 16, item % kColumnTiles, sum);
+        }
       }
-      if (args.splits > 1) {
-        const int at = (block.split * own_rounds + own_round) * items + item;
-        store_in_cluster(block.cluster_sums() + at * 32 + block.lane, &barriers.splits_full, finisher, sum);
-      } else {
-        stream_write<T>(block, block.row(tile) + item / kColumnTiles * 16, item % kColumnTiles, sum);
+      __syncwarp();
+      if (block.lane == 0) mbarrier_arrive(&barriers.sums_free);
+      if (++finisher == args.splits) {
+        finisher = 0;
+        ++own_round;
       }
     }
-    __syncwarp();
-    if (block.lane == 0) mbarrier_arrive(&barriers.sums_free);
-    if (++finisher == args.splits) {
-      finisher = 0;
-      ++own_round;
-    }
-  }
+  });
 }
 
 // The end of a cluster: each block adds, in order, the splits of its tiles.
@@ -257,15 +265,26 @@ __device__ void stream_add_splits(const Block& block) {
   const int items = block.groups * kColumnTiles;
   const int warps = static_cast<int>(blockDim.x) / 32;
   mbarrier_wait(&Block::barriers().splits_full, 0);
-  for (int i = static_cast<int>(threadIdx.x) / 32; i < block.own_rounds() * items; i += warps) {
-    const int tile = block.first_tile + (i / items * args.splits + block.split) * block.tile_stride;
-    if (tile >= args.tiles) break;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const auto add_up = [&](const StreamRun& run, int i, int tile) {
     float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
     for (int s = 0; s < args.splits; ++s) {
       add(sum, block.cluster_sums()[(s * block.own_rounds() * items + i) * 32 + block.lane]);
     }
-    stream_write<T>(block, block.row(tile) + i % items / kColumnTiles * 16, i % kColumnTiles, sum);
-  }
+    stream_write<T>(block, run, block.row(tile) + i % items / kColumnTiles * 16, i % kColumnTiles, sum);
+  };
+  // Of a cluster's tiles, numbered in its order, this block finishes split, split + splits, ...
+  int before = 0;  // those of earlier runs
+  block.for_runs([&](const StreamRun& run) {
+    const int count = run.count();
+    const int first_round = max(before - block.split + args.splits - 1, 0) / args.splits;
+    const int rounds = max(before + count - block.split + args.splits - 1, 0) / args.splits;
+    for (int i = first_round * items + warp; i < rounds * items; i += warps) {
+      const int number = i / items * args.splits + block.split;
+      add_up(run, i, run.first + (number - before) * run.stride);
+    }
+    before += count;
+  });
 }
 
 }  // namespace qbits::cuda

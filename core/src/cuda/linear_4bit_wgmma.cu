@@ -136,7 +136,7 @@ void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream
   wgmma.outputs = args.weight.rows;
   wgmma.depth = args.weight.cols;
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, false);
-  launch_linear_4bit_wgmma<false>(wgmma, args.dtype, plan, stream);
+  launch_linear_4bit_wgmma<false, false>(wgmma, args.dtype, plan, stream);
 }
 
 }  // namespace qbits::cuda

@@ -2,6 +2,6 @@
 
 namespace qbits::cuda {
 
-template void launch_wgmma_tile<__nv_bfloat16, true, false>(const WgmmaArgs&, const WgmmaPlan&, Stream);
+template void launch_wgmma_tile<__nv_bfloat16, true, false, false>(const WgmmaArgs&, const WgmmaPlan&, Stream);
 
 }  // namespace qbits::cuda

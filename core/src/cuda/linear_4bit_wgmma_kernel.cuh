@@ -2,12 +2,21 @@
 
 #include <string>
 
+#include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_wgmma.cuh"
 
 // The wgmma kernel of linear_4bit: the roles of its warps, and how sums leave a block.
 
 namespace qbits::cuda {
+
+// Rows of x from m0 to m_end, weight rows (the gradient: columns) from n0 on, of the weight that begins at row `base`.
+struct WgmmaTile {
+  int64_t m0;
+  int64_t m_end;
+  int64_t n0;
+  int64_t base;
+};
 
 // Two elements of out, from_float of each.
 template <class T>
@@ -21,7 +30,7 @@ __device__ uint32_t round_pair(float first, float second) {
 // Rounds and writes the sums of a warpgroup, 32 rows of x by 64 weight rows at a time: fragments are transposed
 // through a slab of shared memory, so that 128 bytes of a row of out leave together.
 template <class T, class Shape>
-__device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int64_t m0, int64_t n0, int group,
+__device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, const WgmmaTile& tile, int group,
                            int thread) {
   using Layout = WgmmaLayout<Shape>;
   const int warp = thread / 32;
@@ -32,12 +41,12 @@ __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
   T* const out = static_cast<T*>(args.out);
   const bool whole = rows % 8 == 0;
   {
-    const int64_t n = n0 + group * 64;
+    const int64_t n = tile.n0 + group * 64;
     float add[2] = {};
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t row = n0 + computer.decoder.output_row(h);
-      if (bias != nullptr && row < rows) add[h] = to_float(bias[row]);
+      const int64_t row = tile.n0 + computer.decoder.output_row(h);
+      if (bias != nullptr && row < rows) add[h] = to_float(bias[tile.base + row]);
     }
 #pragma unroll
     for (int s = 0; s < Shape::kColumns / 32; ++s) {
@@ -69,9 +78,9 @@ __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
         const int m = thread / 8 + i * 16;
         const int chunk = thread % 8;
         const uint4 v = load_shared<uint4>(slab + m * 128 + (chunk ^ (m & 7)) * 16);
-        const int64_t row = m0 + s * 32 + m;
+        const int64_t row = tile.m0 + s * 32 + m;
         const int64_t column = n + chunk * 8;
-        if (row >= args.m || column >= rows) continue;
+        if (row >= tile.m_end || column >= rows) continue;
         T* const to = out + row * rows + column;
         if (whole) {
           *reinterpret_cast<uint4*>(to) = v;
@@ -173,37 +182,50 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   __syncthreads();
   if (cluster_blocks > 1) cluster_sync();
 
-  // Calls f(m0, n0) for each tile of this block.
+  // Calls f(tile) for each tile of this block; whole warps call it.
   const auto for_tiles = [&](auto f) {
-    for (int64_t i = blockIdx.x / cluster_blocks; i < m_tiles * row_supers; i += clusters) {
-      const MmaPosition at = mma_position(i, m_tiles, row_supers);
-      f(at.m_tile * Shape::kColumns, (at.n_tile * args.multicast + rank_rows) * Layout::kRows);
+    if constexpr (Shape::kGrouped) {
+      ExpertPieces<Shape::kColumns> pieces(args.offsets, args.experts, static_cast<int>(args.m));
+      for (int64_t i = blockIdx.x;; i += gridDim.x) {
+        const ExpertPiece piece = pieces.find(static_cast<uint32_t>(i / row_tiles));
+        if (piece.expert < 0) break;
+        const int64_t rows = Shape::kTransposed ? args.depth : args.outputs;
+        f(WgmmaTile{piece.begin, piece.end, i % row_tiles * Layout::kRows, piece.expert * rows});
+        __syncwarp();
+      }
+    } else {
+      for (int64_t i = blockIdx.x / cluster_blocks; i < m_tiles * row_supers; i += clusters) {
+        const MmaPosition at = mma_position(i, m_tiles, row_supers);
+        f(WgmmaTile{at.m_tile * Shape::kColumns, args.m, (at.n_tile * args.multicast + rank_rows) * Layout::kRows, 0});
+      }
     }
   };
+  // Where a tile's part of the weight begins.
+  const auto weight_row = [&](const WgmmaTile& tile) { return tile.base + (Shape::kTransposed ? begin : tile.n0); };
+  const auto weight_column = [&](const WgmmaTile& tile) { return Shape::kTransposed ? tile.n0 : begin; };
 
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
-    const WgmmaLoader<Shape> loader{args, window, rank_rows, rank_split};
+    WgmmaLoader<Shape> loader{args, window, rank_rows, rank_split, static_cast<uint32_t>(args.weight.rows)};
     if (warp == 0) {
-      if (lane == 0) {
-        RingSlot<Shape::kXStages> ring;
-        for_tiles([&](int64_t m0, int64_t) { loader.load_x(ring, m0, begin, stages); });
-      }
+      RingSlot<Shape::kXStages> ring;
+      for_tiles([&](const WgmmaTile& tile) {
+        if (lane == 0) loader.load_x(ring, tile.m0, begin, stages);
+      });
     } else if (warp == 1) {
-      if (lane == 0) {
-        RingSlot<Shape::kCodeStages> ring;
-        for_tiles([&](int64_t, int64_t row) {
-          loader.load_codes(ring, Shape::kTransposed ? begin : row, Shape::kTransposed ? row : begin, stages);
-        });
-      }
+      RingSlot<Shape::kCodeStages> ring;
+      for_tiles([&](const WgmmaTile& tile) {
+        if (lane == 0) loader.load_codes(ring, weight_row(tile), weight_column(tile), stages);
+      });
     } else {
       const int thread = tid - 64;
       RingSlot<Shape::kCodeStages> ring;
       const auto load_all = [&](auto pair, float offset) {
-        for_tiles([&](int64_t, int64_t row) {
+        for_tiles([&](const WgmmaTile& tile) {
           constexpr bool kPair = decltype(pair)::value;
-          const int64_t n = Shape::kTransposed ? begin : row;
-          const int64_t k = Shape::kTransposed ? row : begin;
+          if constexpr (Shape::kGrouped && Shape::kTransposed) loader.rows = tile.base + args.depth;
+          const int64_t n = weight_row(tile);
+          const int64_t k = weight_column(tile);
           if (args.scale_count > 0) {
             loader.template load_scale_vectors<kPair>(ring, n, k, stages, thread, offset);
           } else {
@@ -234,12 +256,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
     RingSlot<Shape::kXStages> x;
     RingSlot<Shape::kCodeStages> codes;
-    for_tiles([&](int64_t m0, int64_t n0) {
+    for_tiles([&](const WgmmaTile& tile) {
       computer.run(x, codes, stages, args.multicast, rank_split * args.multicast);
       if (args.splits > 1) {
-        add_splits(computer, args, m0, n0, thread, rank_rows, rank_split);
+        add_splits(computer, args, tile.m0, tile.n0, thread, rank_rows, rank_split);
       } else {
-        write_sums(computer, args, m0, n0, warpgroup - 1, thread % 128);
+        write_sums(computer, args, tile, warpgroup - 1, thread % 128);
       }
     });
     computer.finish();

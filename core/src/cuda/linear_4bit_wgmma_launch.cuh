@@ -10,26 +10,30 @@ inline constexpr WgmmaDecode kWgmmaWeights =
     std::is_same_v<T, __nv_bfloat16> && !kAffine ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
 
 // Runs the instantiation of a plan; each has a file of its own.
-template <class T, bool kAffine, bool kTransposed>
+template <class T, bool kAffine, bool kTransposed, bool kGrouped>
 void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stream);
 
-#define QBITS_WGMMA_TILES(T)                                                                           \
-  extern template void launch_wgmma_tile<T, false, false>(const WgmmaArgs&, const WgmmaPlan&, Stream); \
-  extern template void launch_wgmma_tile<T, true, false>(const WgmmaArgs&, const WgmmaPlan&, Stream);  \
-  extern template void launch_wgmma_tile<T, false, true>(const WgmmaArgs&, const WgmmaPlan&, Stream);  \
-  extern template void launch_wgmma_tile<T, true, true>(const WgmmaArgs&, const WgmmaPlan&, Stream);
-QBITS_WGMMA_TILES(__nv_bfloat16)
-QBITS_WGMMA_TILES(__half)
+#define QBITS_WGMMA_TILES(T, affine, transposed)                                                                    \
+  extern template void launch_wgmma_tile<T, affine, transposed, false>(const WgmmaArgs&, const WgmmaPlan&, Stream); \
+  extern template void launch_wgmma_tile<T, affine, transposed, true>(const WgmmaArgs&, const WgmmaPlan&, Stream);
+QBITS_WGMMA_TILES(__nv_bfloat16, false, false)
+QBITS_WGMMA_TILES(__nv_bfloat16, false, true)
+QBITS_WGMMA_TILES(__nv_bfloat16, true, false)
+QBITS_WGMMA_TILES(__nv_bfloat16, true, true)
+QBITS_WGMMA_TILES(__half, false, false)
+QBITS_WGMMA_TILES(__half, false, true)
+QBITS_WGMMA_TILES(__half, true, false)
+QBITS_WGMMA_TILES(__half, true, true)
 #undef QBITS_WGMMA_TILES
 
-template <bool kTransposed>
+template <bool kTransposed, bool kGrouped>
 void launch_linear_4bit_wgmma(const WgmmaArgs& args, DType dtype, const WgmmaPlan& plan, Stream stream) {
   dispatch_bool(args.weight.affine, [&](auto affine) {
     constexpr bool kAffine = decltype(affine)::value;
     if (dtype == DType::Float16) {
-      launch_wgmma_tile<__half, kAffine, kTransposed>(args, plan, stream);
+      launch_wgmma_tile<__half, kAffine, kTransposed, kGrouped>(args, plan, stream);
     } else {
-      launch_wgmma_tile<__nv_bfloat16, kAffine, kTransposed>(args, plan, stream);
+      launch_wgmma_tile<__nv_bfloat16, kAffine, kTransposed, kGrouped>(args, plan, stream);
     }
   });
 }

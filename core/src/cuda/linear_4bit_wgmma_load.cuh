@@ -28,6 +28,7 @@ struct WgmmaLoader {
   uint32_t window;     // the block's shared memory in its cluster
   uint32_t rank_rows;  // the block's place among those that share x
   uint32_t rank_split;
+  uint32_t rows;  // of the weight: scales from there on count as 0
 
   __device__ void load_x(RingSlot<Shape::kXStages>& ring, int64_t m0, int64_t begin, int stages) const {
     const int share = Shape::kColumns / args.multicast;
@@ -185,7 +186,7 @@ struct WgmmaLoader {
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
         const uint32_t row = n + i * kWgmmaScaleThreads;
-        if (row >= args.weight.rows || k >= args.weight.cols) {
+        if (row >= rows || k >= args.weight.cols) {
           raw[i] = Row{};
           continue;
         }
@@ -238,7 +239,6 @@ struct WgmmaLoader {
                               float offset) const {
     constexpr int kAhead = 1;
     WgmmaRawScale<kPair> ahead[kAhead][kThreadRows][2];
-    const uint32_t rows = args.weight.rows;
     const uint32_t cols = args.weight.cols;
     const auto start_at = [&](uint32_t n, uint32_t k) {
       return n < rows && k < cols ? start_scale<kPair>(scale_position(n, k)) : WgmmaRawScale<kPair>{};

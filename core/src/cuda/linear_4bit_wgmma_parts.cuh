@@ -16,13 +16,14 @@ inline constexpr int kWgmmaStageDepth = 128;  // of a stage of codes
 inline constexpr int kWgmmaStageGroups = 4;   // scales are kept for runs of 32
 
 // What a block computes, and its rings.
-template <int kColumnsOf, int kGroupsOf, WgmmaDecode kDecodeOf, bool kAffineOf, bool kTransposedOf>
+template <int kColumnsOf, int kGroupsOf, WgmmaDecode kDecodeOf, bool kAffineOf, bool kTransposedOf, bool kGroupedOf>
 struct WgmmaShape {
   static constexpr int kColumns = kColumnsOf;
   static constexpr int kGroups = kGroupsOf;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
   static constexpr bool kTransposed = kTransposedOf;  // the gradient
+  static constexpr bool kGrouped = kGroupedOf;        // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
   // decodes nothing. Where products take long, two warpgroups take turns: one multiplies while the other decodes.
   static constexpr bool kTurns = kGroups == 2 && kColumns >= 128;
@@ -45,13 +46,15 @@ struct WgmmaArgs {
   int64_t outputs;  // columns of out: rows of the weight, or its columns
   int64_t depth;    // of the sums
   int64_t split_depth;
-  int multicast;        // blocks of a cluster that share a tile of x, each with other weight rows
-  int splits;           // blocks of a cluster that share an output tile
-  bool wide_groups;     // scales change every 64 elements of a row at most
-  int scale_size;       // bytes of one
-  int scale_count;      // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
-  float factor;         // joins the scales
-  uint32_t values[16];  // of each code, as the decoder wants them
+  int multicast;           // blocks of a cluster that share a tile of x, each with other weight rows
+  int splits;              // blocks of a cluster that share an output tile
+  bool wide_groups;        // scales change every 64 elements of a row at most
+  int scale_size;          // bytes of one
+  int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
+  float factor;            // joins the scales
+  uint32_t values[16];     // of each code, as the decoder wants them
+  const int32_t* offsets;  // of experts
+  int experts;
   Weight4bitView weight;
 };
 

@@ -6,25 +6,28 @@
 
 namespace qbits::cuda {
 
-template <class T, bool kAffine, bool kTransposed>
+template <class T, bool kAffine, bool kTransposed, bool kGrouped>
 void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stream) {
   constexpr WgmmaDecode kWeights = kWgmmaWeights<T, kAffine>;
   const auto is = [&](int columns, int groups, WgmmaDecode decode) {
     return plan.columns == columns && plan.groups == groups && plan.decode == decode;
   };
-#define QBITS_WGMMA_TILE(columns, groups, decode) \
-  if (is(columns, groups, decode))                \
-    return launch_wgmma_shape<T, WgmmaShape<columns, groups, decode, kAffine, kTransposed>>(args, plan, stream);
+#define QBITS_WGMMA_TILE(columns, groups, decode)                                                                 \
+  if (is(columns, groups, decode))                                                                                \
+    return launch_wgmma_shape<T, WgmmaShape<columns, groups, decode, kAffine, kTransposed, kGrouped>>(args, plan, \
+                                                                                                      stream);
   QBITS_WGMMA_TILE(256, 2, kWeights)
   QBITS_WGMMA_TILE(128, 2, kWeights)
   if constexpr (!kTransposed) {
     QBITS_WGMMA_TILE(64, 2, kWeights)
     if constexpr (!kAffine) {
       QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Sums)
-      QBITS_WGMMA_TILE(64, 4, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
-      QBITS_WGMMA_TILE(32, 4, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
+      if constexpr (!kGrouped) {
+        QBITS_WGMMA_TILE(64, 4, WgmmaDecode::Sums)
+        QBITS_WGMMA_TILE(32, 4, WgmmaDecode::Sums)
+      }
     }
   }
 #undef QBITS_WGMMA_TILE

@@ -123,7 +123,7 @@ void DeviceBuffer::poison() {
 
 float rounded(float v, DType dtype) { return decode(encode({v}, dtype).data(), dtype); }
 
-LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed)
+LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Empty)
     : case_(c),
       grad_x_(grad_x),
       a_device_(bytes_of(c.m * depth() + c.offset, c.dtype)),
@@ -197,17 +197,24 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed)
     const std::vector<uint8_t> bytes = encode(bias_, c.dtype);
     bias_device_.write(bytes.data(), bytes.size());
   }
-  refill(seed + 1);
 }
 
 void LinearProblem::refill(uint64_t seed) {
+  draw_a(seed);
+  write_a(a_);
+  multiply();
+}
+
+void LinearProblem::draw_a(uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   a_.resize(case_.m * depth());
   for (float& v : a_) v = rounded(normal(random), case_.dtype);
-  const std::vector<uint8_t> bytes = encode(a_, case_.dtype);
+}
+
+void LinearProblem::write_a(const std::vector<float>& values) {
+  const std::vector<uint8_t> bytes = encode(values, case_.dtype);
   a_device_.write(bytes.data(), bytes.size(), bytes_of(case_.offset, case_.dtype));
-  multiply();
 }
 
 void LinearProblem::multiply() {
@@ -292,17 +299,20 @@ std::vector<float> LinearProblem::result() const {
   return values;
 }
 
-std::string LinearProblem::mismatch() const {
+double LinearProblem::bound(int64_t i) const {
   const double ulp = case_.dtype == DType::BFloat16 ? 0x1p-8 : case_.dtype == DType::Float16 ? 0x1p-11 : 0x1p-24;
+  return ulp * (std::fabs(want_[i]) + 3 * std::sqrt(square_[i])) + 1e-6 * magnitude_[i] + 1e-7;
+}
+
+std::string LinearProblem::mismatch() const {
   const std::vector<float> got = result();
   int64_t bad = 0;
   std::ostringstream text;
   for (size_t i = 0; i < got.size(); ++i) {
-    const double bound = ulp * (std::fabs(want_[i]) + 3 * std::sqrt(square_[i])) + 1e-6 * magnitude_[i] + 1e-7;
-    if (std::fabs(got[i] - want_[i]) <= bound) continue;
+    if (std::fabs(got[i] - want_[i]) <= bound(static_cast<int64_t>(i))) continue;
     if (bad++ == 0) {
       text << "first bad element: row " << i / cols() << ", column " << i % cols() << ": got " << got[i] << ", want "
-           << want_[i] << " within " << bound;
+           << want_[i] << " within " << bound(static_cast<int64_t>(i));
     }
   }
   if (bad == 0) return "";

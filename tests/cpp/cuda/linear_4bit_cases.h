@@ -52,7 +52,9 @@ float rounded(float v, DType dtype);
 
 class LinearProblem {
  public:
-  LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed);
+  LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed) : LinearProblem(c, grad_x, seed, Empty{}) {
+    refill(seed + 1);
+  }
 
   // The call on the device, without workspace.
   Linear4bitArgs forward() const;
@@ -72,15 +74,24 @@ class LinearProblem {
   // "" if the result is as close to the float64 product as rounding the weights to the dtype once, float32
   // sums and one rounding of the result can explain; else the first bad element.
   std::string mismatch() const;
+  // How far element i of the product may be from want_[i].
+  double bound(int64_t i) const;
   // Root mean square error of the result, and of a product of weights rounded to the dtype, summed exactly and
   // rounded once: better than any matrix library that is fed those weights.
   double error() const;
   double reference_error() const;
 
- private:
+ protected:
+  struct Empty {};
+  // Without x (or grad).
+  LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Empty empty);
+
   float a(int64_t m, int64_t r) const { return a_[m * depth() + r]; }
   float weight(int64_t r, int64_t c) const { return grad_x_ ? w_[r * case_.k + c] : w_[c * case_.k + r]; }
   void multiply();
+  // Random values of x (or grad) on the host, and any on the device.
+  void draw_a(uint64_t seed);
+  void write_a(const std::vector<float>& values);
   Weight4bitArgs weight_args() const;
 
   LinearCase case_;

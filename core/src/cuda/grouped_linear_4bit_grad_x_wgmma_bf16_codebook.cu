@@ -1,0 +1,7 @@
+#include "cuda/linear_4bit_wgmma_tiles.cuh"
+
+namespace qbits::cuda {
+
+template void launch_wgmma_tile<__nv_bfloat16, false, true, true>(const WgmmaArgs&, const WgmmaPlan&, Stream);
+
+}  // namespace qbits::cuda

@@ -1,0 +1,45 @@
+#include "cuda/grouped_linear_4bit_kernels.h"
+#include "cuda/linear_4bit_grad_x_mma.cuh"
+#include "cuda/linear_4bit_mma.cuh"
+
+namespace qbits::cuda {
+namespace {
+
+template <class T>
+void run_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  const MmaArgs mma{.x = args.x,
+                    .bias = args.bias,
+                    .out = args.out,
+                    .m = args.m,
+                    .split_depth = plan.split_depth,
+                    .splits = plan.splits,
+                    .stages = plan.stages,
+                    .codebook = operand_codebook<T>(args.weight),
+                    .weight = make_view(args.weight),
+                    .rows = args.n(),
+                    .offsets = args.offsets,
+                    .experts = static_cast<int>(args.experts)};
+  args.weight.is_affine() ? launch_linear_4bit_mma<T, true>(mma, plan, stream)
+                          : launch_linear_4bit_mma<T, false>(mma, plan, stream);
+}
+
+}  // namespace
+
+void grouped_linear_4bit_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  args.dtype == DType::Float16 ? run_mma<__half>(args, plan, stream) : run_mma<__nv_bfloat16>(args, plan, stream);
+}
+
+void grouped_linear_4bit_grad_x_mma(const GroupedLinear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  launch_linear_4bit_grad_x_mma({.grad = args.grad,
+                                 .out = args.out,
+                                 .m = args.m,
+                                 .split_depth = plan.split_depth,
+                                 .splits = plan.splits,
+                                 .weight = make_view(args.weight),
+                                 .rows = args.n(),
+                                 .offsets = args.offsets,
+                                 .experts = static_cast<int>(args.experts)},
+                                args.dtype, plan, stream);
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,34 @@
+#include "cuda/grouped_linear_4bit_kernels.h"
+#include "cuda/linear_4bit_stream.cuh"
+
+namespace qbits::cuda {
+namespace {
+
+template <class T>
+void run_stream(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  const StreamArgs kernel_args{.x = args.x,
+                               .bias = args.bias,
+                               .out = args.out,
+                               .m = static_cast<int>(args.m),
+                               .rows = static_cast<int>(args.n()),
+                               .tiles = static_cast<int>(ceil_div(args.n(), 16 * plan.warps / plan.parts)),
+                               .splits = plan.splits,
+                               .parts = plan.parts,
+                               .warps = plan.warps,
+                               .stages = plan.stages,
+                               .rounds = plan.rounds,
+                               .codebook = operand_codebook<T>(args.weight),
+                               .weight = make_view(args.weight),
+                               .offsets = args.offsets,
+                               .experts = static_cast<int>(args.experts)};
+  args.weight.is_affine() ? launch_linear_4bit_stream<T, true, true>(kernel_args, plan, stream)
+                          : launch_linear_4bit_stream<T, false, true>(kernel_args, plan, stream);
+}
+
+}  // namespace
+
+void grouped_linear_4bit_stream(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  args.dtype == DType::Float16 ? run_stream<__half>(args, plan, stream) : run_stream<__nv_bfloat16>(args, plan, stream);
+}
+
+}  // namespace qbits::cuda

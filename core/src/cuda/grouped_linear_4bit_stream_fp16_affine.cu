@@ -1,0 +1,7 @@
+#include "cuda/linear_4bit_stream_launch.cuh"
+
+namespace qbits::cuda {
+
+template void launch_linear_4bit_stream<__half, true, true>(const StreamArgs&, const Linear4bitPlan&, Stream);
+
+}  // namespace qbits::cuda
