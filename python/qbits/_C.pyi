@@ -132,6 +132,48 @@ def linear_4bit_grad_x(
     nested_code: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
 ) -> None: ...
+def grouped_linear_4bit(
+    x: torch.Tensor,
+    offsets: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    out: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> None: ...
+def grouped_linear_4bit_plan(
+    format: str,
+    experts: int,
+    rows: int,
+    cols: int,
+    block_size: int,
+    m: int,
+    dtype: str,
+    compute_capability: int | None = None,
+    sm_count: int = 0,
+) -> str: ...
+def grouped_linear_4bit_grad_x(
+    grad: torch.Tensor,
+    offsets: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    format: str,
+    block_size: int,
+    n: int,
+    k: int,
+    out: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+    nested_absmax: torch.Tensor | None = None,
+    nested_code: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> None: ...
 def embedding_4bit(
     indices: torch.Tensor,
     codes: torch.Tensor,

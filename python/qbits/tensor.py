@@ -61,6 +61,7 @@ class QuantizedTensor(Tensor):
     cols: int
     logical_dtype: torch.dtype
     is_4bit_matrix: bool
+    is_4bit_experts: bool
     codes: Tensor
     absmax: Tensor | None
     scales: Tensor | None
@@ -114,12 +115,15 @@ class QuantizedTensor(Tensor):
             return
         self.format, self.block_size, self.logical_dtype = format, block_size, dtype
         self.rows, self.cols = matrix_shape(shape) if matrix is None else matrix
-        self.is_4bit_matrix = FORMATS[format].bits == 4 and len(shape) == 2 and shape[1] == self.cols
+        packed = FORMATS[format].bits == 4 and len(shape) > 1 and shape[-1] == self.cols
+        self.is_4bit_matrix = packed and len(shape) == 2
+        self.is_4bit_experts = packed and len(shape) == 3
         for name in TENSORS:
             setattr(self, name, tensors.get(name))
 
     def _adopt(self, other: QuantizedTensor) -> None:
-        for name in ("format", "block_size", "logical_dtype", "rows", "cols", "is_4bit_matrix", *TENSORS):
+        facts = ("format", "block_size", "logical_dtype", "rows", "cols", "is_4bit_matrix", "is_4bit_experts")
+        for name in (*facts, *TENSORS):
             setattr(self, name, getattr(other, name))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -22,6 +22,10 @@ SHAPES = (
 LAYOUTS = ("contiguous", "transposed", "gaps")
 WEIGHTS = ((1, 1), (7, 33), (96, 64), (33, 257), (64, 512), (0, 16), (5, 0))
 LEADS = ((), (0,), (1,), (4,), (2, 3), (2, 1, 3))
+# Experts, [N, K] of one's weight, rows of x; with N * K odd, experts begin inside a byte.
+MIXTURES = ((1, (33, 64), 5), (3, (7, 33), 20), (5, (33, 257), 9), (8, (64, 512), 4), (2, (96, 64), 0))
+GROUPED = ("grouped_linear_4bit", "grouped_linear_4bit_grad_x")
+PRODUCTS = ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit", *GROUPED)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,15 @@ class Case:
     lead: tuple[int, ...] = ()
     bias: bool = False
     num_quantiles: int = 256
+    experts: int = 1
 
     def __str__(self):
         shape = "x".join(map(str, self.shape)) or "scalar"
         parts = [self.op, self.format, self.block_size, shape, str(self.dtype).removeprefix("torch.")]
-        if self.op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
+        if self.op in PRODUCTS:
             parts.append("lead" + "x".join(map(str, self.lead)))
+        if self.op in GROUPED:
+            parts.append(f"experts{self.experts}")
         if self.scale_dtype != torch.float32:
             parts.append("scales" + str(self.scale_dtype).removeprefix("torch."))
         parts += (
@@ -146,8 +153,9 @@ def _estimate_quantiles(case, generator):
 
 
 def _weight(case, generator):
-    """Codes, scales and the keyword arguments of a quantized random [N, K] weight."""
-    dense = random(case.shape, torch.float32, generator)
+    """Codes, scales and the keyword arguments of a quantized random [N, K] weight, of each expert."""
+    n, k = case.shape
+    dense = random((case.experts * n, k), torch.float32, generator)
     if case.row.coding == "affine":
         codes, scales, zeros = ops.quantize_affine(dense, case.format, case.block_size, case.scale_dtype)
         return codes, scales, (zeros, None, None, None)
@@ -179,6 +187,29 @@ def _embedding_4bit(case, generator):
     return indices, codes, scales, case.format, case.block_size, n, k, case.dtype, *rest
 
 
+def _offsets(case, generator):
+    """The rows spread at random, which leaves some experts without."""
+    (rows,) = case.lead
+    expert = torch.randint(case.experts, (rows,), generator=generator)
+    ends = torch.bincount(expert, minlength=case.experts).cumsum(0)
+    return torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+
+
+def _grouped_linear_4bit(case, generator):
+    n, k = case.shape
+    codes, scales, rest = _weight(case, generator)
+    x = random((*case.lead, k), case.dtype, generator, case.layout)
+    bias = random((case.experts, n), case.dtype, generator) if case.bias else None
+    return x, _offsets(case, generator), codes, scales, case.format, case.block_size, n, k, bias, *rest
+
+
+def _grouped_linear_4bit_grad_x(case, generator):
+    n, k = case.shape
+    codes, scales, rest = _weight(case, generator)
+    grad = random((*case.lead, n), case.dtype, generator, case.layout)
+    return grad, _offsets(case, generator), codes, scales, case.format, case.block_size, n, k, *rest
+
+
 _ARGUMENTS = {
     "quantize_4bit": _quantize_4bit,
     "dequantize_4bit": _dequantize_4bit,
@@ -192,6 +223,8 @@ _ARGUMENTS = {
     "linear_4bit": _linear_4bit,
     "linear_4bit_grad_x": _linear_4bit_grad_x,
     "embedding_4bit": _embedding_4bit,
+    "grouped_linear_4bit": _grouped_linear_4bit,
+    "grouped_linear_4bit_grad_x": _grouped_linear_4bit_grad_x,
 }
 OPS = tuple(_ARGUMENTS)
 
@@ -205,7 +238,7 @@ def formats_of(op):
         rows = [row for row in rows if row.coding == "affine"]
     elif op in ("quantize_blockwise", "dequantize_blockwise"):
         rows = [row for row in rows if row.coding == "codebook" and row.bits == 8]
-    elif op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
+    elif op in PRODUCTS:
         rows = [row for row in rows if row.bits == 4]
     else:
         rows = []
@@ -255,6 +288,28 @@ def _of_weight(op):
             yield Case(op, (33, 257), lead=lead, layout=layout, bias=True)
 
 
+def _of_experts(op):
+    for row in formats_of(op):
+        for nested in (False, True) if row.coding == "codebook" else (False,):
+            for dtype in DTYPES:
+                for experts, shape, rows in MIXTURES:
+                    bias = experts % 2 == 1 and op == "grouped_linear_4bit"
+                    yield Case(
+                        op,
+                        shape,
+                        dtype,
+                        format=row.name,
+                        nested=nested,
+                        lead=(rows,),
+                        bias=bias,
+                        experts=experts,
+                    )
+        for block_size in block_sizes_of(row):
+            yield Case(op, (64, 512), format=row.name, block_size=block_size, lead=(6,), experts=3)
+    for layout in LAYOUTS:
+        yield Case(op, (33, 257), lead=(11,), layout=layout, experts=4)
+
+
 def _cases():
     at_least_1d = tuple(shape for shape in SHAPES if shape)
     for op in ("quantize_4bit", "dequantize_4bit"):
@@ -281,6 +336,8 @@ def _cases():
     yield Case("estimate_quantiles", (37, 1001), layout="transposed")
     for op in ("linear_4bit", "linear_4bit_grad_x", "embedding_4bit"):
         yield from _of_weight(op)
+    for op in GROUPED:
+        yield from _of_experts(op)
 
 
 CASES = tuple(dict.fromkeys(_cases()))

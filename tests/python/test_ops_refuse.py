@@ -27,6 +27,10 @@ BASE = {
     "linear_4bit int4": Case("linear_4bit", (7, 65), lead=(2,), format="int4"),
     "linear_4bit_grad_x": Case("linear_4bit_grad_x", (7, 65), lead=(2,)),
     "linear_4bit_grad_x int4": Case("linear_4bit_grad_x", (7, 65), lead=(2,), format="int4"),
+    "grouped_linear_4bit": Case("grouped_linear_4bit", (7, 65), lead=(5,), experts=3, bias=True),
+    "grouped_linear_4bit nested": Case("grouped_linear_4bit", (7, 65), lead=(5,), experts=3, nested=True),
+    "grouped_linear_4bit int4": Case("grouped_linear_4bit", (7, 65), lead=(5,), experts=3, format="int4"),
+    "grouped_linear_4bit_grad_x": Case("grouped_linear_4bit_grad_x", (7, 65), lead=(5,), experts=3),
     "embedding_4bit": Case("embedding_4bit", (7, 65), lead=(2,)),
     "embedding_4bit nested": Case("embedding_4bit", (7, 65), lead=(2,), nested=True),
 }
@@ -102,6 +106,15 @@ REFUSED = [
     ("linear_4bit", {"x": lambda t: t[:, 1:]}, ValueError),
     ("linear_4bit", {"bias": lambda t: t.half()}, TypeError),
     ("linear_4bit_grad_x", {"grad": lambda t: t[:, 1:]}, ValueError),
+    *[(op, {"offsets": change}, error)
+      for op in BASE if "grouped" in op
+      for change, error in ((double, TypeError), (torch.Tensor.long, TypeError), (longer, ValueError),
+                            (shorter, ValueError), (lambda t: t[:1], ValueError),
+                            (lambda t: t[None], ValueError))],
+    ("grouped_linear_4bit", {"x": lambda t: t[0]}, ValueError),
+    ("grouped_linear_4bit", {"x": lambda t: t[:, 1:]}, ValueError),
+    ("grouped_linear_4bit", {"bias": lambda t: t.half()}, TypeError),
+    ("grouped_linear_4bit_grad_x", {"grad": lambda t: t[:, 1:]}, ValueError),
     ("embedding_4bit", {"indices": lambda t: t.float()}, TypeError),
     ("embedding_4bit", {"indices": lambda t: t.short()}, TypeError),
 ]  # fmt: skip

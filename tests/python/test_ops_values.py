@@ -1,5 +1,6 @@
 """Every op, on every device and instruction set, against the reference: bits where bits are defined."""
 
+import itertools
 import math
 
 import pytest
@@ -141,6 +142,33 @@ def test_linear_4bit_grad_x(case, device):
     assert ((out.double() - want).abs() <= bound).all()
 
 
+def expert_weights(case, offsets, weight):
+    """Each expert's rows of x, and its part of the dense weight."""
+    codes, scales, format, block_size, n, k, *rest = weight
+    dense = reference.dequantize_weight(codes, scales, format, block_size, case.experts * n, k, *rest)
+    rows = [slice(*pair) for pair in itertools.pairwise(offsets.tolist())]
+    return zip(rows, dense.reshape(case.experts, n, k), strict=True)
+
+
+@pytest.mark.parametrize("case", cases.cases("grouped_linear_4bit"), ids=str)
+def test_grouped_linear_4bit(case, device):
+    (x, offsets, *weight, bias, zeros, nested_absmax, nested_code, offset), (out,) = run(case, device)
+    assert out.shape == (*case.lead, case.shape[0]) and out.dtype == x.dtype
+    weight = (*weight, zeros, nested_absmax, nested_code, offset)
+    for e, (rows, dense) in enumerate(expert_weights(case, offsets, weight)):
+        want, bound = reference.product(x[rows], dense, None if bias is None else bias[e])
+        assert ((out[rows].double() - want).abs() <= bound).all(), e
+
+
+@pytest.mark.parametrize("case", cases.cases("grouped_linear_4bit_grad_x"), ids=str)
+def test_grouped_linear_4bit_grad_x(case, device):
+    (grad, offsets, *weight), (out,) = run(case, device)
+    assert out.shape == (*case.lead, case.shape[1]) and out.dtype == grad.dtype
+    for e, (rows, dense) in enumerate(expert_weights(case, offsets, weight)):
+        want, bound = reference.product(grad[rows], dense.T)
+        assert ((out[rows].double() - want).abs() <= bound).all(), e
+
+
 @pytest.mark.parametrize("case", cases.cases("embedding_4bit"), ids=str)
 def test_embedding_4bit(case, device):
     (indices, codes, scales, format, block_size, n, k, dtype, *rest), (out,) = run(case, device)
@@ -199,6 +227,18 @@ def test_zeros_come_back_as_zeros(format, device):
     else:
         out = ops.dequantize_4bit(*ops.quantize_4bit(x, format, 64), format, 64, x.shape, x.dtype)
     assert (out[[0, 1, 3, 4]] == 0).all() and out[2, 7] == 0
+
+
+def test_offsets_without_sense(device):
+    codes, absmax = ops.quantize_4bit(torch.randn(3 * 8, 64, device=device), "nf4", 64)
+    for bad in ([0, 2, 1, 4], [-1, 2, 3, 4], [0, 2, 3, 5], [0, 2**31 - 1, -(2**31), 7]):
+        x, offsets = torch.randn(4, 64, device=device), torch.tensor(bad, dtype=torch.int32, device=device)
+        if device.type == "cpu":
+            with pytest.raises(ValueError, match=r"\[grouped_linear_4bit\] offsets: got .* at index "):
+                ops.grouped_linear_4bit(x, offsets, codes, absmax, "nf4", 64, 8, 64)
+        else:
+            assert ops.grouped_linear_4bit(x, offsets, codes, absmax, "nf4", 64, 8, 64).shape == (4, 8)
+            torch.cuda.synchronize()
 
 
 def test_an_index_outside_the_table(device):

@@ -1,6 +1,7 @@
 """Functions on tensors: bitsandbytes.functional by the same names, and those of the native formats."""
 
 from qbits.functional.affine import dequantize_affine, quantize_affine
+from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.linear import embedding_4bit, linear_4bit
 from qbits.functional.maps import (
     create_dynamic_map,
@@ -11,7 +12,7 @@ from qbits.functional.maps import (
     estimate_quantiles,
     get_4bit_type,
 )
-from qbits.functional.plan import linear_4bit_plan
+from qbits.functional.plan import grouped_linear_4bit_plan, linear_4bit_plan
 from qbits.functional.quant_state import QuantState
 from qbits.functional.quantize_4bit import (
     dequantize_4bit,
@@ -38,6 +39,8 @@ __all__ = [
     "embedding_4bit",
     "estimate_quantiles",
     "get_4bit_type",
+    "grouped_linear_4bit",
+    "grouped_linear_4bit_plan",
     "linear_4bit",
     "linear_4bit_plan",
     "quantize_4bit",

@@ -42,12 +42,57 @@ def linear_4bit_plan(
         TypeError: another dtype.
         NotImplementedError: more output than one CUDA launch covers.
     """
+    op = "linear_4bit_plan"
+    device_facts = _device_facts(op, device, compute_capability, sm_count)
+    block_size = as_block_size(op, block_size)
+    return _C.linear_4bit_plan(format, rows, cols, block_size, m, dtype_name(dtype), *device_facts)
+
+
+def grouped_linear_4bit_plan(
+    format: str,
+    experts: int,
+    rows: int,
+    cols: int,
+    block_size: int = 64,
+    m: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    *,
+    compute_capability: tuple[int, int] | None = None,
+    sm_count: int = 0,
+) -> str:
+    """The kernel `grouped_linear_4bit` takes, as `linear_4bit_plan` says of `linear_4bit`.
+
+    Args:
+        format: of the weight, a 4-bit one.
+        experts, rows, cols: E, N and K of the weight.
+        block_size: one of the format's.
+        m: rows of x, of all experts together.
+        dtype: of x: float32, bfloat16 or float16.
+        device, compute_capability, sm_count: as for `linear_4bit_plan`.
+
+    Raises:
+        ValueError: a format, block size, size or device there is not.
+        TypeError: another dtype.
+    """
+    op = "grouped_linear_4bit_plan"
+    device_facts = _device_facts(op, device, compute_capability, sm_count)
+    block_size = as_block_size(op, block_size)
+    return _C.grouped_linear_4bit_plan(
+        format, experts, rows, cols, block_size, m, dtype_name(dtype), *device_facts
+    )
+
+
+def _device_facts(
+    op: str, device: torch.device | str, compute_capability: tuple[int, int] | None, sm_count: int
+) -> tuple[int | None, int]:
+    """What libqbits asks of a device: 10 * major + minor, or None for the CPU, and its multiprocessors."""
     device = torch.device(device)
     if compute_capability is None and device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
         compute_capability, sm_count = (facts.major, facts.minor), facts.multi_processor_count
     elif device.type != "cpu":
-        raise ValueError(f"[linear_4bit_plan] device: got {device}, want cpu, or a cuda device by itself")
-    capability = None if compute_capability is None else 10 * compute_capability[0] + compute_capability[1]
-    block_size = as_block_size("linear_4bit_plan", block_size)
-    return _C.linear_4bit_plan(format, rows, cols, block_size, m, dtype_name(dtype), capability, sm_count)
+        raise ValueError(f"[{op}] device: got {device}, want cpu, or a cuda device by itself")
+    if compute_capability is None:
+        return None, sm_count
+    return 10 * compute_capability[0] + compute_capability[1], sm_count

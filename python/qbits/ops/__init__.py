@@ -9,6 +9,8 @@ from qbits.ops.dequantize_affine import dequantize_affine
 from qbits.ops.dequantize_blockwise import dequantize_blockwise
 from qbits.ops.embedding_4bit import embedding_4bit
 from qbits.ops.estimate_quantiles import estimate_quantiles
+from qbits.ops.grouped_linear_4bit import grouped_linear_4bit
+from qbits.ops.grouped_linear_4bit_grad_x import grouped_linear_4bit_grad_x
 from qbits.ops.linear_4bit import linear_4bit
 from qbits.ops.linear_4bit_grad_x import linear_4bit_grad_x
 from qbits.ops.quantize_4bit import quantize_4bit
@@ -23,6 +25,8 @@ __all__ = [
     "dequantize_blockwise",
     "embedding_4bit",
     "estimate_quantiles",
+    "grouped_linear_4bit",
+    "grouped_linear_4bit_grad_x",
     "linear_4bit",
     "linear_4bit_grad_x",
     "quantize_4bit",

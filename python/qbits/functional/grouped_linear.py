@@ -1,0 +1,114 @@
+"""The products of a mixture of experts with 4-bit weights, with gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qbits import ops
+from qbits.functional.linear import refuse_input
+
+if TYPE_CHECKING:
+    from qbits.tensor import QuantizedTensor
+
+OP = "grouped_linear_4bit"
+
+# Outside of the ops, as those of linear_4bit. `weight` is (codes, scales, zeros, nested_absmax, nested_code,
+# offset, format, block_size, n, k).
+
+
+class _GroupedLinear4bit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, offsets: Tensor, *weight: Any) -> Tensor:
+        codes, scales, zeros, *nested, format, block_size, n, k = weight
+        ctx.save_for_backward(offsets, *weight[:6])
+        ctx.weight = weight[6:]
+        return ops.grouped_linear_4bit(
+            x, offsets, codes, scales, format, block_size, n, k, bias, zeros, *nested
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        offsets, *tensors = ctx.saved_tensors
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _GroupedLinear4bitGradX.apply(grad, offsets, *tensors, *ctx.weight)
+        if ctx.needs_input_grad[1]:
+            grad_bias = _grad_bias(grad, offsets)
+        return grad_x, grad_bias, None, *[None] * 10
+
+
+class _GroupedLinear4bitGradX(torch.autograd.Function):
+    """grad W: linear in grad, so its own gradient is the forward product."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, offsets: Tensor, *weight: Any) -> Tensor:
+        codes, scales, zeros, *nested, format, block_size, n, k = weight
+        ctx.save_for_backward(offsets, *weight[:6])
+        ctx.weight = weight[6:]
+        return ops.grouped_linear_4bit_grad_x(
+            grad, offsets, codes, scales, format, block_size, n, k, zeros, *nested
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        offsets, *tensors = ctx.saved_tensors
+        return _GroupedLinear4bit.apply(grad, None, offsets, *tensors, *ctx.weight), None, *[None] * 10
+
+
+def _grad_bias(grad: Tensor, offsets: Tensor) -> Tensor:
+    """The sum of each expert's rows, as a product: adding by index would not be deterministic."""
+    row = torch.arange(grad.shape[0], device=grad.device)
+    mine = (row >= offsets[:-1, None]) & (row < offsets[1:, None])
+    grad = torch.where(mine.any(0)[:, None], grad, 0)  # rows of no expert may hold anything
+    return mine.to(grad.dtype) @ grad
+
+
+def grouped_linear_4bit(
+    x: Tensor, weight: QuantizedTensor, offsets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x[t] W[e]^T + bias[e] for the rows t of each expert e, from offsets[e] to offsets[e + 1].
+
+    Reads `weight` in its packed form and accumulates in float32. On CUDA nothing synchronises, whatever the
+    offsets, so that a captured graph may be replayed with other ones. Differentiable in `x` and `bias`.
+
+    Args:
+        x: float32, bfloat16 or float16 [T, K], its rows sorted by expert.
+        weight: a QuantizedTensor [E, N, K] in a 4-bit format.
+        offsets: int32 [E + 1], ascending, from 0 to T. Rows of the result before the first and from the last
+            on hold arbitrary values. On the CPU other offsets raise; on CUDA they are taken as the nearest
+            of 0 to T, and an expert that ends before it begins has no rows.
+        bias: [E, N] in x's dtype, or None.
+
+    Returns:
+        [T, N] in x's dtype.
+
+    Raises:
+        ValueError: a shape or device does not fit, or the weight is not 3-D in a 4-bit format.
+        TypeError: a dtype does not fit, or `weight` is not a QuantizedTensor.
+    """
+    if not getattr(weight, "is_4bit_experts", False):
+        _refuse_weight(weight)
+    for what, value in (("x", x), ("offsets", offsets)):
+        if not isinstance(value, Tensor):
+            refuse_input(OP, what, value)
+    experts, n, k = weight.shape
+    if offsets.shape != (experts + 1,):
+        raise ValueError(f"[{OP}] offsets: got shape {list(offsets.shape)}, want [{experts + 1}]")
+    if bias is not None and bias.shape != (experts, n):
+        raise ValueError(f"[{OP}] bias: got shape {list(bias.shape)}, want [{experts}, {n}]")
+    scales = weight.absmax if weight.zeros is None else weight.scales
+    nested = (weight.nested_absmax, weight.nested_code, weight.offset)
+    facts = (weight.format, weight.block_size, n, k)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _GroupedLinear4bit.apply(x, bias, offsets, weight.codes, scales, weight.zeros, *nested, *facts)
+    return ops.grouped_linear_4bit(x, offsets, weight.codes, scales, *facts, bias, weight.zeros, *nested)
+
+
+def _refuse_weight(weight: object) -> None:
+    want = "a 3-D QuantizedTensor in a 4-bit format"
+    if hasattr(weight, "is_4bit_experts"):
+        raise ValueError(f"[{OP}] weight: got {weight!r}, want {want}")
+    raise TypeError(f"[{OP}] weight: got {type(weight).__name__}, want {want}")
