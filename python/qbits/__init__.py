@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qbits import _C as _C
+from qbits import experts as experts  # registers what torch's grouped products do with one
 from qbits import formats, functional, nn, ops
 from qbits import tensor_ops as tensor_ops  # registers what torch's functions do with a QuantizedTensor
 from qbits.config import QuantizeConfig

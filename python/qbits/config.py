@@ -20,6 +20,8 @@ class QuantizeConfig:
         scale_dtype: "int4": dtype of scales and zeros; float32 by default.
         compute_dtype: dtype x is cast to before a product; its own by default.
         embeddings: quantize nn.Embedding too.
+        experts: quantize the weights of mixtures of experts: the 3-D parameters of modules whose class is
+            named "...Experts...", as transformers' are.
     """
 
     format: str = "nf4"
@@ -28,13 +30,15 @@ class QuantizeConfig:
     scale_dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | None = None
     embeddings: bool = False
+    experts: bool = True
 
     def __post_init__(self) -> None:
         row = check_format("QuantizeConfig", self.format)
         if self.block_size is None:
             raise TypeError("[QuantizeConfig] block size: got None, want an int")
-        if not isinstance(self.embeddings, bool):
-            raise TypeError(f"[QuantizeConfig] embeddings: got {self.embeddings!r}, want True or False")
+        for name in ("embeddings", "experts"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"[QuantizeConfig] {name}: got {value!r}, want True or False")
         if row.bits != 4:
             raise ValueError(f"[QuantizeConfig] format: got {self.format!r}, want a 4-bit format")
         check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)

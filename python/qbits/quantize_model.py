@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from qbits.codec import FLOATS, dtype_name
 from qbits.config import QuantizeConfig, as_config
 from qbits.nn.embedding_4bit import Embedding4bit
 from qbits.nn.linear_4bit import Linear4bit, is_conv1d
+from qbits.nn.quantized_experts import (
+    dequantize_experts,
+    expert_weights,
+    quantize_experts,
+    quantized_expert_weights,
+)
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
 
@@ -49,10 +55,11 @@ def quantize_(
 ) -> nn.Module:
     """Replaces the linear layers of `model` by 4-bit ones, in place, one after the other.
 
-    nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so. Subclasses of
-    theirs, which may use their weight in their own way, layers whose weight is computed from others (by
-    weight_norm, pruning, ...) and layers that are quantized already stay as they are. Hooks on calls are
-    kept. A module or weight used in several places is quantized once and stays shared.
+    nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so, and the weights of
+    mixtures of experts, whose modules keep their class. Subclasses of the layers, which may use their weight
+    in their own way, layers whose weight is computed from others (by weight_norm, pruning, ...) and layers
+    that are quantized already stay as they are. Hooks on calls are kept. A module or weight used in several
+    places is quantized once and stays shared.
 
     Args:
         model: its weights float32, bfloat16 or float16.
@@ -86,10 +93,22 @@ def quantize_(
         and not _matches(place.name, patterns)
         and id(place.module.weight) not in tied
     )
+    mixtures = [
+        place
+        for place in _mixtures(model, expert_weights)
+        if config.experts and not _matches(place.name, patterns)
+    ]
     for first, *_ in groups:
-        _check_dtype(first)
+        _check_dtype(f"{first.name}.weight", first.module.weight)
+    for place in mixtures:
+        for name, weight in expert_weights(place.module):
+            _check_dtype(f"{place.name}.{name}", weight)
+    groups += [[place] for place in mixtures]
     for group in _drain(groups, "quantize", progress):
-        _quantize_group(group, config, device)
+        if group[0] in mixtures:
+            quantize_experts(group[0].module, config, group[0].name, device)
+        else:
+            _quantize_group(group, config, device)
     return model if device is None else model.to(device)
 
 
@@ -120,8 +139,13 @@ def dequantize_(
             f"[dequantize_] model: got the layer {type(model).__name__} itself, want one around it"
         )
     groups = _by_weight(p for p in _walk(model, "", set()) if isinstance(p.module, QuantizedModule))
+    mixtures = _mixtures(model, quantized_expert_weights)
+    groups += [[place] for place in mixtures]
     for group in _drain(groups, "dequantize", progress):
-        _dequantize_group(group, dtype)
+        if group[0] in mixtures:
+            dequantize_experts(group[0].module, dtype)
+        else:
+            _dequantize_group(group, dtype)
     return model
 
 
@@ -140,6 +164,12 @@ def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:
             continue
         yield _Place(parent, attribute, prefix + attribute, module)
         yield from _walk(module, f"{prefix}{attribute}.", above | {id(module)})
+
+
+def _mixtures(model: nn.Module, weights: Callable[[nn.Module], Iterator[Any]]) -> list[_Place]:
+    """The modules below `model` that have expert weights, each once."""
+    places = {id(p.module): p for p in _walk(model, "", set()) if any(True for _ in weights(p.module))}
+    return list(places.values())
 
 
 def _is_target(module: Any, config: QuantizeConfig) -> bool:
@@ -208,11 +238,10 @@ def _drain(groups: list[list[_Place]], what: str, progress: bool | None) -> Iter
             bar.update()
 
 
-def _check_dtype(place: _Place) -> None:
-    dtype = place.module.weight.dtype
-    if dtype not in FLOATS:
+def _check_dtype(name: str, weight: Tensor) -> None:
+    if weight.dtype not in FLOATS:
         want = ", ".join(map(dtype_name, FLOATS))
-        raise TypeError(f"[quantize_] {place.name}.weight: got {dtype_name(dtype)}, want {want}")
+        raise TypeError(f"[quantize_] {name}: got {dtype_name(weight.dtype)}, want {want}")
 
 
 def _quantize_group(group: list[_Place], config: QuantizeConfig, device: torch.device | str | None) -> None:

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
 
 import qbits
 
@@ -34,6 +34,16 @@ MODELS = {
         num_attention_heads=2,
         num_key_value_heads=2,
         tie_word_embeddings=True,
+    ),
+    "mixtral": MixtralConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
     ),
     "gpt2": GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=2, n_positions=64),
     "opt": OPTConfig(
@@ -101,6 +111,8 @@ def save_by_hand(folder: str) -> None:
             ("llama_tied", qbits.QuantizeConfig(), None),
             ("gpt2", qbits.QuantizeConfig("fp4", block_size=32), []),
             ("opt", qbits.QuantizeConfig(), ["fc1"]),
+            ("mixtral", qbits.QuantizeConfig("int4"), None),
+            ("mixtral", qbits.QuantizeConfig(experts=False), None),
         ]
     ):
         saved, dense = (os.path.join(folder, f"{number}{part}") for part in ("saved", "dense"))
@@ -164,7 +176,7 @@ def main() -> None:
     print("transformers", transformers.__version__, "torch", torch.__version__)
     for options in CONFIGS:
         check("llama", os.path.join(folder, "llama"), torch.float32, options)
-    for name in ("llama_tied", "gpt2", "opt"):
+    for name in ("llama_tied", "gpt2", "opt", "mixtral"):
         check(name, os.path.join(folder, name), torch.float32, CONFIGS[0])
     check("llama", os.path.join(folder, "bf16"), torch.bfloat16, CONFIGS[1])
     save_by_hand(os.path.join(folder, "by_hand"))

@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS
 from qbits.nn import Linear4bit
+from qbits.nn.quantized_experts import expert_weights, keep_in_state_dicts, quantized_expert_weights
 from qbits.nn.quantized_module import quantized_parameter
 from qbits.quantize_model import dequantize_
 from qbits.state_dict import WEIGHT_SUFFIXES, weight_from_entries
@@ -35,7 +36,7 @@ def _dtype_name(value: torch.dtype | None) -> str | None:
 
 @register_quantization_config("qbits")
 class QbitsConfig(QuantizationConfigMixin):
-    """How `from_pretrained` quantizes a model's linear layers.
+    """How `from_pretrained` quantizes a model's linear layers and the weights of its experts.
 
     Args:
         format: a 4-bit format of the table: "nf4", "fp4", "int4".
@@ -45,6 +46,7 @@ class QbitsConfig(QuantizationConfigMixin):
         compute_dtype: the dtype activations are cast to; None: their own.
         skip: modules to leave dense, by name, prefix or suffix; None: output embeddings and what is tied
             to them. Listing any replaces that default.
+        experts: quantize the weights of mixtures of experts.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class QbitsConfig(QuantizationConfigMixin):
         scale_dtype: str | torch.dtype | None = None,
         compute_dtype: str | torch.dtype | None = None,
         skip: list[str] | None = None,
+        experts: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -70,6 +73,7 @@ class QbitsConfig(QuantizationConfigMixin):
         self.scale_dtype = _dtype_name(_dtype(scale_dtype))
         self.compute_dtype = _dtype_name(_dtype(compute_dtype))
         self.skip = skip
+        self.experts = experts
         self.options()  # refuses what the format table does not have
 
     def options(self) -> QuantizeConfig:
@@ -80,6 +84,7 @@ class QbitsConfig(QuantizationConfigMixin):
             double_quant=self.double_quant,
             scale_dtype=_dtype(self.scale_dtype),
             compute_dtype=_dtype(self.compute_dtype),
+            experts=self.experts,
         )
 
 
@@ -137,6 +142,36 @@ class _Deserialize(ConversionOps):
         return {"weight": nn.Parameter(weight, requires_grad=False)}
 
 
+class _DeserializeExperts(ConversionOps):
+    """The same for the weights of experts, which are parameters of their own."""
+
+    def __init__(self, hf_quantizer: QbitsHfQuantizer, pattern: str) -> None:
+        self.hf_quantizer = hf_quantizer
+        self.pattern = pattern
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *args: Any,
+        model: nn.Module | None = None,
+        full_layer_name: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        if len(input_dict) == 1:
+            return input_dict
+        module, name = get_module_from_name(model, full_layer_name)
+        entries = {
+            key.removeprefix(self.pattern).removeprefix("."): value[0] if isinstance(value, list) else value
+            for key, value in input_dict.items()
+        }
+        weight, dense = weight_from_entries(entries), getattr(module, name)
+        if weight.shape != dense.shape:
+            got, want = list(weight.shape), list(dense.shape)
+            raise ValueError(f"[from_pretrained] {full_layer_name}: got shape {got}, want {want}")
+        module._is_hf_initialized = True
+        return {self.pattern: nn.Parameter(weight.like(dtype=dense.dtype), requires_grad=False)}
+
+
 @register_quantizer("qbits")
 class QbitsHfQuantizer(HfQuantizer):
     """Swaps linear layers for `qbits.nn.Linear4bit` while a model is built, and fills them while it loads."""
@@ -151,6 +186,7 @@ class QbitsHfQuantizer(HfQuantizer):
     def __init__(self, quantization_config: QbitsConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.transposed: set[str] = set()
+        self.experts: set[str] = set()  # full names of their weights
 
     def get_load_operations(self) -> dict[str, type[ConversionOps]]:
         return {"deserialize": _Deserialize}
@@ -160,7 +196,12 @@ class QbitsHfQuantizer(HfQuantizer):
             return []
         # 5.17 takes the first pattern that matches anywhere in a name: the bare "weight" comes last.
         names = sorted(self.serialized_names["weight"], key=len, reverse=True)
-        return [WeightConverter(names, "weight", [_Deserialize(self)])]
+        converters = [WeightConverter(names, "weight", [_Deserialize(self)])]
+        suffixes = [name.removeprefix("weight") for name in names]
+        for pattern in sorted({"." + ".".join(name.split(".")[-2:]) for name in self.experts}):
+            operation = _DeserializeExperts(self, pattern)
+            converters.insert(0, WeightConverter([pattern + s for s in suffixes], pattern, [operation]))
+        return converters
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
@@ -197,12 +238,14 @@ class QbitsHfQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, Linear4bit) and name == "weight"
+        return (isinstance(module, Linear4bit) and name == "weight") or param_name in self.experts
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config
         skip = self.get_modules_to_not_convert(model, config.skip, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
+            if config.experts and should_convert_module(name, skip):
+                self.experts.update(f"{name}.{weight}" for weight, _ in expert_weights(module))
             if type(module) not in (nn.Linear, Conv1D) or not should_convert_module(name, skip):
                 continue
             if isinstance(module, Conv1D):
@@ -223,6 +266,9 @@ class QbitsHfQuantizer(HfQuantizer):
         # save_pretrained would reverse these converters; state_dict() writes the serialized keys by itself.
         conversions = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [conversion for conversion in conversions if not self._made(conversion)]
+        for module in model.modules():
+            if any(True for _ in quantized_expert_weights(module)):
+                keep_in_state_dicts(module)
         return model
 
     def _made(self, converter: Any) -> bool:

@@ -7,10 +7,13 @@ transformers copies what from_pretrained was told, which says nothing of `qbits.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -18,6 +21,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from qbits.config import QuantizeConfig
 from qbits.integrations.transformers import QbitsConfig, QbitsHfQuantizer
 from qbits.nn import Linear4bit
+from qbits.nn.quantized_experts import expert_weights, quantized_expert_weights
 from qbits.nn.quantized_module import QuantizedModule
 from qbits.tensor import QuantizedTensor
 
@@ -28,7 +32,7 @@ _save_pretrained = PreTrainedModel.save_pretrained
 def _save_with_description(self: Any, *args: Any, **kwargs: Any) -> Any:
     held = vars(self.config)
     before, told = held.get("quantization_config"), "quantization_config" in held
-    quantized = any(isinstance(module, QuantizedModule) for module in self.modules())
+    quantized = any(isinstance(m, QuantizedModule) or _has_experts(m) for m in self.modules())
     adapters_only = getattr(self, "_hf_peft_config_loaded", False)
     if adapters_only or not (quantized or _is_ours(before)):
         return _save_pretrained(self, *args, **kwargs)
@@ -36,12 +40,39 @@ def _save_with_description(self: Any, *args: Any, **kwargs: Any) -> Any:
     held.pop("quantization_config", None)
     if described is not None:
         held["quantization_config"] = described
+    conversions = getattr(self, "_weight_conversions", None)
+    self._weight_conversions = _conversions(self, conversions)
     try:
         return _save_pretrained(self, *args, **kwargs)
     finally:
+        self._weight_conversions = conversions
         held.pop("quantization_config", None)
         if told:
             held["quantization_config"] = before
+
+
+def _has_experts(module: nn.Module) -> bool:
+    return any(True for _ in quantized_expert_weights(module))
+
+
+def _conversions(model: Any, conversions: Any) -> Any:
+    """What transformers reverses as it saves, but for what would take quantized weights of experts apart."""
+    weights = [
+        f"{name}.{weight}" for name, m in model.named_modules() for weight, _ in quantized_expert_weights(m)
+    ]
+    if not weights:
+        return conversions
+    if conversions is None:  # no model of from_pretrained: those transformers would take
+        made = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [conversion for conversion in made if type(conversion).__name__ != "PrefixChange"]
+    return [
+        conversion
+        for conversion in conversions
+        if not (
+            isinstance(conversion, WeightConverter)
+            and any(re.search(f"{target}$", w) for target in conversion.target_patterns for w in weights)
+        )
+    ]
 
 
 def _is_ours(config: Any) -> bool:
@@ -71,6 +102,7 @@ def _candidates(model: Any, before: Any) -> Iterator[QbitsConfig]:
     if first is None or (before is not None and not _is_ours(before)):
         return
     options = {name: getattr(first.config, name) for name in _OPTIONS}
+    options["experts"] = any(_has_experts(module) for module in model.modules())
     yield QbitsConfig(**options)
     # Patterns of transformers: "$" keeps a name from being the start of others.
     yield QbitsConfig(**options, skip=[f"{name}$" for name, m in model.named_modules() if _is_dense(m)])
@@ -91,7 +123,20 @@ def _describes(config: QbitsConfig, model: Any) -> bool:
                 return False
         elif _is_dense(module) and should_convert_module(name, skip):
             return False
+        made = config.experts and should_convert_module(name, skip)
+        if any(True for _ in expert_weights(module)) and made:
+            return False
+        if not all(
+            made and _is_like(config.options(), weight) for _, weight in quantized_expert_weights(module)
+        ):
+            return False
     return True
+
+
+def _is_like(options: QuantizeConfig, weight: QuantizedTensor) -> bool:
+    scales = weight.scales is None or weight.scales.dtype == (options.scale_dtype or weight.scales.dtype)
+    facts = (weight.format, weight.block_size, weight.double_quant)
+    return scales and facts == (options.format, options.block_size, options.double_quant)
 
 
 def _is_made_by(options: QuantizeConfig, module: QuantizedModule) -> bool:
