@@ -44,7 +44,7 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
       linear_4bit_stream(args, plan, stream);
       break;
     case Linear4bitKernel::Wgmma:
-      linear_4bit_wgmma(args, plan.wgmma, stream);
+      return linear_4bit_wgmma(args, plan.wgmma, stream);
   }
   if (plan.workspace_bytes > 0) {
     linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);

@@ -101,4 +101,21 @@ __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
   }
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr bool kHasClusters = true;
+#else
+inline constexpr bool kHasClusters = false;
+#endif
+
+// Programmatic dependent launch: what a kernel does before the wait may overlap the end of the kernels before it in the
+// stream, whatever they write must not be read there.
+__device__ inline void wait_for_kernels_before() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
+
+// Lets the next kernel of the stream start as blocks of this one end.
+__device__ inline void let_next_kernel_start() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
 }  // namespace qbits::cuda

@@ -81,8 +81,8 @@ Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
 Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
   return {.kernel = Linear4bitKernel::Wgmma,
           .splits = wgmma.splits,
-          .split_depth = wgmma.split_depth,
           .blocks = wgmma.blocks,
+          .workspace_bytes = wgmma.workspace_bytes,
           .wgmma = wgmma,
           .reason = "least time"};
 }
@@ -121,6 +121,10 @@ SharedLimit shared_limit(int cc) {
   if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
   if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
   return {100 * 1024, 99 * 1024};
+}
+
+int64_t linear_4bit_resident_clusters(int sm_count, int blocks) {
+  return std::max<int64_t>((blocks > 2 ? sm_count * 10 / 11 : sm_count) / blocks, 1);
 }
 
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
@@ -227,14 +231,17 @@ std::string to_string(const Linear4bitPlan& plan) {
       constexpr const char* kDecodes[] = {"scaled sums", "weights of 16 bits", "weights of 32 bits"};
       const WgmmaPlan& w = plan.wgmma;
       text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
-             kDecodes[static_cast<int>(w.decode)] + ", x shared by " + std::to_string(w.multicast);
+             kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
+             std::to_string(w.shared_tiles) + " shared";
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
   if (plan.splits > 1) {
-    text += ", " + std::to_string(plan.splits) + " splits of " + std::to_string(plan.split_depth) +
-            (plan.workspace_bytes > 0 ? ", workspace " + std::to_string(plan.workspace_bytes) + " B" : ", a cluster");
+    text += ", " + std::to_string(plan.splits) + " splits";
+    if (plan.split_depth > 0) text += " of " + std::to_string(plan.split_depth);
+    if (plan.workspace_bytes == 0) text += ", a cluster";
   }
+  if (plan.workspace_bytes > 0) text += ", workspace " + std::to_string(plan.workspace_bytes) + " B";
   if (!plan.reason.empty()) text += " (" + plan.reason + ")";
   return text;
 }

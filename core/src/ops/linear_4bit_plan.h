@@ -71,7 +71,7 @@ struct Linear4bitPlan {
   int tile = 0;             // Mma: index into the tiles above
   int chunk = 0;            // Mma forward, Stream: depth summed before a scale is applied, 32 or 64
   int stages = 0;           // Mma, Stream: depth of the shared-memory ring
-  int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, others: a cluster
+  int splits = 1;           // Mma, Stream: blocks that share an output tile; Mma: > 1 needs the workspace
   int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
   int64_t blocks = 0;       // thread blocks
   int column_tiles = 0;     // Stream: groups of 8 rows of x
@@ -103,6 +103,10 @@ struct SharedLimit {
   int block;
 };
 SharedLimit shared_limit(int compute_capability);
+
+// Clusters of `blocks` the device holds at once, a block on each multiprocessor: the odd ones of a GPC hold none of a
+// larger cluster (an H200's 132 hold 66 clusters of 2, 30 of 4 and 15 of 8, by cudaOccupancyMaxActiveClusters).
+int64_t linear_4bit_resident_clusters(int sm_count, int blocks);
 
 // Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
