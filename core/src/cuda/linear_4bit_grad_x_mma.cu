@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_kernels.h"
 
@@ -13,7 +14,7 @@ constexpr std::string_view kOp = "linear_4bit_grad_x";
 template <class T>
 void run_mma(const GradXMmaArgs& args, const Linear4bitPlan& plan, Stream stream) {
   const auto kernel = plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, 0> : linear_4bit_grad_x_mma_kernel<T, 1>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   launch(kOp, kernel, {plan.blocks, kMmaThreads, static_cast<size_t>(plan.shared_bytes)}, stream, args);
 }
 

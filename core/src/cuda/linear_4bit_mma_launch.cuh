@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_mma.cuh"
 
@@ -12,7 +13,7 @@ void launch_linear_4bit_mma_tile(const MmaArgs& args, const Linear4bitPlan& plan
   constexpr std::string_view kOp = "linear_4bit";
   const auto kernel =
       plan.chunk == 64 ? linear_4bit_mma_kernel<T, kAffine, kTile, 64> : linear_4bit_mma_kernel<T, kAffine, kTile, 32>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   launch(kOp, kernel, {plan.blocks, kMmaThreads, static_cast<size_t>(plan.shared_bytes)}, stream, args);
 }
 

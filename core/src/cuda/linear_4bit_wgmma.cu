@@ -34,10 +34,19 @@ CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMa
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(matrix.row_bytes)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encoder()(&map, type, 2, const_cast<void*>(matrix.data), sizes, strides, box, steps,
-                                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) fail(cudaErrorInvalidValue, kOp);
+  const auto encode = [&] {
+    return encoder()(&map, type, 2, const_cast<void*>(matrix.data), sizes, strides, box, steps,
+                     CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult status = encode();
+  if (status != CUDA_SUCCESS) {  // a thread whose first CUDA call this is: the driver has no context for it yet
+    int device = 0;
+    check(cudaGetDevice(&device), kOp);
+    check(cudaSetDevice(device), kOp);
+    status = encode();
+  }
+  if (status != CUDA_SUCCESS) fail(static_cast<cudaError_t>(status), kOp);  // the numbers are the same
   return map;
 }
 

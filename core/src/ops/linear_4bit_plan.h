@@ -27,6 +27,8 @@ struct Linear4bitProblem {
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
   int sm_count = 132;
+
+  bool operator==(const Linear4bitProblem&) const = default;
 };
 
 // Shape of one tensor-core tile: what a block of 256 threads computes in one pass, and how its 8 warps share it.
