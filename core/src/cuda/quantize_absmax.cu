@@ -50,7 +50,7 @@ __device__ double chunk_sum(const float* absmax, int64_t n, int64_t chunk, doubl
     __syncthreads();
     if (lane < half) lanes[lane] = __dadd_rn(lanes[lane], lanes[lane + half]);
   }
-  return lanes[0];
+  return lane == 0 ? lanes[0] : 0.0;
 }
 
 // The sum of all chunks in ascending order, in thread 0.
