@@ -102,15 +102,23 @@ struct Codebook256Quantizer {
       for (uint32_t& word : packed.words) word = shared.zero_codes;
       return packed;
     }
-    packed = shared.regular ? rank_by_bins(shared, block, values) : rank_by_search(shared, block, values);
-    if (shared.repeats) {
+    if (!shared.regular) return codes_of(shared, rank_by_search(shared, block, values));
+    // Not in a function of its own: the compiler would put x where the search has its own, in local memory.
+    float x[kRun];
+    block.widen(values, x);
+    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
 #pragma unroll
-      for (uint32_t& word : packed.words) {
-        word = shared.codes[word & 255] | shared.codes[word >> 8 & 255] << 8 | shared.codes[word >> 16 & 255] << 16 |
-               static_cast<uint32_t>(shared.codes[word >> 24]) << 24;
+    for (int w = 0; w < kRun / 4; ++w) {
+      uint32_t sums[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
+        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
       }
+      packed.words[w] =
+          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
     }
-    return packed;
+    return codes_of(shared, packed);
   }
 
  private:
@@ -134,22 +142,13 @@ struct Codebook256Quantizer {
     return distinct;
   }
 
-  template <class Values>
-  __device__ static PackedRun<8> rank_by_bins(const Shared& shared, const Block& block, const Values& values) {
-    PackedRun<8> packed;
-    float x[kRun];
-    block.widen(values, x);
-    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
+  // The codes of packed ranks.
+  __device__ static PackedRun<8> codes_of(const Shared& shared, PackedRun<8> packed) {
+    if (!shared.repeats) return packed;
 #pragma unroll
-    for (int w = 0; w < kRun / 4; ++w) {
-      uint32_t sums[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
-        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
-      }
-      packed.words[w] =
-          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
+    for (uint32_t& word : packed.words) {
+      word = shared.codes[word & 255] | shared.codes[word >> 8 & 255] << 8 | shared.codes[word >> 16 & 255] << 16 |
+             static_cast<uint32_t>(shared.codes[word >> 24]) << 24;
     }
     return packed;
   }
