@@ -78,6 +78,7 @@ TEST(Linear4bitPlan, TuringMultipliesFloat16OnItsTensorCores) {
         EXPECT_EQ(plan.kernel, Linear4bitKernel::Mma) << to_string(plan);
         EXPECT_EQ(plan.isa, MmaIsa::Sm75) << to_string(plan);
       }
+      EXPECT_EQ(linear_4bit_plan(p).chunk, coding == Coding::Affine && m > 64 ? 32 : 64) << m;
       for (const auto& plans : {linear_4bit_plans(p), linear_4bit_grad_x_plans(p)}) {
         for (const Linear4bitPlan& plan : plans) {
           EXPECT_TRUE(plan.kernel != Linear4bitKernel::Mma || plan.isa == MmaIsa::Sm75) << to_string(plan);

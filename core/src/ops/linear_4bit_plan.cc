@@ -73,6 +73,7 @@ Linear4bitPlan mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
   Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p), .isa = isa};
+  if (isa == MmaIsa::Sm75 && affine && tile.m > 64) plan.chunk = 32;  // 64 does not fit in registers, 5 % slower
   split(plan, tile, p.m, p.n, p.k, wanted);
 
   const SharedLimit limit = shared_limit(p.compute_capability);
