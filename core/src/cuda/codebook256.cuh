@@ -18,6 +18,12 @@ struct Codebook256Quantizer {
   static constexpr int kBins = (38 << (23 - kShift)) + 1;  // of a sign: magnitudes up to 1
   static constexpr int kRest = 0xffffff;                   // below the rank in a sum
 
+  enum class Lookup {
+    Codes,   // a bin holds one threshold at most, ranks are codes
+    Ranks,   // the first alone
+    Search,  // neither: thresholds are searched for ranks
+  };
+
   struct Shared {
     // Of each bin, such that the sum with a position has the rank in its top byte.
     uint32_t entries[2 * kBins];
@@ -26,8 +32,7 @@ struct Codebook256Quantizer {
     int distinct_of_warp[kQuantizeThreads / 32];
     uint32_t zero_codes;  // a word of them
     bool zeros_matter;    // a threshold is zero or next to it
-    bool regular;         // a bin holds one threshold at most; else thresholds are searched
-    bool repeats;         // ranks are not the codes themselves
+    Lookup lookup;
   };
 
   const float* code;
@@ -71,8 +76,7 @@ struct Codebook256Quantizer {
     if (t == 0) {
       shared.zero_codes = static_cast<uint32_t>(below_zero) * 0x01010101U;
       shared.zeros_matter = zeros_matter;
-      shared.regular = regular;
-      shared.repeats = distinct < 255;
+      shared.lookup = !regular ? Lookup::Search : distinct < 255 ? Lookup::Ranks : Lookup::Codes;
     }
     if (!regular) return;
     for (int lane = 0; lane < 32; ++lane) {
@@ -102,23 +106,10 @@ struct Codebook256Quantizer {
       for (uint32_t& word : packed.words) word = shared.zero_codes;
       return packed;
     }
-    if (!shared.regular) return codes_of(shared, rank_by_search(shared, block, values));
-    // Not in a function of its own: the compiler would put x where the search has its own, in local memory.
+    if (shared.lookup != Lookup::Codes) return encode_by_rank(shared, block, values);
     float x[kRun];
     block.widen(values, x);
-    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
-#pragma unroll
-    for (int w = 0; w < kRun / 4; ++w) {
-      uint32_t sums[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
-        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
-      }
-      packed.words[w] =
-          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
-    }
-    return codes_of(shared, packed);
+    return rank_by_bins(shared, block, x);
   }
 
  private:
@@ -142,13 +133,37 @@ struct Codebook256Quantizer {
     return distinct;
   }
 
-  // The codes of packed ranks.
-  __device__ static PackedRun<8> codes_of(const Shared& shared, PackedRun<8> packed) {
-    if (!shared.repeats) return packed;
+  template <class Values>
+  __device__ static PackedRun<8> encode_by_rank(const Shared& shared, const Block& block, const Values& values) {
+    PackedRun<8> packed;
+    if (shared.lookup == Lookup::Search) {
+      packed = rank_by_search(shared, block, values);
+    } else {
+      float x[kRun];
+      block.widen(values, x);
+      packed = rank_by_bins(shared, block, x);
+    }
 #pragma unroll
     for (uint32_t& word : packed.words) {
       word = shared.codes[word & 255] | shared.codes[word >> 8 & 255] << 8 | shared.codes[word >> 16 & 255] << 16 |
              static_cast<uint32_t>(shared.codes[word >> 24]) << 24;
+    }
+    return packed;
+  }
+
+  __device__ static PackedRun<8> rank_by_bins(const Shared& shared, const Block& block, const float (&x)[kRun]) {
+    PackedRun<8> packed;
+    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
+#pragma unroll
+    for (int w = 0; w < kRun / 4; ++w) {
+      uint32_t sums[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
+        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
+      }
+      packed.words[w] =
+          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
     }
     return packed;
   }

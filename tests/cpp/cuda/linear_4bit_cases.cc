@@ -241,6 +241,11 @@ void LinearProblem::refill(uint64_t seed) {
   multiply();
 }
 
+void LinearProblem::spoil_scale(int64_t block) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  scales_.write(&nan, sizeof nan, static_cast<size_t>(block) * sizeof nan);
+}
+
 void LinearProblem::multiply() {
   const int64_t size = rows() * cols();
   want_.assign(size, 0);

@@ -76,6 +76,8 @@ class LinearProblem {
   void poison() { out_.poison(); }
   // Replaces x (or grad) by other random values, on both sides.
   void refill(uint64_t seed);
+  // Makes a scale NaN, on the device alone.
+  void spoil_scale(int64_t block);
 
   // "" if the result is as close to the float64 product as rounding the weights to the dtype once, float32
   // sums and one rounding of the result can explain, and infinite or NaN where that product rounds to it; else the

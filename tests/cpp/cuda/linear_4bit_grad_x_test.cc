@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -61,6 +62,28 @@ TEST(Linear4bitGradXCuda, AccuracyOfRoundedWeights) {
         args.workspace = workspace.data();
         cuda::run(args, plan, Stream{});
         EXPECT_LE(problem.error(), 1.05 * problem.reference_error()) << to_string(c) << "; plan " << to_string(plan);
+      }
+    }
+  }
+}
+
+TEST(Linear4bitGradXCuda, NanScaleStaysInItsColumns) {
+  QBITS_NEEDS_GPU();
+  for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+    const LinearCase c{.format = "nf4", .block_size = 64, .n = 72, .k = 256, .m = 9, .dtype = dtype};
+    LinearProblem problem(c, true, 3);
+    Linear4bitGradXArgs args = problem.grad_x();
+    const int64_t bad_block = 1;  // of the row
+    problem.spoil_scale(37 * 4 + bad_block);
+    for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(cuda::problem_of(args))) {
+      const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+      args.workspace = workspace.data();
+      problem.poison();
+      cuda::run(args, plan, Stream{});
+      const std::vector<float> got = problem.result();
+      for (int64_t i = 0; i < c.m * c.k; ++i) {
+        ASSERT_EQ(std::isnan(got[i]), i % c.k / c.block_size == bad_block)
+            << "row " << i / c.k << ", column " << i % c.k << "; plan " << to_string(plan);
       }
     }
   }

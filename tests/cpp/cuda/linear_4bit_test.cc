@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -83,23 +82,22 @@ TEST(Linear4bitCuda, AccuracyOfRoundedWeights) {
 
 TEST(Linear4bitCuda, NanScaleStaysInItsRow) {
   QBITS_NEEDS_GPU();
-  LinearCase c{.format = "nf4", .block_size = 64, .n = 70, .k = 256, .m = 9};
-  LinearProblem problem(c, false, 3);
-  Linear4bitArgs args = problem.forward();
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const int64_t bad_row = 37;
-  ASSERT_EQ(cudaMemcpy(const_cast<float*>(static_cast<const float*>(args.weight.absmax.values)) + bad_row * 4 + 1, &nan,
-                       4, cudaMemcpyHostToDevice),
-            cudaSuccess);
-  for (const Linear4bitPlan& plan : linear_4bit_plans(cuda::problem_of(args))) {
-    const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
-    args.workspace = workspace.data();
-    problem.poison();
-    cuda::run(args, plan, Stream{});
-    const std::vector<float> got = problem.result();
-    for (int64_t i = 0; i < c.m * c.n; ++i) {
-      ASSERT_EQ(std::isnan(got[i]), i % c.n == bad_row)
-          << "row " << i / c.n << ", column " << i % c.n << "; plan " << to_string(plan);
+  for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+    const LinearCase c{.format = "nf4", .block_size = 64, .n = 70, .k = 256, .m = 9, .dtype = dtype};
+    LinearProblem problem(c, false, 3);
+    Linear4bitArgs args = problem.forward();
+    const int64_t bad_row = 37;
+    problem.spoil_scale(bad_row * 4 + 1);
+    for (const Linear4bitPlan& plan : linear_4bit_plans(cuda::problem_of(args))) {
+      const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+      args.workspace = workspace.data();
+      problem.poison();
+      cuda::run(args, plan, Stream{});
+      const std::vector<float> got = problem.result();
+      for (int64_t i = 0; i < c.m * c.n; ++i) {
+        ASSERT_EQ(std::isnan(got[i]), i % c.n == bad_row)
+            << "row " << i / c.n << ", column " << i % c.n << "; plan " << to_string(plan);
+      }
     }
   }
 }
