@@ -11,9 +11,10 @@ namespace {
 
 constexpr std::string_view kOp = "linear_4bit_grad_x";
 
-template <class T>
+template <class T, MmaIsa kIsa>
 void run_mma(const GradXMmaArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  const auto kernel = plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, 0> : linear_4bit_grad_x_mma_kernel<T, 1>;
+  const auto kernel =
+      plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, kIsa, 0> : linear_4bit_grad_x_mma_kernel<T, kIsa, 1>;
   allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   launch(kOp, kernel, {plan.blocks, kMmaThreads, static_cast<size_t>(plan.shared_bytes)}, stream, args);
 }
@@ -32,7 +33,9 @@ void linear_4bit_grad_x_mma(const Linear4bitGradXArgs& args, const Linear4bitPla
                          .split_depth = plan.split_depth,
                          .splits = plan.splits,
                          .weight = make_view(args.weight)};
-  args.dtype == DType::Float16 ? run_mma<__half>(mma, plan, stream) : run_mma<__nv_bfloat16>(mma, plan, stream);
+  if (plan.isa == MmaIsa::Sm75) return run_mma<__half, MmaIsa::Sm75>(mma, plan, stream);
+  args.dtype == DType::Float16 ? run_mma<__half, MmaIsa::Sm80>(mma, plan, stream)
+                               : run_mma<__nv_bfloat16, MmaIsa::Sm80>(mma, plan, stream);
 }
 
 }  // namespace qbits::cuda

@@ -16,7 +16,6 @@ constexpr int kSimtTile = 64;
 constexpr int kSimtRowWarps = 8;
 constexpr int kSimtRowColumns = 4;
 constexpr int kSimtRowMaxM = 16;
-constexpr int kGradXStages = 3;
 
 bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
 
@@ -61,19 +60,30 @@ int wanted_splits(const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t d
   return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(sm_count / tiles, steps / 4), 1, kMaxSplits));
 }
 
-Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
+// The instructions for a problem without obstacle.
+MmaIsa mma_isa(const Linear4bitProblem& p) { return p.compute_capability < 80 ? MmaIsa::Sm75 : MmaIsa::Sm80; }
+
+// All that compute it.
+std::vector<MmaIsa> mma_isas(const Linear4bitProblem& p) {
+  if (mma_isa(p) == MmaIsa::Sm75) return {MmaIsa::Sm75};
+  return p.dtype == DType::Float16 ? std::vector{MmaIsa::Sm75, MmaIsa::Sm80} : std::vector{MmaIsa::Sm80};
+}
+
+Linear4bitPlan mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p)};
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p), .isa = isa};
+  if (isa == MmaIsa::Sm75 && affine && tile.m > 64) plan.chunk = 32;  // 64 does not fit in registers, 5 % slower
   split(plan, tile, p.m, p.n, p.k, wanted);
 
   const SharedLimit limit = shared_limit(p.compute_capability);
-  const int fixed = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
+  const int copies = Linear4bitShared::lut_copies(isa, tile, plan.chunk, affine);
+  const int fixed = copies * Linear4bitShared::kPairBytes + Linear4bitShared::kNestedCodeBytes;
   const int stage = Linear4bitShared::stage(tile, plan.chunk, affine);
   // A second block on an SM is worth more than a deeper ring; 1 KB of each block is the system's.
-  const bool paired = mma_blocks_per_sm(tile, affine) == 2 && limit.sm / 2 - 1024 >= fixed + 3 * stage;
+  const bool paired = mma_blocks_per_sm(isa, tile, affine) == 2 && limit.sm / 2 - 1024 >= fixed + 3 * stage;
   const int budget = paired ? limit.sm / 2 - 1024 : limit.block;
-  plan.stages = std::clamp((budget - fixed) / stage, 2, 6);
+  plan.stages = isa == MmaIsa::Sm75 ? Linear4bitShared::kSm75Stages : std::clamp((budget - fixed) / stage, 2, 6);
   plan.shared_bytes = std::max(fixed + plan.stages * stage, Linear4bitShared::reduction(tile));
   return plan;
 }
@@ -98,9 +108,10 @@ std::string grad_x_obstacle(const Linear4bitProblem& p) {
   return p.n % 8 == 0 ? "" : "N is no multiple of 8";
 }
 
-Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, int index, int wanted) {
+Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .stages = kGradXStages};
+  Linear4bitPlan plan{
+      .kernel = Linear4bitKernel::Mma, .tile = index, .stages = Linear4bitShared::grad_x_stages(isa), .isa = isa};
   split(plan, tile, p.m, p.k, p.n, wanted);
   plan.shared_bytes = Linear4bitShared::grad_x(tile, plan.stages);
   return plan;
@@ -118,6 +129,7 @@ void check_problem(const Linear4bitProblem& p) {
 }  // namespace
 
 SharedLimit shared_limit(int cc) {
+  if (cc == 75) return {Linear4bitShared::kSm75Bytes, Linear4bitShared::kSm75Bytes};
   if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
   if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
   return {100 * 1024, 99 * 1024};
@@ -128,8 +140,9 @@ int64_t linear_4bit_resident_clusters(int sm_count, int blocks) {
 }
 
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
-  if (p.compute_capability < 80) return "compute capability below 8.0";
+  if (p.compute_capability < 75) return "compute capability below 7.5";
   if (p.dtype == DType::Float32) return "float32 activations";
+  if (p.dtype == DType::BFloat16 && p.compute_capability < 80) return "bfloat16 below compute capability 8.0";
   if (!p.aligned) return "pointers not on 16-byte boundaries";
   if (p.n == 0 || p.k == 0) return "empty weight";
   if (p.k % 32 != 0) return "K is no multiple of 32";
@@ -159,7 +172,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
   }
   if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = mma_tile(p.m);
-  Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
+  Linear4bitPlan plan = mma(p, mma_isa(p), index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
   return plan;
 }
@@ -168,9 +181,11 @@ std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
   check_problem(p);
   std::vector<Linear4bitPlan> plans = {simt_row(p), simt_tile(p, p.n, p.k)};
   if (!linear_4bit_mma_obstacle(p, 32).empty()) return plans;
-  for (int index = 0; index < kLinear4bitTileCount; ++index) {
-    plans.push_back(mma(p, index, 1));
-    if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  for (const MmaIsa isa : mma_isas(p)) {
+    for (int index = 0; index < kLinear4bitTileCount; ++index) {
+      plans.push_back(mma(p, isa, index, 1));
+      if (Linear4bitPlan two = mma(p, isa, index, 3); two.splits > 1) plans.push_back(two);
+    }
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
   std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), wgmma_of);
@@ -187,7 +202,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
   if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty()) return wgmma_of(wgmma);
   const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
-  Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
+  Linear4bitPlan plan = grad_x_mma(p, mma_isa(p), index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
   plan.reason = "smallest tile that holds m";
   return plan;
 }
@@ -196,9 +211,11 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
   check_problem(p);
   std::vector<Linear4bitPlan> plans = {simt_tile(p, p.k, p.n)};
   if (!grad_x_obstacle(p).empty()) return plans;
-  for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
-    plans.push_back(grad_x_mma(p, index, 1));
-    if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  for (const MmaIsa isa : mma_isas(p)) {
+    for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
+      plans.push_back(grad_x_mma(p, isa, index, 1));
+      if (Linear4bitPlan two = grad_x_mma(p, isa, index, 3); two.splits > 1) plans.push_back(two);
+    }
   }
   std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), wgmma_of);
   return plans;
@@ -216,7 +233,8 @@ std::string to_string(const Linear4bitPlan& plan) {
     case Linear4bitKernel::Mma: {
       // Only the forward kernel has a chunk.
       const Linear4bitTile& t = plan.chunk > 0 ? kLinear4bitTiles[plan.tile] : kLinear4bitGradXTiles[plan.tile];
-      text = "mma " + std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
+      text = plan.isa == MmaIsa::Sm75 ? "mma of sm_75 " : "mma ";
+      text += std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
       if (plan.chunk > 0) text += ", chunk " + std::to_string(plan.chunk);
       text += ", " + std::to_string(plan.stages) + " stages, " + std::to_string(plan.shared_bytes) + " B shared";
       break;
