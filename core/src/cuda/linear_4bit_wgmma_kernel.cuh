@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_wgmma.cuh"
 #include "cuda/linear_4bit_wgmma_share.cuh"
@@ -223,7 +224,7 @@ void launch_wgmma_shape(const WgmmaArgs& args, const WgmmaPlan& plan, Stream str
   constexpr std::string_view kOp = "linear_4bit";
   constexpr int kBytes = WgmmaLayout<Shape>::kBytes;
   const auto kernel = linear_4bit_wgmma_kernel<T, Shape>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), kOp);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = Shape::kThreads,
                           .shared_bytes = size_t{kBytes},
