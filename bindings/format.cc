@@ -53,11 +53,11 @@ std::vector<float> map(Args... args) {
 }  // namespace
 
 const Format& find_format(std::string_view format_name, const char* op, const char* argument) {
-  std::string known;
   for (const Format& row : formats()) {
     if (row.name == format_name) return row;
-    known.append(known.empty() ? "" : ", ").append(row.name);
   }
+  std::string known;
+  for (const Format& row : formats()) known.append(known.empty() ? "" : ", ").append(row.name);
   const nb::object shown = nb::repr(nb::str(format_name.data(), format_name.size()));
   throw Error(ErrorCode::InvalidArgument, "[" + std::string(op) + "] " + argument + ": got " +
                                               nb::cast<std::string>(shown) + ", want one of " + known);

@@ -7,45 +7,10 @@
 #include "define.h"
 #include "init.h"
 #include "qbits/error.h"
+#include "weight_4bit.h"
 
 namespace qbits::bindings {
 namespace {
-
-using Optional = const std::optional<TensorView>&;
-
-// "scales" is the absmax of a codebook format and the group scales of an affine one.
-Weight4bit weight_4bit(const TensorView& codes, const TensorView& scales, const Format& format, int64_t block_size,
-                       int64_t n, int64_t k, Optional zeros, Optional nested_absmax, Optional nested_code,
-                       Optional offset) {
-  Weight4bit weight;
-  weight.format = &format;
-  weight.rows = n;
-  weight.cols = k;
-  weight.block_size = block_size;
-  weight.codes = codes;
-  weight.zeros = zeros;
-  weight.absmax.nested_absmax = nested_absmax;
-  weight.absmax.nested_code = nested_code;
-  weight.absmax.offset = offset;
-  if (format.coding == Coding::Codebook) {
-    weight.absmax.values = scales;
-  } else {
-    weight.scales = scales;
-  }
-  return weight;
-}
-
-// A row-major view of all leading dimensions as one: torch has any number of them, libqbits two. A tensor
-// that is not contiguous is passed on for libqbits to refuse.
-TensorView matrix(const TensorView& x) {
-  if (x.ndim == 2 || x.ndim == 0 || !x.is_contiguous()) return x;
-  const int64_t cols = x.shape[x.ndim - 1];
-  int64_t rows = 1;
-  for (int i = 0; i + 1 < x.ndim; ++i) rows *= x.shape[i];
-  return TensorView::contiguous(x.data, x.dtype, {rows, cols}, x.device);
-}
-
-int64_t rows(const TensorView& x) { return x.ndim == 0 ? 1 : matrix(x).shape[0]; }
 
 DType dtype(std::string_view op, std::string_view dtype_name) {
   for (const DType d : {DType::Float32, DType::BFloat16, DType::Float16}) {
@@ -70,18 +35,6 @@ using namespace nanobind::literals;
 
 void init_linear(nanobind::module_& m) {
   define(
-      m, "linear_4bit",
-      +[](const TensorView& x, const TensorView& codes, const TensorView& scales, Optional bias, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros, Optional nested_absmax,
-          Optional nested_code, Optional offset, Stream stream) {
-        const Weight4bit weight =
-            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset);
-        const Scratch scratch(linear_4bit_workspace(weight, rows(x), x.dtype), codes.device);
-        linear_4bit(matrix(x), weight, bias, matrix(out), scratch.view(), stream);
-      },
-      "x"_a, "codes"_a, "scales"_a, "bias"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "zeros"_a = none(),
-      "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
-  define(
       m, "linear_4bit_plan",
       +[](const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t x_rows,
           std::string_view x_dtype, std::optional<int> compute_capability, int sm_count) {
@@ -92,22 +45,11 @@ void init_linear(nanobind::module_& m) {
       "format"_a, "rows"_a, "cols"_a, "block_size"_a, "m"_a, "dtype"_a, "compute_capability"_a = none(),
       "sm_count"_a = 0);
   define(
-      m, "linear_4bit_grad_x",
-      +[](const TensorView& grad, const TensorView& codes, const TensorView& scales, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros, Optional nested_absmax,
-          Optional nested_code, Optional offset, Stream stream) {
-        const Weight4bit weight =
-            weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset);
-        const Scratch scratch(linear_4bit_grad_x_workspace(weight, rows(grad), grad.dtype), codes.device);
-        linear_4bit_grad_x(matrix(grad), weight, matrix(out), scratch.view(), stream);
-      },
-      "grad"_a, "codes"_a, "scales"_a, "format"_a, "block_size"_a, "n"_a, "k"_a, "out"_a, "zeros"_a = none(),
-      "nested_absmax"_a = none(), "nested_code"_a = none(), "offset"_a = none());
-  define(
       m, "grouped_linear_4bit",
       +[](const TensorView& x, const TensorView& offsets, const TensorView& codes, const TensorView& scales,
-          Optional bias, const Format& format, int64_t block_size, int64_t n, int64_t k, const TensorView& out,
-          Optional zeros, Optional nested_absmax, Optional nested_code, Optional offset, Stream stream) {
+          OptionalView bias, const Format& format, int64_t block_size, int64_t n, int64_t k, const TensorView& out,
+          OptionalView zeros, OptionalView nested_absmax, OptionalView nested_code, OptionalView offset,
+          Stream stream) {
         const int64_t experts = offsets.numel() - 1;
         const int64_t all_rows = rows_of_experts("grouped_linear_4bit", experts, n);
         const Weight4bit weight =
@@ -131,8 +73,8 @@ void init_linear(nanobind::module_& m) {
   define(
       m, "grouped_linear_4bit_grad_x",
       +[](const TensorView& grad, const TensorView& offsets, const TensorView& codes, const TensorView& scales,
-          const Format& format, int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros,
-          Optional nested_absmax, Optional nested_code, Optional offset, Stream stream) {
+          const Format& format, int64_t block_size, int64_t n, int64_t k, const TensorView& out, OptionalView zeros,
+          OptionalView nested_absmax, OptionalView nested_code, OptionalView offset, Stream stream) {
         const int64_t experts = offsets.numel() - 1;
         const int64_t all_rows = rows_of_experts("grouped_linear_4bit_grad_x", experts, n);
         const Weight4bit weight =
@@ -146,8 +88,8 @@ void init_linear(nanobind::module_& m) {
   define(
       m, "embedding_4bit",
       +[](const TensorView& indices, const TensorView& codes, const TensorView& scales, const Format& format,
-          int64_t block_size, int64_t n, int64_t k, const TensorView& out, Optional zeros, Optional nested_absmax,
-          Optional nested_code, Optional offset, Stream stream) {
+          int64_t block_size, int64_t n, int64_t k, const TensorView& out, OptionalView zeros,
+          OptionalView nested_absmax, OptionalView nested_code, OptionalView offset, Stream stream) {
         embedding_4bit(indices,
                        weight_4bit(codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset),
                        matrix(out), stream);

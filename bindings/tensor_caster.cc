@@ -1,5 +1,6 @@
 #include "tensor_caster.h"
 
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,8 @@ struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
 };
 Torch torch;
+
+constexpr std::align_val_t kAlignment{64};
 
 const dlpack::ExchangeApi* find_api(nb::handle tensor_type) {
   const nb::object capsule = nb::getattr(tensor_type, dlpack::kExchangeApiAttribute, nb::none());
@@ -153,8 +156,13 @@ Stream current_stream(Device device) {
 
 Scratch::Scratch(int64_t bytes, Device device) : view_(TensorView::contiguous(nullptr, DType::UInt8, {bytes}, device)) {
   if (bytes == 0) return;
+  if (device.type == DeviceType::Cpu) {  // as torch's allocator does, in a tenth of the time
+    view_.data = ::operator new(static_cast<size_t>(bytes), kAlignment, std::nothrow);
+    if (view_.data == nullptr) throw std::runtime_error("can't allocate memory: " + std::to_string(bytes) + " bytes");
+    return;
+  }
   dlpack::Tensor prototype{.data = nullptr,
-                           .device = {device.type == DeviceType::Cuda ? dlpack::kCuda : dlpack::kCpu, device.index},
+                           .device = {dlpack::kCuda, device.index},
                            .ndim = 1,
                            .dtype = {dlpack::kUInt, 8, 1},
                            .shape = view_.shape.data(),
@@ -171,8 +179,11 @@ Scratch::Scratch(int64_t bytes, Device device) : view_(TensorView::contiguous(nu
 }
 
 Scratch::~Scratch() {
-  auto* managed = static_cast<dlpack::ManagedTensor*>(owner_);
-  if (managed != nullptr) managed->deleter(managed);
+  if (auto* managed = static_cast<dlpack::ManagedTensor*>(owner_)) {
+    managed->deleter(managed);
+  } else {
+    ::operator delete(view_.data, kAlignment);
+  }
 }
 
 }  // namespace qbits::bindings

@@ -26,10 +26,11 @@ bool view_tensor(PyObject* object, TensorView& out) noexcept;
 // torch's current stream of `device`; the default Stream for the CPU.
 Stream current_stream(Device device);
 
-// Bytes from torch's allocator. On CUDA, kernels launched on the current stream may use them after it is gone.
+// Bytes for one call; on CUDA from torch's allocator, so that kernels launched on the current stream may use them
+// after it is gone.
 class Scratch {
  public:
-  // Throws std::runtime_error with torch's message if there is no memory.
+  // Throws std::runtime_error if there is no memory.
   Scratch(int64_t bytes, Device device);
   ~Scratch();
   Scratch(const Scratch&) = delete;

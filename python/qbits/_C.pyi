@@ -93,21 +93,6 @@ def estimate_quantiles_workspace(x: torch.Tensor) -> int: ...
 def estimate_quantiles(
     x: torch.Tensor, offset: float, quantiles: torch.Tensor, workspace: torch.Tensor
 ) -> None: ...
-def linear_4bit(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    out: torch.Tensor,
-    zeros: torch.Tensor | None = None,
-    nested_absmax: torch.Tensor | None = None,
-    nested_code: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-) -> None: ...
 def linear_4bit_plan(
     format: str,
     rows: int,
@@ -118,20 +103,6 @@ def linear_4bit_plan(
     compute_capability: int | None = None,
     sm_count: int = 0,
 ) -> str: ...
-def linear_4bit_grad_x(
-    grad: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    out: torch.Tensor,
-    zeros: torch.Tensor | None = None,
-    nested_absmax: torch.Tensor | None = None,
-    nested_code: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-) -> None: ...
 def grouped_linear_4bit(
     x: torch.Tensor,
     offsets: torch.Tensor,
@@ -188,6 +159,8 @@ def embedding_4bit(
     nested_code: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
 ) -> None: ...
+def linear_4bit(x: torch.Tensor, bias: torch.Tensor | None, operands: tuple) -> torch.Tensor: ...
+def linear_4bit_grad_x(grad: torch.Tensor, operands: tuple) -> torch.Tensor: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -125,6 +126,23 @@ class QuantizedTensor(Tensor):
         facts = ("format", "block_size", "logical_dtype", "rows", "cols", "is_4bit_matrix", "is_4bit_experts")
         for name in (*facts, *TENSORS):
             setattr(self, name, getattr(other, name))
+
+    # An op is called once per layer and token: its arguments are gathered once.
+
+    @functools.cached_property
+    def operands(self) -> tuple[Any, ...] | None:
+        """Of a 4-bit matrix, the above as the ops take them, in their order and up to the last there is."""
+        if not self.is_4bit_matrix:
+            return None
+        scales = self.absmax if self.zeros is None else self.scales
+        rest = [self.zeros, self.nested_absmax, self.nested_code, self.offset]
+        while rest and rest[-1] is None:
+            rest.pop()
+        return (self.codes, scales, self.format, self.block_size, self.rows, self.cols, *rest)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop("operands", None)
+        super().__setattr__(name, value)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors it consists of, by name."""

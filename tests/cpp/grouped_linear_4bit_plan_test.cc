@@ -87,7 +87,7 @@ TEST(GroupedLinear4bitPlan, TilesOfOneExpertShareNothingWithOthers) {
     for (const Linear4bitPlan& plan : plans) {
       EXPECT_EQ(plan.workspace_bytes, 0) << to_string(plan);
       if (plan.kernel != Linear4bitKernel::Wgmma) continue;
-      EXPECT_EQ(plan.wgmma.multicast, 1) << to_string(plan);
+      EXPECT_EQ(plan.wgmma.shared_tiles, 0) << to_string(plan);
       EXPECT_EQ(plan.splits, 1) << to_string(plan);
       EXPECT_LE(plan.blocks, p.sm_count) << to_string(plan);
     }
@@ -111,7 +111,7 @@ TEST(GroupedLinear4bitPlan, ObstaclesLeadToFloat32KernelsAndAreNamed) {
   expect_simt(p, "float32 activations");
   p = kHopper;
   p.compute_capability = 75;
-  expect_simt(p, "compute capability below 8.0");
+  expect_simt(p, "bfloat16 below compute capability 8.0");
 }
 
 TEST(GroupedLinear4bitPlan, OtherDevicesUseSmallTiles) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -17,6 +18,9 @@ namespace {
 constexpr Linear4bitProblem kDecode = {.block_size = 64, .n = 4096, .k = 4096, .m = 1};
 constexpr Linear4bitProblem kAmpere = {
     .block_size = 64, .n = 4096, .k = 4096, .m = 1, .compute_capability = 80, .sm_count = 108};
+
+constexpr Linear4bitProblem kTuring = {
+    .block_size = 64, .n = 4096, .k = 4096, .m = 1, .dtype = DType::Float16, .compute_capability = 75, .sm_count = 40};
 
 Linear4bitProblem with_m(Linear4bitProblem p, int64_t m) {
   p.m = m;
@@ -45,7 +49,8 @@ TEST(Linear4bitPlan, ObstaclesLeadToFloat32KernelsAndAreNamed) {
     return p;
   };
   const Obstacle kObstacles[] = {
-      {changed([](auto& p) { p.compute_capability = 75; }), "compute capability below 8.0"},
+      {changed([](auto& p) { p.compute_capability = 70; }), "compute capability below 7.5"},
+      {changed([](auto& p) { p.compute_capability = 75; }), "bfloat16 below compute capability 8.0"},
       {changed([](auto& p) { p.dtype = DType::Float32; }), "float32 activations"},
       {changed([](auto& p) { p.aligned = false; }), "pointers not on 16-byte boundaries"},
       {changed([](auto& p) { p.k = 4097; }), "K is no multiple of 32"},
@@ -61,6 +66,78 @@ TEST(Linear4bitPlan, ObstaclesLeadToFloat32KernelsAndAreNamed) {
     const Linear4bitPlan many = linear_4bit_plan(with_m(o.problem, 100));
     EXPECT_EQ(many.kernel, Linear4bitKernel::SimtTile) << o.reason;
     EXPECT_EQ(linear_4bit_plans(o.problem).size(), 2U) << o.reason;
+  }
+}
+
+TEST(Linear4bitPlan, TuringMultipliesFloat16OnItsTensorCores) {
+  for (const int64_t m : {1, 16, 17, 64, 100, 4096}) {
+    for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
+      Linear4bitProblem p = with_m(kTuring, m);
+      p.coding = coding;
+      for (const Linear4bitPlan& plan : {linear_4bit_plan(p), linear_4bit_grad_x_plan(p)}) {
+        EXPECT_EQ(plan.kernel, Linear4bitKernel::Mma) << to_string(plan);
+        EXPECT_EQ(plan.isa, MmaIsa::Sm75) << to_string(plan);
+      }
+      EXPECT_EQ(linear_4bit_plan(p).chunk, coding == Coding::Affine && m > 64 ? 32 : 64) << m;
+      for (const auto& plans : {linear_4bit_plans(p), linear_4bit_grad_x_plans(p)}) {
+        for (const Linear4bitPlan& plan : plans) {
+          EXPECT_TRUE(plan.kernel != Linear4bitKernel::Mma || plan.isa == MmaIsa::Sm75) << to_string(plan);
+          EXPECT_TRUE(plan.kernel != Linear4bitKernel::Stream && plan.kernel != Linear4bitKernel::Wgmma);
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear4bitPlan, LaterDevicesTestTheInstructionsOfTuringAndDoNotChooseThem) {
+  const auto count = [](const std::vector<Linear4bitPlan>& plans, MmaIsa isa) {
+    return std::ranges::count_if(
+        plans, [&](const auto& plan) { return plan.kernel == Linear4bitKernel::Mma && plan.isa == isa; });
+  };
+  for (const int cc : {80, 86, 89, 90, 100, 120}) {
+    for (const int64_t m : {1, 64, 4096}) {
+      Linear4bitProblem p = with_m(kTuring, m);
+      p.compute_capability = cc;
+      EXPECT_EQ(linear_4bit_plan(p).isa, MmaIsa::Sm80) << cc;
+      EXPECT_EQ(linear_4bit_grad_x_plan(p).isa, MmaIsa::Sm80) << cc;
+      for (const bool grad_x : {false, true}) {
+        const auto plans = [&] { return grad_x ? linear_4bit_grad_x_plans(p) : linear_4bit_plans(p); };
+        p.dtype = DType::Float16;
+        EXPECT_GE(count(plans(), MmaIsa::Sm75), grad_x ? 2 : 5) << cc;
+        EXPECT_EQ(count(plans(), MmaIsa::Sm75), count(plans(), MmaIsa::Sm80)) << cc;
+        p.dtype = DType::BFloat16;
+        EXPECT_EQ(count(plans(), MmaIsa::Sm75), 0) << cc;
+      }
+    }
+  }
+}
+
+TEST(Linear4bitPlan, EveryArchitectureReachesItsTensorCores) {
+  for (const int cc : {75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121}) {
+    for (const DType dtype : {DType::Float16, DType::BFloat16}) {
+      for (const int64_t m : {1, 16, 17, 64, 4096}) {
+        for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
+          for (const int64_t block : {32, 64, 4096}) {
+            Linear4bitProblem p = with_m(kTuring, m);
+            p.coding = coding;
+            p.block_size = block;
+            p.dtype = dtype;
+            p.compute_capability = cc;
+            const Linear4bitPlan forward = linear_4bit_plan(p);
+            const Linear4bitPlan grad_x = linear_4bit_grad_x_plan(p);
+            if (cc == 75 && dtype == DType::BFloat16) {
+              EXPECT_EQ(forward.kernel, m <= 16 ? Linear4bitKernel::SimtRow : Linear4bitKernel::SimtTile);
+              EXPECT_EQ(grad_x.kernel, Linear4bitKernel::SimtTile);
+              continue;
+            }
+            const Linear4bitKernel few = cc >= 90 ? Linear4bitKernel::Stream : Linear4bitKernel::Mma;
+            const Linear4bitKernel many = cc == 90 ? Linear4bitKernel::Wgmma : Linear4bitKernel::Mma;
+            EXPECT_EQ(forward.kernel, m <= 16 ? few : many) << cc << ": " << to_string(forward);
+            EXPECT_EQ(grad_x.kernel, many) << cc << ": " << to_string(grad_x);
+          }
+        }
+      }
+    }
   }
 }
 
@@ -144,18 +221,26 @@ TEST(Linear4bitPlan, StreamCoversEveryRowAndColumnOnce) {
 }
 
 TEST(Linear4bitPlan, SharedMemoryFitsEveryDevice) {
-  const std::pair<int, int> kLimits[] = {{80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+  constexpr int kStatic = 2048;  // of the gradient's kernel
+  const std::pair<int, int> kLimits[] = {{75, 64}, {80, 163}, {86, 99},   {87, 163},
+                                         {89, 99}, {90, 227}, {100, 227}, {120, 99}};
   for (const auto& [cc, kilobytes] : kLimits) {
     for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
       for (const int64_t block : {32, 64}) {
-        const Linear4bitProblem p = {
-            .coding = coding, .block_size = block, .n = 4096, .k = 4096, .m = 64, .compute_capability = cc};
+        Linear4bitProblem p = with_m(kTuring, 64);
+        p.coding = coding;
+        p.block_size = block;
+        p.compute_capability = cc;
         for (const Linear4bitPlan& plan : linear_4bit_plans(p)) {
           EXPECT_LE(plan.shared_bytes, kilobytes * 1024) << "compute capability " << cc << ": " << to_string(plan);
           EXPECT_GE(plan.stages, plan.kernel == Linear4bitKernel::Mma ? 2 : 0) << to_string(plan);
+          if (plan.kernel == Linear4bitKernel::Mma && plan.isa == MmaIsa::Sm75) {
+            EXPECT_LE(plan.shared_bytes, 64 * 1024) << "compute capability " << cc << ": " << to_string(plan);
+            EXPECT_EQ(plan.stages, 2) << to_string(plan);
+          }
         }
         for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(p)) {
-          EXPECT_LE(plan.shared_bytes, 96 * 1024) << to_string(plan);
+          EXPECT_LE(plan.shared_bytes + kStatic, kilobytes * 1024) << cc << ": " << to_string(plan);
         }
       }
     }
@@ -219,6 +304,8 @@ TEST(Linear4bitPlan, PrintsOneLine) {
       "(fewest bytes a clock)");
   EXPECT_EQ(to_string(linear_4bit_plan(kAmpere)),
             "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)");
+  EXPECT_EQ(to_string(linear_4bit_plan(kTuring)),
+            "mma of sm_75 8x32x512, chunk 64, 2 stages, 52224 B shared, 128 blocks (smallest tile that holds m)");
   Linear4bitProblem p = kDecode;
   p.dtype = DType::Float32;
   EXPECT_EQ(to_string(linear_4bit_plan(p)), "simt row, 512 blocks (float32 activations)");

@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ops/codebook_fit.h"
 #include "ops/linear_4bit_plan.h"
@@ -12,6 +15,55 @@ namespace qbits {
 namespace {
 
 constexpr Linear4bitProblem kProblem = {.block_size = 64, .n = 4096, .k = 4096, .m = 256};
+
+// Each unit of each tile belongs to one block, and what blocks leave of a shared tile has a place of its own.
+void ExpectEverythingOnce(const WgmmaSchedule& s) {
+  const int tiles = s.m_tiles * s.row_tiles;
+  ASSERT_LE(tiles - s.whole_tiles, 2 * s.blocks);
+  std::vector<std::vector<int>> owners(tiles, std::vector<int>(s.units, -1));
+  std::set<int> places;
+  for (int block = 0; block < s.blocks; ++block) {
+    for_each_segment(s, block, [&](const WgmmaSegment& segment) {
+      ASSERT_LT(segment.first, segment.last);
+      for (int unit = segment.first; unit < segment.last; ++unit) {
+        EXPECT_EQ(owners.at(segment.tile).at(unit), -1);
+        owners[segment.tile][unit] = block;
+      }
+      if (!s.is_shared(segment)) return;
+      EXPECT_GE(block, s.first_block(segment.tile));
+      EXPECT_LE(block, s.last_block(segment.tile));
+      EXPECT_LT(s.share(segment.tile, block), 2 * s.blocks);
+      EXPECT_TRUE(places.insert(s.share(segment.tile, block)).second);
+    });
+  }
+  std::set<std::pair<int, int>> positions;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const WgmmaSchedule::Position at = s.position(tile);
+    EXPECT_TRUE(at.m_tile < s.m_tiles && at.row_tile < s.row_tiles);
+    EXPECT_TRUE(positions.emplace(at.m_tile, at.row_tile).second);
+    for (const int owner : owners[tile]) EXPECT_GE(owner, 0);
+    if (tile < s.whole_tiles) continue;
+    EXPECT_EQ(owners[tile].front(), s.first_block(tile));
+    EXPECT_EQ(owners[tile].back(), s.last_block(tile));
+  }
+}
+
+TEST(Linear4bitWgmmaPlan, SharesCoverTilesOnce) {
+  for (const int blocks : {1, 2, 7, 132}) {
+    for (const int units : {1, 2, 5, 32, 57}) {
+      for (const int whole_waves : {0, 1, 3}) {
+        for (const int shared : {0, 1, blocks / 2, blocks, 2 * blocks}) {
+          if (whole_waves * blocks + shared == 0 || (shared > 0 && shared * units < blocks)) continue;
+          ExpectEverythingOnce({.m_tiles = 1,
+                                .row_tiles = whole_waves * blocks + shared,
+                                .whole_tiles = whole_waves * blocks,
+                                .units = units,
+                                .blocks = blocks});
+        }
+      }
+    }
+  }
+}
 
 TEST(Linear4bitWgmmaPlan, EveryOutputAndAllOfTheDepthAreCovered) {
   for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
@@ -23,18 +75,14 @@ TEST(Linear4bitWgmmaPlan, EveryOutputAndAllOfTheDepthAreCovered) {
               const Linear4bitProblem p = {.coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype};
               const WgmmaPlan plan = linear_4bit_wgmma_plan(p, transposed);
               ASSERT_EQ(plan.obstacle, "");
-              const int64_t depth = transposed ? n : k;
-              EXPECT_EQ(plan.split_depth % 256, 0);
-              EXPECT_GE(plan.splits * plan.split_depth, depth);
-              EXPECT_LT((plan.splits - 1) * plan.split_depth, depth) << "an idle split";
-              EXPECT_EQ(plan.columns % (plan.splits * plan.multicast), 0);
-              EXPECT_LE(plan.splits * plan.multicast, 8);
+              const WgmmaSchedule schedule =
+                  linear_4bit_wgmma_schedule(plan, m, transposed ? k : n, transposed ? n : k);
+              EXPECT_EQ(schedule.m_tiles * schedule.row_tiles, plan.whole_tiles + plan.shared_tiles);
               EXPECT_GT(plan.blocks, 0);
-              EXPECT_EQ(plan.blocks % (plan.splits * plan.multicast), 0);
-              // Blocks of a split tile take no second one.
-              const int64_t rows = plan.groups * 64;
-              const int64_t tiles = ((transposed ? k : n) + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns);
-              EXPECT_TRUE(plan.splits == 1 || plan.blocks == tiles * plan.splits);
+              EXPECT_EQ(plan.blocks % plan.splits, 0);
+              EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0);
+              EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits);
+              ExpectEverythingOnce(schedule);
               if (plan.decode == WgmmaDecode::Sums) {
                 EXPECT_TRUE(coding == Coding::Codebook && !transposed && k % 64 == 0);
               }

@@ -8,7 +8,9 @@
 #include "qbits/format.h"
 #include "qbits/tensor.h"
 
-// Products with 4-bit weights, which are read in their packed form. Accumulation is in float32.
+// Products with 4-bit weights, which are read in their packed form. Accumulation is in float32. Tensor cores multiply
+// bfloat16 and float16 from compute capability 8.0 on; those of 7.5, which have no bfloat16, multiply float16, and
+// bfloat16 is computed in float32 there, as float32 is everywhere.
 // The conventions of quantize.h hold: contiguous, one device, errors before writes, caller allocates.
 
 namespace qbits {

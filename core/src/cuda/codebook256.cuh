@@ -6,25 +6,33 @@
 namespace qbits::cuda {
 
 // Encodes to an ascending 256-entry code read from device memory, by the thresholds ops/blockwise.h defines. The sign,
-// the exponent and 7 bits of the mantissa of a quotient choose a bin, which knows its threshold.
+// the exponent and 7 bits of the mantissa of a quotient choose a bin, which knows its threshold. Thresholds that
+// repeat, where entries do, count as one: what bins and search find is a rank among the distinct ones.
 struct Codebook256Quantizer {
   using Block = CodebookBlock;
   static constexpr int kMaxima = 1;
-  static constexpr bool kKeepsTables = true;
 
   // Magnitudes are scaled so that those below 2^-37 are subnormal.
   static constexpr float kScale = 0x1p-89F;
   static constexpr int kShift = 16;
   static constexpr int kBins = (38 << (23 - kShift)) + 1;  // of a sign: magnitudes up to 1
-  static constexpr int kRest = 0xffffff;                   // below the code in a sum
+  static constexpr int kRest = 0xffffff;                   // below the rank in a sum
+
+  enum class Lookup {
+    Codes,   // a bin holds one threshold at most, ranks are codes
+    Ranks,   // the first alone
+    Search,  // neither: thresholds are searched for ranks
+  };
 
   struct Shared {
-    // Of each bin, such that the sum with a position has the code in its top byte.
+    // Of each bin, such that the sum with a position has the rank in its top byte.
     uint32_t entries[2 * kBins];
-    float thresholds[256];
+    float thresholds[256];  // the distinct ones, then infinity
+    uint8_t codes[256];     // of each rank
+    int distinct_of_warp[kQuantizeThreads / 32];
     uint32_t zero_codes;  // a word of them
     bool zeros_matter;    // a threshold is zero or next to it
-    bool regular;         // a bin holds one threshold at most; else thresholds are searched
+    Lookup lookup;
   };
 
   const float* code;
@@ -38,13 +46,13 @@ struct Codebook256Quantizer {
   }
   __device__ static int bin_of(int position) { return kBins + (position >> kShift); }
 
-  // Thread t cares for threshold t and the bins from the one before to its own, thread 255 for those behind the last.
+  // Thread t cares for threshold t, then for the distinct threshold t and the bins from the one before to its own; the
+  // thread after these for the bins behind the last.
   __device__ void prepare(Shared& shared) const {
     static_assert(kQuantizeThreads == 256);
     const int t = static_cast<int>(threadIdx.x);
-    const bool exists = t < 255;
     float threshold = 0.0F;
-    if (exists) {
+    if (t < 255) {
       // Neighbouring thresholds are out of order only where entries repeat, by less than one entry: looking
       // back over the run of equal entries gives the running maximum.
       const float low = code[t];
@@ -54,20 +62,21 @@ struct Codebook256Quantizer {
       }
       threshold += 0.0F;  // -0 to +0, which belongs to the positive bins
     }
-    shared.thresholds[t] = threshold;
+    const int below_zero = __syncthreads_count(t < 255 && threshold < 0.0F);
+    const int distinct = keep_distinct(shared, t, threshold);
+    threshold = shared.thresholds[t];
+    const bool exists = t < distinct;
     const bool next_to_zero = threshold == 0.0F || threshold == -0x1p-149F;
-    __syncthreads();
     const int its = exists ? position(threshold, kScale) : ((kBins - 1) << kShift) + kRest;
-    const int last = bin_of(its);
+    const int last = t <= distinct ? bin_of(its) : -1;
     const int first = t > 0 ? bin_of(position(shared.thresholds[t - 1], kScale)) + 1 : 0;
     const bool in_range = fabsf(threshold) <= 1.0F && (fabsf(threshold) >= 0x1p-37F || next_to_zero);
     const bool regular = __syncthreads_and(!exists || (in_range && first <= last));
     const bool zeros_matter = __syncthreads_or(exists && next_to_zero);
-    const int below_zero = __syncthreads_count(exists && threshold < 0.0F);
     if (t == 0) {
       shared.zero_codes = static_cast<uint32_t>(below_zero) * 0x01010101U;
       shared.zeros_matter = zeros_matter;
-      shared.regular = regular;
+      shared.lookup = !regular ? Lookup::Search : distinct < 255 ? Lookup::Ranks : Lookup::Codes;
     }
     if (!regular) return;
     for (int lane = 0; lane < 32; ++lane) {
@@ -97,9 +106,53 @@ struct Codebook256Quantizer {
       for (uint32_t& word : packed.words) word = shared.zero_codes;
       return packed;
     }
-    if (!shared.regular) return encode_by_search(shared, block, values);
+    if (shared.lookup != Lookup::Codes) return encode_by_rank(shared, block, values);
     float x[kRun];
     block.widen(values, x);
+    return rank_by_bins(shared, block, x);
+  }
+
+ private:
+  // Moves the distinct of 255 ascending thresholds, one of each thread, to the front; returns their number.
+  __device__ static int keep_distinct(Shared& shared, int t, float threshold) {
+    shared.thresholds[t] = threshold;
+    __syncthreads();
+    const bool is_new = t < 255 && (t == 0 || shared.thresholds[t - 1] != threshold);
+    const uint32_t of_warp = __ballot_sync(0xffffffffU, is_new);
+    if (t % 32 == 0) shared.distinct_of_warp[t / 32] = __popc(of_warp);
+    const int distinct = __syncthreads_count(is_new);
+    int rank = __popc(of_warp & ((1U << t % 32) - 1));
+    for (int warp = 0; warp < t / 32; ++warp) rank += shared.distinct_of_warp[warp];
+    if (is_new) {
+      shared.thresholds[rank] = threshold;
+      shared.codes[rank] = static_cast<uint8_t>(t);
+    }
+    if (t >= distinct) shared.thresholds[t] = __uint_as_float(kInfinityBits);
+    if (t == 255) shared.codes[distinct] = 255;
+    __syncthreads();
+    return distinct;
+  }
+
+  template <class Values>
+  __device__ static PackedRun<8> encode_by_rank(const Shared& shared, const Block& block, const Values& values) {
+    PackedRun<8> packed;
+    if (shared.lookup == Lookup::Search) {
+      packed = rank_by_search(shared, block, values);
+    } else {
+      float x[kRun];
+      block.widen(values, x);
+      packed = rank_by_bins(shared, block, x);
+    }
+#pragma unroll
+    for (uint32_t& word : packed.words) {
+      word = shared.codes[word & 255] | shared.codes[word >> 8 & 255] << 8 | shared.codes[word >> 16 & 255] << 16 |
+             static_cast<uint32_t>(shared.codes[word >> 24]) << 24;
+    }
+    return packed;
+  }
+
+  __device__ static PackedRun<8> rank_by_bins(const Shared& shared, const Block& block, const float (&x)[kRun]) {
+    PackedRun<8> packed;
     const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
 #pragma unroll
     for (int w = 0; w < kRun / 4; ++w) {
@@ -115,9 +168,8 @@ struct Codebook256Quantizer {
     return packed;
   }
 
- private:
   template <class Values>
-  __device__ static PackedRun<8> encode_by_search(const Shared& shared, const Block& block, const Values& values) {
+  __device__ static PackedRun<8> rank_by_search(const Shared& shared, const Block& block, const Values& values) {
     float x[kRun];
 #pragma unroll
     for (int k = 0; k < kRun; ++k) x[k] = values[k];
@@ -126,16 +178,16 @@ struct Codebook256Quantizer {
     union {
       PackedRun<8> packed;
       uint8_t bytes[kRun];
-    } codes;
+    } ranks;
 #pragma unroll 1
     for (int k = 0; k < kRun; ++k) {
       const float q = __fdiv_rn(x[k], block.absmax);
       int below = 0;
 #pragma unroll
       for (int step = 128; step > 0; step /= 2) below += q > thresholds[below + step - 1] ? step : 0;
-      codes.bytes[k] = static_cast<uint8_t>(below);
+      ranks.bytes[k] = static_cast<uint8_t>(below);
     }
-    return codes.packed;
+    return ranks.packed;
   }
 };
 

@@ -1,3 +1,4 @@
+#include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_simt.cuh"
@@ -7,7 +8,9 @@ namespace {
 
 constexpr std::string_view kOp = "grouped_linear_4bit";
 
-Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t m, DType dtype, bool aligned) {
+Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t m, DType dtype, Device device,
+                          bool aligned) {
+  const DeviceFacts& facts = device_facts(device, kOp);
   return {.coding = weight.format->coding,
           .block_size = weight.block_size,
           .n = weight.rows / experts,
@@ -16,21 +19,20 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t
           .experts = experts,
           .dtype = dtype,
           .aligned = aligned,
-          .compute_capability = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, kOp) +
-                                device_attribute(cudaDevAttrComputeCapabilityMinor, kOp),
-          .sm_count = device_attribute(cudaDevAttrMultiProcessorCount, kOp)};
+          .compute_capability = facts.compute_capability,
+          .sm_count = facts.sm_count};
 }
 
 }  // namespace
 
 Linear4bitProblem problem_of(const GroupedLinear4bitArgs& args) {
   const bool aligned = is_aligned(args.x, 16) && is_aligned(args.weight.codes, 16);
-  return problem(args.weight, args.experts, args.m, args.dtype, aligned);
+  return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const GroupedLinear4bitGradXArgs& args) {
   const bool aligned = is_aligned(args.grad, 16) && is_aligned(args.weight.codes, 16);
-  return problem(args.weight, args.experts, args.m, args.dtype, aligned);
+  return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 
 void grouped_linear_4bit_simt(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {

@@ -40,7 +40,7 @@ void grouped_linear_4bit_grad_x_wgmma(const GroupedLinear4bitGradXArgs& args, co
   wgmma.depth = args.n();
   wgmma.offsets = args.offsets;
   wgmma.experts = static_cast<int>(args.experts);
-  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, true);
+  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, true);
   launch_linear_4bit_wgmma<true, true>(wgmma, args.dtype, plan, stream);
 }
 

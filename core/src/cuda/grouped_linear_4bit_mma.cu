@@ -5,7 +5,7 @@
 namespace qbits::cuda {
 namespace {
 
-template <class T>
+template <class T, MmaIsa kIsa>
 void run_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
   const MmaArgs mma{.x = args.x,
                     .bias = args.bias,
@@ -19,14 +19,16 @@ void run_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stre
                     .rows = args.n(),
                     .offsets = args.offsets,
                     .experts = static_cast<int>(args.experts)};
-  args.weight.is_affine() ? launch_linear_4bit_mma<T, true>(mma, plan, stream)
-                          : launch_linear_4bit_mma<T, false>(mma, plan, stream);
+  args.weight.is_affine() ? launch_linear_4bit_mma<T, kIsa, true>(mma, plan, stream)
+                          : launch_linear_4bit_mma<T, kIsa, false>(mma, plan, stream);
 }
 
 }  // namespace
 
 void grouped_linear_4bit_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  args.dtype == DType::Float16 ? run_mma<__half>(args, plan, stream) : run_mma<__nv_bfloat16>(args, plan, stream);
+  if (plan.isa == MmaIsa::Sm75) return run_mma<__half, MmaIsa::Sm75>(args, plan, stream);
+  args.dtype == DType::Float16 ? run_mma<__half, MmaIsa::Sm80>(args, plan, stream)
+                               : run_mma<__nv_bfloat16, MmaIsa::Sm80>(args, plan, stream);
 }
 
 void grouped_linear_4bit_grad_x_mma(const GroupedLinear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {

@@ -20,7 +20,7 @@ void grouped_linear_4bit_wgmma(const GroupedLinear4bitArgs& args, const WgmmaPla
   wgmma.depth = args.weight.cols;
   wgmma.offsets = args.offsets;
   wgmma.experts = static_cast<int>(args.experts);
-  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, false);
+  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, false);
   launch_linear_4bit_wgmma<false, true>(wgmma, args.dtype, plan, stream);
 }
 

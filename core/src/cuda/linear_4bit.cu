@@ -1,3 +1,8 @@
+#include <array>
+#include <cstddef>
+#include <utility>
+
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_kernels.h"
 #include "cuda/linear_4bit_wgmma_host.h"
@@ -7,7 +12,8 @@ namespace {
 
 constexpr std::string_view kOp = "linear_4bit";
 
-Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, bool aligned) {
+Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, Device device, bool aligned) {
+  const DeviceFacts& facts = device_facts(device, kOp);
   return {.coding = weight.format->coding,
           .block_size = weight.block_size,
           .n = weight.rows,
@@ -15,21 +21,35 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, 
           .m = m,
           .dtype = dtype,
           .aligned = aligned,
-          .compute_capability = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, kOp) +
-                                device_attribute(cudaDevAttrComputeCapabilityMinor, kOp),
-          .sm_count = device_attribute(cudaDevAttrMultiProcessorCount, kOp)};
+          .compute_capability = facts.compute_capability,
+          .sm_count = facts.sm_count};
+}
+
+// Choosing takes longer than a launch, and a call needs its plan for the workspace and for the run: each thread keeps
+// the plans of the problems it met last.
+template <Linear4bitPlan (*kChoose)(const Linear4bitProblem&)>
+const Linear4bitPlan& plan_of(const Linear4bitProblem& p) {
+  constexpr size_t kKept = 64;
+  thread_local std::array<std::pair<Linear4bitProblem, Linear4bitPlan>, kKept> kept;
+  const uint64_t mixed = static_cast<uint64_t>(p.n * 31 + p.k * 17 + p.m * 7 + p.aligned) * 0x9e3779b97f4a7c15;
+  auto& [problem, plan] = kept[mixed >> 58];
+  if (problem != p) {
+    plan = kChoose(p);
+    problem = p;
+  }
+  return plan;
 }
 
 }  // namespace
 
 Linear4bitProblem problem_of(const Linear4bitArgs& args) {
   const bool aligned = is_aligned(args.x, 16) && is_aligned(args.weight.codes, 16);
-  return problem(args.weight, args.m, args.dtype, aligned);
+  return problem(args.weight, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const Linear4bitGradXArgs& args) {
   const bool aligned = is_aligned(args.grad, 16) && is_aligned(args.weight.codes, 16);
-  return problem(args.weight, args.m, args.dtype, aligned);
+  return problem(args.weight, args.m, args.dtype, args.device, aligned);
 }
 
 void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
@@ -44,7 +64,7 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
       linear_4bit_stream(args, plan, stream);
       break;
     case Linear4bitKernel::Wgmma:
-      linear_4bit_wgmma(args, plan.wgmma, stream);
+      return linear_4bit_wgmma(args, plan.wgmma, stream);
   }
   if (plan.workspace_bytes > 0) {
     linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);
@@ -62,23 +82,21 @@ void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream str
 
 // Plans without the tensor-core kernel need no workspace, so alignment, unknown here, cannot ask for more.
 int64_t linear_4bit_workspace(const Weight4bitArgs& weight, int64_t m, DType x, Device device) {
-  const DeviceGuard guard(device, kOp);
-  return linear_4bit_plan(problem(weight, m, x, true)).workspace_bytes;
+  return plan_of<linear_4bit_plan>(problem(weight, m, x, device, true)).workspace_bytes;
 }
 
 int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs& weight, int64_t m, DType grad, Device device) {
-  const DeviceGuard guard(device, kOp);
-  return linear_4bit_grad_x_plan(problem(weight, m, grad, true)).workspace_bytes;
+  return plan_of<linear_4bit_grad_x_plan>(problem(weight, m, grad, device, true)).workspace_bytes;
 }
 
 void linear_4bit(const Linear4bitArgs& args, Stream stream) {
   const DeviceGuard guard(args.device, kOp);
-  run(args, linear_4bit_plan(problem_of(args)), stream);
+  run(args, plan_of<linear_4bit_plan>(problem_of(args)), stream);
 }
 
 void linear_4bit_grad_x(const Linear4bitGradXArgs& args, Stream stream) {
   const DeviceGuard guard(args.device, kOp);
-  run(args, linear_4bit_grad_x_plan(problem_of(args)), stream);
+  run(args, plan_of<linear_4bit_grad_x_plan>(problem_of(args)), stream);
 }
 
 }  // namespace qbits::cuda

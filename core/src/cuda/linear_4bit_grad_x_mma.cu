@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_kernels.h"
 
@@ -10,10 +11,11 @@ namespace {
 
 constexpr std::string_view kOp = "linear_4bit_grad_x";
 
-template <class T>
+template <class T, MmaIsa kIsa>
 void run_mma(const GradXMmaArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  const auto kernel = plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, 0> : linear_4bit_grad_x_mma_kernel<T, 1>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
+  const auto kernel =
+      plan.tile == 0 ? linear_4bit_grad_x_mma_kernel<T, kIsa, 0> : linear_4bit_grad_x_mma_kernel<T, kIsa, 1>;
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   launch(kOp, kernel, {plan.blocks, kMmaThreads, static_cast<size_t>(plan.shared_bytes)}, stream, args);
 }
 
@@ -36,7 +38,9 @@ void launch_linear_4bit_grad_x_mma(const GradXMmaArgs& args, DType dtype, const 
     throw Error(ErrorCode::Unsupported,
                 "[linear_4bit_grad_x] tile: got " + std::to_string(plan.tile) + ", want 0 or 1");
   }
-  dtype == DType::Float16 ? run_mma<__half>(args, plan, stream) : run_mma<__nv_bfloat16>(args, plan, stream);
+  if (plan.isa == MmaIsa::Sm75) return run_mma<__half, MmaIsa::Sm75>(args, plan, stream);
+  dtype == DType::Float16 ? run_mma<__half, MmaIsa::Sm80>(args, plan, stream)
+                          : run_mma<__nv_bfloat16, MmaIsa::Sm80>(args, plan, stream);
 }
 
 }  // namespace qbits::cuda

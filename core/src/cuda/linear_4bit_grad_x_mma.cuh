@@ -1,8 +1,7 @@
 #pragma once
 
 #include "cuda/linear_4bit_mma_parts.cuh"
-#include "cuda/linear_4bit_ptx.cuh"
-#include "ops/linear_4bit_plan.h"
+#include "cuda/linear_4bit_staging.cuh"
 
 // The gradient of linear_4bit for x, out[m, k] = sum over n of grad[m, n] W[n, k], on the tensor cores. Scales
 // change along the sum here, so a block dequantizes each 32 x 128 weight tile to T in shared memory (one rounding
@@ -35,11 +34,11 @@ struct RawWeights {
   RawScale scale;
 };
 
-template <class T, int kTile>
+template <class T, MmaIsa kIsa, int kTile>
 __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks)
     linear_4bit_grad_x_mma_kernel(const __grid_constant__ GradXMmaArgs args) {
   constexpr Linear4bitTile kShape = GradXMmaLayout<kTile>::kShape;
-  constexpr int kStages = 3;
+  constexpr int kStages = Linear4bitShared::grad_x_stages(kIsa);
   constexpr int kGradPitch = kShape.k * 2;
   constexpr int kGradBytes = kShape.m * kGradPitch;
   constexpr int kWeightPitch = kShape.n * 2;
@@ -74,18 +73,30 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
   __syncthreads();
 
   const T* const grad = static_cast<const T*>(args.grad);
+  constexpr int kPieces = (kShape.m * kGradChunks + kMmaThreads - 1) / kMmaThreads;
+  Staging<kIsa, kPieces> staging;
+  const auto for_pieces = [&](auto action) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int e = tid + i * kMmaThreads;
+      const int row = e / kGradChunks;
+      const int chunk = e % kGradChunks;
+      if (row < kShape.m) action(i, row, chunk, row * kGradPitch + swizzle_rows<kGradChunks>(row, chunk) * 16);
+    }
+  };
   const auto start_copies = [&](int it) {
     uint8_t* const tile = grad_ring + it % kStages * kGradBytes;
     const int64_t n0 = n_begin + int64_t{it} * kShape.k;
-    for (int i = tid; i < kShape.m * kGradChunks; i += kMmaThreads) {
-      const int row = i / kGradChunks;
-      const int chunk = i % kGradChunks;
+    for_pieces([&](int piece, int row, int chunk, int position) {
       const int64_t m = m0 + row;
       const int64_t n = n0 + chunk * 8;
       const bool valid = m < at.m_end && n < args.rows;
-      copy_async(tile + row * kGradPitch + swizzle_rows<kGradChunks>(row, chunk) * 16,
-                 grad + (valid ? m * args.rows + n : 0), valid);
-    }
+      staging.start(piece, tile + position, grad + (valid ? m * args.rows + n : 0), valid);
+    });
+  };
+  const auto finish_copies = [&](int it) {
+    uint8_t* const tile = grad_ring + it % kStages * kGradBytes;
+    for_pieces([&](int piece, int, int, int position) { staging.finish(piece, tile + position); });
   };
 
   const int weight_row = tid / (kShape.n / 16);
@@ -126,18 +137,20 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
 
   for (int s = 0; s < kStages - 1; ++s) {
     if (s < iterations) start_copies(s);
-    copy_async_commit();
+    staging.commit();
   }
   store_weights(0, load_weights(0));
+  finish_copies(0);
   RawWeights next = load_weights(1);
 
   float sums[kRowTiles][kColumnTiles][4] = {};
   for (int it = 0; it < iterations; ++it) {
-    copy_async_wait_for<kStages - 2>();
+    staging.wait(kStages - 2);
     __syncthreads();
     // Everybody is past step it - 1: its grad slot and the other weight tile are free.
-    if (it + kStages - 1 < iterations) start_copies(it + kStages - 1);
-    copy_async_commit();
+    const int ahead = it + kStages - 1;
+    if (ahead < iterations) start_copies(ahead);
+    staging.commit();
     if (it + 1 < iterations) store_weights(it + 1, next);
     if (it + 2 < iterations) next = load_weights(it + 2);
 
@@ -164,12 +177,13 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
       for (int rt = 0; rt < kRowTiles; ++rt) {
 #pragma unroll
         for (int ct = 0; ct < kColumnTiles; ++ct) {
-          mma_16x8x16<T>(sums[rt][ct], a[rt], b[ct / 2][ct % 2 * 2], b[ct / 2][ct % 2 * 2 + 1]);
+          mma_16x8x16<T, kIsa>(sums[rt][ct], a[rt], b[ct / 2][ct % 2 * 2], b[ct / 2][ct % 2 * 2 + 1]);
         }
       }
     }
+    if (ahead < iterations) finish_copies(ahead);
   }
-  copy_async_wait_for<0>();
+  staging.wait(0);
 
   const int g = lane / 4;
   const int t = lane % 4;

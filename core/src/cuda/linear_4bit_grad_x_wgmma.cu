@@ -9,14 +9,14 @@ void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& 
                          .rows = args.m,
                          .columns = args.weight.rows,
                          .row_bytes = args.weight.rows * 2,
-                         .box_rows = plan.columns / plan.multicast,
+                         .box_rows = plan.columns,
                          .box_columns = kWgmmaStepDepth},
                         args.dtype);
   wgmma.out = args.out;
   wgmma.m = args.m;
   wgmma.outputs = args.weight.cols;
   wgmma.depth = args.weight.rows;
-  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, true);
+  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, args.workspace, true);
   launch_linear_4bit_wgmma<true, false>(wgmma, args.dtype, plan, stream);
 }
 

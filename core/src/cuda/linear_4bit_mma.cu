@@ -5,7 +5,7 @@
 namespace qbits::cuda {
 namespace {
 
-template <class T>
+template <class T, MmaIsa kIsa>
 void run_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
   const MmaArgs mma{.x = args.x,
                     .bias = args.bias,
@@ -18,14 +18,16 @@ void run_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stre
                     .codebook = operand_codebook<T>(args.weight),
                     .weight = make_view(args.weight),
                     .rows = args.weight.rows};
-  args.weight.is_affine() ? launch_linear_4bit_mma<T, true>(mma, plan, stream)
-                          : launch_linear_4bit_mma<T, false>(mma, plan, stream);
+  args.weight.is_affine() ? launch_linear_4bit_mma<T, kIsa, true>(mma, plan, stream)
+                          : launch_linear_4bit_mma<T, kIsa, false>(mma, plan, stream);
 }
 
 }  // namespace
 
 void linear_4bit_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  args.dtype == DType::Float16 ? run_mma<__half>(args, plan, stream) : run_mma<__nv_bfloat16>(args, plan, stream);
+  if (plan.isa == MmaIsa::Sm75) return run_mma<__half, MmaIsa::Sm75>(args, plan, stream);
+  args.dtype == DType::Float16 ? run_mma<__half, MmaIsa::Sm80>(args, plan, stream)
+                               : run_mma<__nv_bfloat16, MmaIsa::Sm80>(args, plan, stream);
 }
 
 }  // namespace qbits::cuda

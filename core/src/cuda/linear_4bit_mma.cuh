@@ -1,9 +1,10 @@
 #pragma once
 
+#include <bit>
+
 #include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_mma_parts.cuh"
-#include "cuda/linear_4bit_ptx.cuh"
-#include "ops/linear_4bit_plan.h"
+#include "cuda/linear_4bit_staging.cuh"
 
 // linear_4bit on the tensor cores, straight from the bytes of the checkpoint. Weight rows are the 16-row operand
 // of mma.m16n8k16, dequantized in registers; rows of x are its 8 columns. A sum of products does not care in
@@ -36,19 +37,20 @@ struct MmaArgs {
 __host__ __device__ constexpr int swizzle_x(int row, int chunk) { return chunk ^ ((row & 1) << 2); }
 
 // Offsets in a stage of the ring: codes, x, scales (and zeros).
-template <int kTile, int kChunk, bool kAffine>
+template <MmaIsa kIsa, int kTile, int kChunk, bool kAffine>
 struct MmaLayout {
   static constexpr Linear4bitTile kShape = kLinear4bitTiles[kTile];
   static constexpr int kXOffset = Linear4bitShared::codes(kShape);
   static constexpr int kScaleOffset = kXOffset + Linear4bitShared::x(kShape);
   static constexpr int kStageBytes = Linear4bitShared::stage(kShape, kChunk, kAffine);
-  static constexpr int kMinBlocks = mma_blocks_per_sm(kShape, kAffine);
+  static constexpr int kMinBlocks = mma_blocks_per_sm(kIsa, kShape, kAffine);
+  static constexpr int kLutCopies = Linear4bitShared::lut_copies(kIsa, kShape, kChunk, kAffine);
 };
 
-template <class T, bool kAffine, int kTile, int kChunk>
-__global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine>::kMinBlocks))
+template <class T, MmaIsa kIsa, bool kAffine, int kTile, int kChunk>
+__global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kIsa, kTile, kChunk, kAffine>::kMinBlocks))
     linear_4bit_mma_kernel(const __grid_constant__ MmaArgs args) {
-  using Layout = MmaLayout<kTile, kChunk, kAffine>;
+  using Layout = MmaLayout<kIsa, kTile, kChunk, kAffine>;
   constexpr Linear4bitTile kShape = Layout::kShape;
   constexpr int kStageBytes = Layout::kStageBytes;
   constexpr int kXOffset = Layout::kXOffset;
@@ -62,6 +64,8 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   constexpr int kThreadScales = (kScales + kMmaThreads - 1) / kMmaThreads;
   constexpr int kColumns = kShape.m / kShape.warps_m / 8;  // 8-column tiles of a warp
   constexpr int kSteps = kChunk / 32;
+  constexpr int kLutCopies = Layout::kLutCopies;
+  constexpr int kLutBytes = kLutCopies * Linear4bitShared::kPairBytes;
   static_assert(kShape.warps_m * kShape.warps_n * kShape.warps_k == kMmaThreads / 32);
   static_assert(kShape.n == kShape.warps_n * kMmaWarpRows && kShape.k == kShape.warps_k * kMmaWarpDepth);
 
@@ -84,13 +88,15 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
 
   uint8_t* const memory = dynamic_shared();
   uint8_t* const table = memory;
-  float* const nested_code = reinterpret_cast<float*>(memory + Linear4bitShared::kLutBytes);
-  uint8_t* const ring = memory + Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
+  float* const nested_code = reinterpret_cast<float*>(memory + kLutBytes);
+  uint8_t* const ring = memory + kLutBytes + Linear4bitShared::kNestedCodeBytes;
 
   // A pass of all threads copies whole rows; the passes of a thread differ in the row alone, by a multiple of 8
   // (codes) or 2 (x), so that they share one swizzled position.
   constexpr int kCodeRows = kMmaThreads / kCodeChunks;
   constexpr int kXRows = kMmaThreads / kXChunks;
+  constexpr int kCodePieces = kShape.n / kCodeRows;
+  constexpr int kXPieces = kShape.m / kXRows;
   static_assert(kCodeRows % 8 == 0 && kXRows % 2 == 0);
   const int code_row = tid / kCodeChunks;
   const int code_k = tid % kCodeChunks * 32;
@@ -104,20 +110,28 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   const int64_t left_m = at.m_end - m0 - x_row;
   const int valid_n = left_n < kShape.n ? static_cast<int>(left_n) : kShape.n;
   const int valid_m = left_m < kShape.m ? static_cast<int>(left_m) : kShape.m;
+  Staging<kIsa, kCodePieces + kXPieces> staging;
   const auto start_copies = [&](int slot, int64_t k0) {
     uint8_t* const stage = ring + slot * kStageBytes;
 #pragma unroll
-    for (int i = 0; i < kShape.n / kCodeRows; ++i) {
+    for (int i = 0; i < kCodePieces; ++i) {
       const bool valid = i * kCodeRows < valid_n && k0 + code_k < w.cols;
-      copy_async(stage + code_position + i * kCodeRows * kCodePitch,
-                 valid ? code_source + ((i * kCodeRows * w.cols + k0) >> 1) : w.codes, valid);
+      staging.start(i, stage + code_position + i * kCodeRows * kCodePitch,
+                    valid ? code_source + ((i * kCodeRows * w.cols + k0) >> 1) : w.codes, valid);
     }
 #pragma unroll
-    for (int i = 0; i < kShape.m / kXRows; ++i) {
+    for (int i = 0; i < kXPieces; ++i) {
       const bool valid = i * kXRows < valid_m && k0 + x_k < w.cols;
-      copy_async(stage + x_position + i * kXRows * kXPitch,
-                 valid ? static_cast<const void*>(x_source + i * kXRows * w.cols + k0) : args.x, valid);
+      staging.start(kCodePieces + i, stage + x_position + i * kXRows * kXPitch,
+                    valid ? static_cast<const void*>(x_source + i * kXRows * w.cols + k0) : args.x, valid);
     }
+  };
+  const auto finish_copies = [&](int slot) {
+    uint8_t* const stage = ring + slot * kStageBytes;
+#pragma unroll
+    for (int i = 0; i < kCodePieces; ++i) staging.finish(i, stage + code_position + i * kCodeRows * kCodePitch);
+#pragma unroll
+    for (int i = 0; i < kXPieces; ++i) staging.finish(kCodePieces + i, stage + x_position + i * kXRows * kXPitch);
   };
   const auto load_scales = [&](int64_t k0, RawScale(&raw)[kThreadScales]) {
 #pragma unroll
@@ -147,17 +161,20 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
 
   for (int s = 0; s < args.stages - 1; ++s) {
     if (s < iterations) start_copies(s, k_begin + int64_t{s} * kShape.k);
-    copy_async_commit();
+    staging.commit();
   }
   {
-    // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair
+    // The two values of each byte, best 32 times over: every lane has a bank of its own. The first element of a pair
     // is the high nibble of the byte and the low half of the operand.
+    constexpr int kVectors = kLutCopies / 4;
     const uint32_t pair = args.codebook.values[tid >> 4] | static_cast<uint32_t>(args.codebook.values[tid & 15]) << 16;
-    for (int i = 0; i < 8; ++i) {
-      *reinterpret_cast<uint4*>(table + tid * 128 + ((i + tid) & 7) * 16) = make_uint4(pair, pair, pair, pair);
+    for (int i = 0; i < kVectors; ++i) {
+      reinterpret_cast<uint4*>(table)[tid * kVectors + ((i + tid) & (kVectors - 1))] =
+          make_uint4(pair, pair, pair, pair);
     }
     if (!kAffine && w.nested_absmax != nullptr) nested_code[tid] = w.nested_code[tid];
   }
+  finish_copies(0);
   __syncthreads();
   for (int s = 0; s < args.stages - 1 && s < iterations; ++s) {
     RawScale raw[kThreadScales];
@@ -165,10 +182,11 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
     store_scales(s, raw);
   }
 
-  const uint8_t* const lane_table = table + tid % 32 * 4;
+  const uint8_t* const lane_table = table + tid % kLutCopies * 4;
   // The operand pair of byte `i` of a word of codes.
   const auto look_up = [&](uint32_t word, int i) {
-    const uint32_t offset = (i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80;
+    constexpr int kShift = std::bit_width(static_cast<unsigned>(kLutCopies * 4)) - 1;
+    const uint32_t offset = (i == 0 ? word << kShift : word >> (8 * i - kShift)) & 0xff << kShift;
     return *reinterpret_cast<const uint32_t*>(lane_table + offset);
   };
 
@@ -176,7 +194,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   int slot = 0;
   int free_slot = args.stages - 1;
   for (int it = 0; it < iterations; ++it) {
-    copy_async_wait(args.stages - 2);
+    staging.wait(args.stages - 2);
     __syncthreads();
     // Everybody is past stage it - 1, whose slot the next copies take.
     const int ahead = it + args.stages - 1;
@@ -186,7 +204,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
       start_copies(free_slot, k_ahead);
       load_scales(k_ahead, raw);
     }
-    copy_async_commit();
+    staging.commit();
 
     const uint8_t* const stage = ring + slot * kStageBytes;
     const uint8_t* const codes = stage + (warp_n * kMmaWarpRows + g) * kCodePitch + t * 4;
@@ -231,14 +249,14 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
           const uint4 b = *reinterpret_cast<const uint4*>(columns + ct * 8 * kXPitch + position);
 #pragma unroll
           for (int rt = 0; rt < 2; ++rt) {
-            mma_16x8x16<T>(product[rt], a[rt][s], b.x, b.y);
-            mma_16x8x16<T>(product[rt], a[rt][s] + 4, b.z, b.w);
+            mma_16x8x16<T, kIsa>(product[rt], a[rt][s], b.x, b.y);
+            mma_16x8x16<T, kIsa>(product[rt], a[rt][s] + 4, b.z, b.w);
           }
           if constexpr (kAffine) {
             constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
             constexpr uint32_t kOnesRows[4] = {kOnes, kOnes, kOnes, kOnes};
-            mma_16x8x16<T>(x_sum, kOnesRows, b.x, b.y);
-            mma_16x8x16<T>(x_sum, kOnesRows, b.z, b.w);
+            mma_16x8x16<T, kIsa>(x_sum, kOnesRows, b.x, b.y);
+            mma_16x8x16<T, kIsa>(x_sum, kOnesRows, b.z, b.w);
           }
         }
 #pragma unroll
@@ -253,16 +271,22 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
       }
     }
 
-    if (ahead < iterations) store_scales(free_slot, raw);
+    if (ahead < iterations) {
+      finish_copies(free_slot);
+      store_scales(free_slot, raw);
+    }
     free_slot = slot;
     slot = slot + 1 == args.stages ? 0 : slot + 1;
   }
 
   // Through shared memory, so that the warps that share a tile are added in order and rows of out leave whole.
-  copy_async_wait(0);
+  staging.wait(0);
   __syncthreads();
-  constexpr int kSumPitch = kShape.n + 4;
   float* const shared_sums = reinterpret_cast<float*>(memory);
+  // Permuted so that the lanes of a fragment store to different banks.
+  const auto sum_position = [&](int part, int m, int n) {
+    return (part * kShape.m + m) * kShape.n + (n ^ (m / 2 & 3) << 3);
+  };
 #pragma unroll
   for (int ct = 0; ct < kColumns; ++ct) {
 #pragma unroll
@@ -271,7 +295,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
       for (int i = 0; i < 4; ++i) {
         const int m = warp_m * kColumns * 8 + ct * 8 + 2 * t + i % 2;
         const int n = warp_n * kMmaWarpRows + rt * 16 + i / 2 * 8 + g;
-        shared_sums[(warp_k * kShape.m + m) * kSumPitch + n] = sums[rt][ct][i];
+        shared_sums[sum_position(warp_k, m, n)] = sums[rt][ct][i];
       }
     }
   }
@@ -284,7 +308,7 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
     float sum = 0.0F;
 #pragma unroll
     for (int part = 0; part < kShape.warps_k; ++part) {
-      sum += shared_sums[(part * kShape.m + e / kShape.n) * kSumPitch + e % kShape.n];
+      sum += shared_sums[sum_position(part, e / kShape.n, e % kShape.n)];
     }
     if (args.splits > 1) {
       args.products[(at.split * args.m + m) * args.rows + n] = sum;
@@ -295,13 +319,17 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kTile, kChunk, kAffine
   }
 }
 
-// Runs the instantiation of a plan; each (T, kAffine) has a file of its own.
-template <class T, bool kAffine>
+// Runs the instantiation of a plan; each (T, kIsa, kAffine) has a file of its own.
+template <class T, MmaIsa kIsa, bool kAffine>
 void launch_linear_4bit_mma(const MmaArgs& args, const Linear4bitPlan& plan, Stream stream);
 
-extern template void launch_linear_4bit_mma<__nv_bfloat16, false>(const MmaArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_mma<__nv_bfloat16, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_mma<__half, false>(const MmaArgs&, const Linear4bitPlan&, Stream);
-extern template void launch_linear_4bit_mma<__half, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_mma<__nv_bfloat16, MmaIsa::Sm80, false>(const MmaArgs&, const Linear4bitPlan&,
+                                                                                Stream);
+extern template void launch_linear_4bit_mma<__nv_bfloat16, MmaIsa::Sm80, true>(const MmaArgs&, const Linear4bitPlan&,
+                                                                               Stream);
+extern template void launch_linear_4bit_mma<__half, MmaIsa::Sm80, false>(const MmaArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_mma<__half, MmaIsa::Sm80, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_mma<__half, MmaIsa::Sm75, false>(const MmaArgs&, const Linear4bitPlan&, Stream);
+extern template void launch_linear_4bit_mma<__half, MmaIsa::Sm75, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
 
 }  // namespace qbits::cuda

@@ -2,6 +2,6 @@
 
 namespace qbits::cuda {
 
-template void launch_linear_4bit_mma<__nv_bfloat16, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
+template void launch_linear_4bit_mma<__nv_bfloat16, MmaIsa::Sm80, true>(const MmaArgs&, const Linear4bitPlan&, Stream);
 
 }  // namespace qbits::cuda

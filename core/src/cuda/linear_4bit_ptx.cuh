@@ -6,15 +6,17 @@
 #include <cstdint>
 #include <type_traits>
 
-// The instructions of sm_80 that the tensor-core kernels of linear_4bit are made of. Below sm_80, where no plan
-// chooses those kernels, they compile to nothing.
+#include "ops/linear_4bit_plan.h"
+
+// The instructions that the tensor-core kernels of linear_4bit are made of. Those of sm_80 compile to nothing below
+// it, where no plan chooses kernels with MmaIsa::Sm80.
 
 namespace qbits::cuda {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-inline constexpr bool kHasMma = true;
+inline constexpr bool kHasSm80 = true;
 #else
-inline constexpr bool kHasMma = false;
+inline constexpr bool kHasSm80 = false;
 #endif
 
 __device__ inline uint8_t* dynamic_shared() {
@@ -26,7 +28,7 @@ __device__ inline uint32_t shared_address(const void* p) { return static_cast<ui
 
 // Copies 16 bytes to shared memory behind the thread's back, or writes zeros where `valid` is false.
 __device__ inline void copy_async(void* shared, const void* global, bool valid) {
-  if constexpr (kHasMma) {
+  if constexpr (kHasSm80) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
@@ -34,12 +36,12 @@ __device__ inline void copy_async(void* shared, const void* global, bool valid) 
 }
 
 __device__ inline void copy_async_commit() {
-  if constexpr (kHasMma) asm volatile("cp.async.commit_group;\n" ::: "memory");
+  if constexpr (kHasSm80) asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
 
 template <int kPending>
 __device__ void copy_async_wait_for() {
-  if constexpr (kHasMma) asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+  if constexpr (kHasSm80) asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
 // Waits until at most `pending` (0 to 4) of the groups committed last are under way.
@@ -70,15 +72,25 @@ __device__ uint32_t pack(float first, float second) {
   }
 }
 
+__device__ inline void mma_16x8x8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 // d += a b for a 16 x 16 row-major a and a 16 x 8 column-major b, fragments as the PTX manual lays them out
-// (section "Matrix fragments for mma.m16n8k16").
-template <class T>
+// (section "Matrix fragments for mma.m16n8k16"): those of two m16n8k8, one after the other.
+template <class T, MmaIsa kIsa = MmaIsa::Sm80>
 __device__ void mma_16x8x16(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1) {
-  if constexpr (kHasMma && std::is_same_v<T, __half>) {
+  if constexpr (kIsa == MmaIsa::Sm75) {
+    static_assert(std::is_same_v<T, __half>);
+    mma_16x8x8(d, a[0], a[1], b0);
+    mma_16x8x8(d, a[2], a[3], b1);
+  } else if constexpr (kHasSm80 && std::is_same_v<T, __half>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else if constexpr (kHasMma) {
+  } else if constexpr (kHasSm80) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -88,17 +100,34 @@ __device__ void mma_16x8x16(float (&d)[4], const uint32_t* a, uint32_t b0, uint3
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 template <bool kTransposed>
 __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
-  if constexpr (kHasMma && kTransposed) {
+  if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
                  : "memory");
-  } else if constexpr (kHasMma) {
+  } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
                  : "memory");
   }
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr bool kHasClusters = true;
+#else
+inline constexpr bool kHasClusters = false;
+#endif
+
+// Programmatic dependent launch: what a kernel does before the wait may overlap the end of the kernels before it in the
+// stream, whatever they write must not be read there.
+__device__ inline void wait_for_kernels_before() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
+
+// Lets the next kernel of the stream start as blocks of this one end.
+__device__ inline void let_next_kernel_start() {
+  if constexpr (kHasClusters) asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 }
 
 }  // namespace qbits::cuda

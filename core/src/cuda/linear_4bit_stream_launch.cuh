@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_stream.cuh"
 
@@ -12,7 +13,7 @@ void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitP
   constexpr std::string_view kOp = "linear_4bit";
   const auto kernel = plan.chunk == 64 ? linear_4bit_stream_kernel<T, kColumnTiles, 64, kAffine, kGrouped>
                                        : linear_4bit_stream_kernel<T, kColumnTiles, 32, kAffine, kGrouped>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), kOp);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = ((plan.warps + 3) / 4 * 4 + Linear4bitStream::kServiceWarps) * 32,
                           .shared_bytes = static_cast<size_t>(plan.shared_bytes),

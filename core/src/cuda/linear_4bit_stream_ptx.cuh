@@ -7,12 +7,6 @@
 
 namespace qbits::cuda {
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-inline constexpr bool kHasClusters = true;
-#else
-inline constexpr bool kHasClusters = false;
-#endif
-
 // Barriers in shared memory (PTX manual, "mbarrier"): a phase ends when `count` arrivals, and the bytes they announced,
 // have come. They and the bulk copies need sm_90.
 __device__ inline void mbarrier_init(uint64_t* barrier, int count) {
@@ -114,17 +108,6 @@ __device__ inline void store_in_cluster(float4* shared, uint64_t* barrier, int r
         "r"(shared_address(barrier)), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
         : "memory");
   }
-}
-
-// Programmatic dependent launch: what a kernel does before the wait may overlap the end of the kernels before it in the
-// stream, whatever they write must not be read there.
-__device__ inline void wait_for_kernels_before() {
-  if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
-}
-
-// Lets the next kernel of the stream start as blocks of this one end.
-__device__ inline void let_next_kernel_start() {
-  if constexpr (kHasClusters) asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 }
 
 }  // namespace qbits::cuda

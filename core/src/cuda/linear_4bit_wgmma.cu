@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -32,10 +34,19 @@ CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMa
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(matrix.row_bytes)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encoder()(&map, type, 2, const_cast<void*>(matrix.data), sizes, strides, box, steps,
-                                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) fail(cudaErrorInvalidValue, kOp);
+  const auto encode = [&] {
+    return encoder()(&map, type, 2, const_cast<void*>(matrix.data), sizes, strides, box, steps,
+                     CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult status = encode();
+  if (status != CUDA_SUCCESS) {  // a thread whose first CUDA call this is: the driver has no context for it yet
+    int device = 0;
+    check(cudaGetDevice(&device), kOp);
+    check(cudaSetDevice(device), kOp);
+    status = encode();
+  }
+  if (status != CUDA_SUCCESS) fail(static_cast<cudaError_t>(status), kOp);  // the numbers are the same
   return map;
 }
 
@@ -59,10 +70,27 @@ const FittedCodebook& fitted(const Format& format, Fit fit) {
   return table[row * static_cast<size_t>(Fit::Count) + static_cast<size_t>(fit)];
 }
 
+// Codes as fractions, a quarter apart.
+std::array<float, 16> integer_fractions() {
+  std::array<float, 16> values{};
+  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - 8) / 4.0F;
+  return values;
+}
+
+// A number that hardly any launch before had, and that what lies in memory by chance does not equal; 48 bits, then 0.
+uint64_t next_nonce() {
+  static std::atomic<uint64_t> count = (uint64_t{std::random_device{}()} << 32) + std::random_device{}();
+  uint64_t x = count.fetch_add(1, std::memory_order_relaxed) * 0x9e3779b97f4a7c15;  // the mixing of splitmix64
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return (x ^ x >> 31) & ~uint64_t{0xffff};
+}
+
 }  // namespace
 
 CUtensorMap encode_codes(const MatrixMap& matrix) {
-  return encode(matrix, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_64B);
+  return encode(matrix, CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                matrix.box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_32B : CU_TENSOR_MAP_SWIZZLE_64B);
 }
 
 CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {
@@ -71,16 +99,16 @@ CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {
 }
 
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
-                      bool transposed) {
+                      void* workspace, bool transposed) {
   wgmma.codes = encode_codes({.data = weight.codes,
                               .rows = weight.rows,
                               .columns = weight.cols / 2,
                               .row_bytes = weight.cols / 2,
-                              .box_rows = plan.groups * 64,
-                              .box_columns = kWgmmaStageDepth / 2});
-  wgmma.split_depth = plan.split_depth;
-  wgmma.multicast = plan.multicast;
-  wgmma.splits = plan.splits;
+                              .box_rows = transposed ? wgmma_stage_depth(plan.columns) : plan.groups * 64,
+                              .box_columns = (transposed ? plan.groups * 64 : wgmma_stage_depth(plan.columns)) / 2});
+  wgmma.schedule = linear_4bit_wgmma_schedule(plan, wgmma.m, wgmma.outputs, wgmma.depth);
+  wgmma.workspace = workspace;
+  wgmma.nonce = next_nonce();
   wgmma.wide_groups = weight.cols % 64 == 0 && weight.block_size % 64 == 0;
   wgmma.factor = 1.0F;
   wgmma.weight = make_view(weight);
@@ -89,7 +117,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   const int64_t span = transposed ? 128 : 256;
   const int64_t count = std::max<int64_t>(span / weight.block_size, 1);
   const size_t bytes = static_cast<size_t>(count * wgmma.scale_size);
-  const bool whole = weight.cols % span == 0 && wgmma.wide_groups && (transposed || plan.split_depth % span == 0);
+  const bool whole = weight.cols % span == 0 && wgmma.wide_groups;
   const bool aligned =
       is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));
   wgmma.scale_count = whole && aligned ? static_cast<int>(count) : 0;
@@ -106,7 +134,8 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
     }
     case WgmmaDecode::Weights16: {
       // The middle 16 bits of floats in [2, 8): the last 8 are 0, the first 8 the same in all.
-      const FittedCodebook& fit = fitted(*weight.format, Fit::Fractions);
+      const FittedCodebook integers{.values = integer_fractions(), .factor = 1.0F};
+      const FittedCodebook& fit = weight.is_affine() ? integers : fitted(*weight.format, Fit::Fractions);
       for (int i = 0; i < 16; ++i) {
         wgmma.values[i] = std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8 & 0xffff;
       }
@@ -115,8 +144,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
     }
     case WgmmaDecode::Weights32:
       for (int i = 0; i < 16; ++i) {
-        wgmma.values[i] =
-            std::bit_cast<uint32_t>(weight.is_affine() ? static_cast<float>(i) : weight.format->codebook[i]);
+        wgmma.values[i] = std::bit_cast<uint32_t>(weight.format->codebook[i]);
       }
   }
 }
@@ -127,7 +155,7 @@ void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream
                          .rows = args.m,
                          .columns = args.weight.cols,
                          .row_bytes = args.weight.cols * 2,
-                         .box_rows = plan.columns / plan.multicast,
+                         .box_rows = plan.columns,
                          .box_columns = kWgmmaStepDepth},
                         args.dtype);
   wgmma.bias = args.bias;
@@ -135,7 +163,7 @@ void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream
   wgmma.m = args.m;
   wgmma.outputs = args.weight.rows;
   wgmma.depth = args.weight.cols;
-  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, false);
+  set_wgmma_weight(wgmma, args.weight, args.dtype, plan, args.workspace, false);
   launch_linear_4bit_wgmma<false, false>(wgmma, args.dtype, plan, stream);
 }
 

@@ -18,60 +18,62 @@ template <class T, class Shape>
 struct WgmmaComputer {
   using Layout = WgmmaLayout<Shape>;
   static constexpr int kSums = Shape::kColumns / 2;
+  static constexpr int kComputeThreads = Shape::kComputeThreads;
   static constexpr bool kSumsScaled = Shape::kDecode == WgmmaDecode::Sums;
   static constexpr bool kTurns = Shape::kTurns;
-  static constexpr int kBuffers = Shape::kGroups == 2 ? 2 : 1;
-  static constexpr int kUnits = 2;  // of a stage: 64 of depth each
+  static constexpr int kUnits = Shape::kUnits;
 
   float sums[kSums];
   float products[kSumsScaled ? kSums : 1];  // of one unit
-  float product_scales[kBuffers][2];        // of the two rows of a thread
-  uint32_t weights[kBuffers][4][4];
+  float product_scales[2][2];               // of the two rows of a thread, of this unit and the next
+  uint32_t weights[2][4][4];
   uint32_t window;
   int group;
   int lane;
   WgmmaDecoder<T, Shape> decoder;
+  typename WgmmaDecoder<T, Shape>::Raw raw;  // of the unit to be decoded next
 
   __device__ WgmmaComputer(uint32_t window_, int group_, int warp, int lane_, bool wide_groups)
       : window(window_), group(group_), lane(lane_), decoder(window_, group_, warp, lane_, wide_groups) {
-    if (kTurns && group == 1) group_arrive(kWgmmaTurnBarrier, Shape::kComputeThreads);
+    if (kTurns && group == Shape::kGroups - 1) group_arrive(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
   // The first turn of a tile that does not come.
   __device__ void finish() const {
-    if (kTurns && group == 0) group_sync(kWgmmaTurnBarrier, Shape::kComputeThreads);
+    if (kTurns && group == 0) group_sync(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
-  // Half of a unit; waits for its stage at the beginning of one and gives it back at the end.
-  __device__ void decode_half(RingSlot<Shape::kCodeStages>& codes, int unit, int half) {
-    if (unit == 0 && half == 0) barrier_wait(window + Layout::kCodesFull + codes.slot * 8, codes.parity);
-    decoder.decode_half(codes.slot, unit, half, weights[unit % kBuffers], product_scales[unit % kBuffers]);
-    if (unit == kUnits - 1 && half == 1) {
-      __syncwarp();
-      if (lane == 0) barrier_arrive(window + Layout::kCodesEmpty + codes.slot * 8);
-      codes.advance();
-    }
+  // Begins to bring what a unit of the ring's stage is decoded from, and says where that stage lies.
+  __device__ int fetch_unit(RingSlot<Shape::kStages>& ring, int i) {
+    const int slot = ring.slot;
+    if (i % kUnits == 0) barrier_wait(window + Layout::kFull + slot * 8, ring.parity);
+    decoder.fetch(slot, i % kUnits, raw);
+    if (i % kUnits == kUnits - 1) ring.advance();
+    return slot;
   }
 
-  __device__ void decode_unit(RingSlot<Shape::kCodeStages>& codes, int unit) {
-    decode_half(codes, unit, 0);
-    decode_half(codes, unit, 1);
+  __device__ void release_stage(int slot) const {
+    if (lane == 0) barrier_arrive(window + Layout::kEmpty + slot * 8);
   }
 
-  __device__ void multiply_unit(int slot, int unit, bool first) {
-    const uint64_t tile = tile_descriptor(Layout::kX + slot * Layout::kXBytes);
-    if constexpr (kTurns) group_sync(kWgmmaTurnBarrier + group, Shape::kComputeThreads);
+  __device__ void decode_unit(int slot, int i) {
+    decoder.decode(raw, slot, i % kUnits, weights[i % 2], product_scales[i % 2]);
+  }
+
+  __device__ void multiply_unit(int slot, int i, bool first) {
+    const uint64_t tile = tile_descriptor(Layout::kX + (slot * kUnits + i % kUnits) * Layout::kXBytes);
+    if constexpr (kTurns) group_sync(kWgmmaTurnBarrier + group, kWgmmaTurnThreads);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if constexpr (kSumsScaled) {
-        wgmma<T>(products, weights[unit % kBuffers][k], tile + k * 2, k > 0);
+        wgmma<T>(products, weights[i % 2][k], tile + k * 2, k > 0);
       } else {
-        wgmma<T>(sums, weights[unit % kBuffers][k], tile + k * 2, k > 0 || !first);
+        wgmma<T>(sums, weights[i % 2][k], tile + k * 2, k > 0 || !first);
       }
     }
     wgmma_commit();
-    if constexpr (kTurns) group_arrive(kWgmmaTurnBarrier + (group ^ 1), Shape::kComputeThreads);
+    if constexpr (kTurns) group_arrive(kWgmmaTurnBarrier + (group + 1) % Shape::kGroups, kWgmmaTurnThreads);
   }
 
   // Takes in the products of a unit that is done.
@@ -79,49 +81,52 @@ struct WgmmaComputer {
     if constexpr (kSumsScaled) {
       pin(products);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) sums[i] = fmaf(product_scales[unit % kBuffers][i / 2 % 2], products[i], sums[i]);
+      for (int i = 0; i < kSums; ++i) sums[i] = fmaf(product_scales[unit % 2][i / 2 % 2], products[i], sums[i]);
     }
   }
 
-  __device__ void release_x(int slot, int multicast, uint32_t first_peer) const {
-    if (lane < multicast) barrier_arrive_cluster(window + Layout::kXEmpty + slot * 8, first_peer + lane);
-  }
-
-  // The sums over `stages` stages.
-  __device__ void run(RingSlot<Shape::kXStages>& x, RingSlot<Shape::kCodeStages>& codes, int stages, int multicast,
-                      uint32_t first_peer) {
+  // The sums over `stages` stages. While a unit is multiplied the next one is decoded, and what the one after it is
+  // decoded from begins to come: only then do products not wait for loads. Lanes of a warp have read their part of a
+  // stage when its last product is done.
+  __device__ void run(RingSlot<Shape::kStages>& ring, int stages) {
     if constexpr (kSumsScaled) {
 #pragma unroll
       for (int i = 0; i < kSums; ++i) sums[i] = 0.0F;
     }
-    if constexpr (kBuffers == 2) decode_unit(codes, 0);
+    const int units = stages * kUnits;
+    int slot = fetch_unit(ring, 0);
+    decode_unit(slot, 0);
+    int next_slot = units > 1 ? fetch_unit(ring, 1) : slot;
     int last_slot = -1;
-    for (int stage = 0; stage < stages; ++stage) {
+    // Two units at a time, so that their buffers are known.
+    for (int first = 0; first < units; first += 2) {
 #pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) {
-        const bool first = stage == 0 && unit == 0;
-        const bool more = unit + 1 < kUnits || stage + 1 < stages;
-        const int next = (unit + 1) % kUnits;
-        if constexpr (kBuffers == 1) decode_unit(codes, unit);
-        barrier_wait(window + Layout::kXFull + x.slot * 8, x.parity);
-        multiply_unit(x.slot, unit, first);
-        if constexpr (kBuffers == 1 || kSumsScaled) {
-          if (kBuffers == 2 && more) decode_unit(codes, next);
-          wgmma_wait<0>();
-          release_x(x.slot, multicast, first_peer);
-          add_unit(unit);
-        } else {
+      for (int i = 0; i < 2; ++i) {
+        if (kUnits == 1 && i == 1 && first + 1 == units) break;
+        const bool ends_stage = i % kUnits == kUnits - 1;
+        int slot_after = next_slot;
+        multiply_unit(slot, i, first + i == 0);
+        if constexpr (!kSumsScaled) {
           wgmma_wait<1>();
-          if (last_slot >= 0) release_x(last_slot, multicast, first_peer);
-          last_slot = x.slot;
-          if (more) decode_unit(codes, next);
+          if (i % kUnits == 0 && last_slot >= 0) release_stage(last_slot);
+          if (ends_stage) last_slot = slot;
         }
-        x.advance();
+        if ((kUnits == 2 && i == 0) || first + i + 1 < units) {
+          decode_unit(next_slot, i + 1);
+          if (first + i + 2 < units) slot_after = fetch_unit(ring, i);
+        }
+        if constexpr (kSumsScaled) {
+          wgmma_wait<0>();
+          if (ends_stage) release_stage(slot);
+          add_unit(i);
+        }
+        slot = next_slot;
+        next_slot = slot_after;
       }
     }
-    if constexpr (kBuffers == 2 && !kSumsScaled) {
+    if constexpr (!kSumsScaled) {
       wgmma_wait<0>();
-      release_x(last_slot, multicast, first_peer);
+      release_stage(last_slot);
     }
     pin(sums);
   }

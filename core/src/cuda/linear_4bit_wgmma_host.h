@@ -19,15 +19,15 @@ struct MatrixMap {
   int box_columns;
 };
 
-// Tensor maps of row-major matrices, elements outside read as 0. `encode_codes`: bytes; boxes of 64-byte lines.
-// `encode_tile`: bfloat16 or float16; boxes of 128-byte lines. Both swizzled to the width of a line.
+// Tensor maps of row-major matrices, elements outside read as 0. `encode_codes`: bytes; boxes of lines of 32 or 64
+// bytes. `encode_tile`: bfloat16 or float16; boxes of 128-byte lines. Both swizzled to the width of a line.
 CUtensorMap encode_codes(const MatrixMap& matrix);
 CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype);
 
 // What a call's weight and plan say of the kernel's arguments.
 struct WgmmaArgs;
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
-                      bool transposed);
+                      void* workspace, bool transposed);
 
 void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& plan, Stream stream);
 void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream stream);

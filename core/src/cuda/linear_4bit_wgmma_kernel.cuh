@@ -2,9 +2,11 @@
 
 #include <string>
 
+#include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_wgmma.cuh"
+#include "cuda/linear_4bit_wgmma_share.cuh"
 
 // The wgmma kernel of linear_4bit: the roles of its warps, and how sums leave a block.
 
@@ -12,10 +14,10 @@ namespace qbits::cuda {
 
 // Rows of x from m0 to m_end, weight rows (the gradient: columns) from n0 on, of the weight that begins at row `base`.
 struct WgmmaTile {
-  int64_t m0;
-  int64_t m_end;
-  int64_t n0;
-  int64_t base;
+  int m0;
+  int m_end;
+  int n0;
+  int base;
 };
 
 // Two elements of out, from_float of each.
@@ -97,52 +99,6 @@ __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
   }
 }
 
-// The sums of the blocks that share an output tile, added in their order: each block writes its share of the rows.
-template <class T, class Shape>
-__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int64_t m0, int64_t n0, int thread,
-                           uint32_t rank_rows, uint32_t rank_split) {
-  using Layout = WgmmaLayout<Shape>;
-  constexpr int kPitch = Layout::kSumPitch;
-  const int t = thread % 4;
-  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);  // nobody reads the rings any more
-#pragma unroll
-  for (int i = 0; i < Shape::kColumns / 2; ++i) {
-    const int m = i / 4 * 8 + 2 * t + i % 2;
-    const int n = computer.decoder.output_row(i % 4 / 2);
-    store_shared(computer.window + Layout::kX + (m * kPitch + n) * 4, computer.sums[i]);
-  }
-  cluster_sync();
-  const int64_t rows = args.outputs;
-  const T* const bias = static_cast<const T*>(args.bias);
-  T* const out = static_cast<T*>(args.out);
-  constexpr int kVectors = Layout::kRows / 4;
-  const int share = Shape::kColumns / args.splits;
-  for (int e = thread; e < share * kVectors; e += Shape::kComputeThreads) {
-    const int m = static_cast<int>(rank_split) * share + e / kVectors;
-    const int n = e % kVectors * 4;
-    if (m0 + m >= args.m || n0 + n >= rows) continue;
-    float4 sum{};
-    for (int s = 0; s < args.splits; ++s) {
-      const float4 v =
-          load_cluster(computer.window + Layout::kX + (m * kPitch + n) * 4, s * args.multicast + rank_rows);
-      sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
-    }
-    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-    alignas(8) T rounded[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float add = bias != nullptr && n0 + n + i < rows ? to_float(bias[n0 + n + i]) : 0.0F;
-      rounded[i] = from_float<T>(values[i] + add);
-    }
-    T* const to = out + (m0 + m) * rows + n0 + n;
-    if (rows % 4 == 0) {
-      *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
-    } else {
-      for (int i = 0; i < 4 && n0 + n + i < rows; ++i) to[i] = rounded[i];
-    }
-  }
-}
-
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(const __grid_constant__ WgmmaArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -154,78 +110,91 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   const uint32_t window = shared_address(dynamic_shared()) - Layout::kBase;
   if ((window & 0xffffff) != 0) __trap();
 
-  const int cluster_blocks = args.multicast * args.splits;
-  const uint32_t rank = cluster_blocks > 1 ? cluster_rank() : 0;
-  const uint32_t rank_rows = rank % args.multicast;
-  const uint32_t rank_split = rank / args.multicast;
-  const int64_t clusters = gridDim.x / cluster_blocks;
-  const int64_t m_tiles = (args.m + Shape::kColumns - 1) / Shape::kColumns;
-  const int64_t row_tiles = (args.outputs + Layout::kRows - 1) / Layout::kRows;
-  const int64_t row_supers = (row_tiles + args.multicast - 1) / args.multicast;
-  const int64_t begin = rank_split * args.split_depth;
-  const int64_t end = min(begin + args.split_depth, args.depth);
-  const int stages = static_cast<int>((end - begin + kWgmmaStageDepth - 1) / kWgmmaStageDepth);
-
   if (tid == 0) {
     prefetch_map(&args.x);
     prefetch_map(&args.codes);
-    for (int i = 0; i < Shape::kXStages; ++i) {
-      barrier_init(window + Layout::kXFull + i * 8, 1);
-      barrier_init(window + Layout::kXEmpty + i * 8, Shape::kGroups * 4 * args.multicast);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
+      barrier_init(window + Layout::kEmpty + i * 8, Shape::kGroups * 4);
     }
-    for (int i = 0; i < Shape::kCodeStages; ++i) {
-      barrier_init(window + Layout::kCodesFull + i * 8, 1 + kWgmmaScaleThreads / 32);
-      barrier_init(window + Layout::kCodesEmpty + i * 8, Shape::kGroups * 4);
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
+      barrier_init(window + Layout::kShareCounted + i * 8, 1);
     }
     barrier_init_fence();
   }
   __syncthreads();
-  if (cluster_blocks > 1) cluster_sync();
 
-  // Calls f(tile) for each tile of this block; whole warps call it.
-  const auto for_tiles = [&](auto f) {
+  // Calls f(segment, tile, begin, stages) for each part of a tile that this block computes, from `begin` of the depth.
+  // Of experts, whole warps call it, and tiles are whole.
+  const auto for_segments = [&](auto f) {
     if constexpr (Shape::kGrouped) {
+      const int stages = static_cast<int>((args.depth + Shape::kStageDepth - 1) / Shape::kStageDepth);
+      const int weight_rows = static_cast<int>(Shape::kTransposed ? args.depth : args.outputs);
+      const uint32_t row_tiles = args.schedule.row_tiles;
       ExpertPieces<Shape::kColumns> pieces(args.offsets, args.experts, static_cast<int>(args.m));
-      for (int64_t i = blockIdx.x;; i += gridDim.x) {
-        const ExpertPiece piece = pieces.find(static_cast<uint32_t>(i / row_tiles));
+      for (uint32_t i = blockIdx.x;; i += gridDim.x) {
+        const ExpertPiece piece = pieces.find(i / row_tiles);
         if (piece.expert < 0) break;
-        const int64_t rows = Shape::kTransposed ? args.depth : args.outputs;
-        f(WgmmaTile{piece.begin, piece.end, i % row_tiles * Layout::kRows, piece.expert * rows});
+        const WgmmaTile tile{piece.begin, piece.end, static_cast<int>(i % row_tiles) * Layout::kRows,
+                             piece.expert * weight_rows};
+        f(WgmmaSegment{0, 0, args.schedule.units}, tile, 0, stages);
         __syncwarp();
       }
     } else {
-      for (int64_t i = blockIdx.x / cluster_blocks; i < m_tiles * row_supers; i += clusters) {
-        const MmaPosition at = mma_position(i, m_tiles, row_supers);
-        f(WgmmaTile{at.m_tile * Shape::kColumns, args.m, (at.n_tile * args.multicast + rank_rows) * Layout::kRows, 0});
-      }
+      for_each_segment(args.schedule, static_cast<int>(blockIdx.x), [&](const WgmmaSegment& s) {
+        const WgmmaSchedule::Position at = args.schedule.position(s.tile);
+        const int begin = s.first * kWgmmaUnitDepth;
+        const int end = min(s.last * kWgmmaUnitDepth, static_cast<int>(args.depth));
+        const WgmmaTile tile{at.m_tile * Shape::kColumns, static_cast<int>(args.m), at.row_tile * Layout::kRows, 0};
+        f(s, tile, begin, (end - begin + Shape::kStageDepth - 1) / Shape::kStageDepth);
+      });
     }
   };
-  // Where a tile's part of the weight begins.
-  const auto weight_row = [&](const WgmmaTile& tile) { return tile.base + (Shape::kTransposed ? begin : tile.n0); };
-  const auto weight_column = [&](const WgmmaTile& tile) { return Shape::kTransposed ? tile.n0 : begin; };
+  // Where a segment's part of the weight begins.
+  const auto weight_row = [](const WgmmaTile& tile, int begin) {
+    return tile.base + (Shape::kTransposed ? begin : tile.n0);
+  };
+  const auto weight_column = [](const WgmmaTile& tile, int begin) { return Shape::kTransposed ? tile.n0 : begin; };
 
+  const WgmmaShares<WgmmaComputer<T, Shape>> all{args};
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
-    WgmmaLoader<Shape> loader{args, window, rank_rows, rank_split, static_cast<uint32_t>(args.weight.rows)};
+    WgmmaLoader<Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
+    wait_for_kernels_before();
+    let_next_kernel_start();
     if (warp == 0) {
-      RingSlot<Shape::kXStages> ring;
-      for_tiles([&](const WgmmaTile& tile) {
-        if (lane == 0) loader.load_x(ring, tile.m0, begin, stages);
-      });
+      if (Shape::kGrouped || lane == 0) {
+        RingSlot<Shape::kStages> ring;
+        for_segments([&](const WgmmaSegment&, const WgmmaTile& tile, int begin, int stages) {
+          if (lane != 0) return;
+          loader.load_stages(ring, tile.m0, weight_row(tile, begin), weight_column(tile, begin), stages);
+        });
+      }
     } else if (warp == 1) {
-      RingSlot<Shape::kCodeStages> ring;
-      for_tiles([&](const WgmmaTile& tile) {
-        if (lane == 0) loader.load_codes(ring, weight_row(tile), weight_column(tile), stages);
-      });
+      if (!Shape::kGrouped && lane == 0) {
+        int i = 0;
+        for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int, int) {
+          if (!args.schedule.is_shared(s)) return;
+          barrier_wait(window + Layout::kShareLeft + i * 8, 0);
+          const int shares = args.schedule.last_block(s.tile) - args.schedule.first_block(s.tile) + 1;
+          store_shared(window + Layout::kShareLast + i * 4,
+                       uint32_t{count_share(all.count(s.tile), shares, args.nonce)});
+          barrier_arrive(window + Layout::kShareCounted + i * 8);
+          ++i;
+        });
+      }
     } else {
       const int thread = tid - 64;
-      RingSlot<Shape::kCodeStages> ring;
+      RingSlot<Shape::kStages> ring;
       const auto load_all = [&](auto pair, float offset) {
-        for_tiles([&](const WgmmaTile& tile) {
+        for_segments([&](const WgmmaSegment&, const WgmmaTile& tile, int begin, int stages) {
           constexpr bool kPair = decltype(pair)::value;
-          if constexpr (Shape::kGrouped && Shape::kTransposed) loader.rows = tile.base + args.depth;
-          const int64_t n = weight_row(tile);
-          const int64_t k = weight_column(tile);
+          if constexpr (Shape::kGrouped && Shape::kTransposed) {
+            loader.rows = tile.base + static_cast<uint32_t>(args.depth);
+          }
+          const int n = weight_row(tile, begin);
+          const int k = weight_column(tile, begin);
           if (args.scale_count > 0) {
             loader.template load_scale_vectors<kPair>(ring, n, k, stages, thread, offset);
           } else {
@@ -246,27 +215,42 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       }
     }
     __syncwarp();
-    if (args.splits > 1) cluster_sync();
-    if (cluster_blocks > 1) cluster_sync();
+    if (args.schedule.splits > 1) {
+      cluster_sync();
+      cluster_sync();
+    }
   } else {
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
     if (thread < 256) fill_table<Shape::kDecode>(window + Layout::kTable, args.values, thread);
+    wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
-    RingSlot<Shape::kXStages> x;
-    RingSlot<Shape::kCodeStages> codes;
-    for_tiles([&](const WgmmaTile& tile) {
-      computer.run(x, codes, stages, args.multicast, rank_split * args.multicast);
-      if (args.splits > 1) {
-        add_splits(computer, args, tile.m0, tile.n0, thread, rank_rows, rank_split);
-      } else {
-        write_sums(computer, args, tile, warpgroup - 1, thread % 128);
-      }
+    RingSlot<Shape::kStages> ring;
+    int i = 0;
+    for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int, int stages) {
+      computer.run(ring, stages);
+      if constexpr (Shape::kGrouped) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
+      if (args.schedule.splits > 1) return add_splits(computer, args, tile.m0, tile.n0, thread);
+      if (!args.schedule.is_shared(s)) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
+      all.leave(computer, s.tile, thread);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(window + Layout::kShareLeft + i * 8);
+      ++i;
     });
+    i = 0;
+    if constexpr (!Shape::kGrouped) {
+      for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int, int) {
+        if (!args.schedule.is_shared(s)) return;
+        barrier_wait(window + Layout::kShareCounted + i * 8, 0);
+        if (load_shared<uint32_t>(window + Layout::kShareLast + i++ * 4) == 0) return;
+        all.gather(computer, s.tile, thread);
+        write_sums(computer, args, tile, warpgroup - 1, thread % 128);
+      });
+    }
     computer.finish();
-    // Others in the cluster read this block's sums and arrive on its barriers until here.
-    if (cluster_blocks > 1) cluster_sync();
+    // Others in the cluster read this block's sums until here.
+    if (args.schedule.splits > 1) cluster_sync();
   }
 #endif
 }
@@ -276,18 +260,13 @@ void launch_wgmma_shape(const WgmmaArgs& args, const WgmmaPlan& plan, Stream str
   constexpr std::string_view kOp = "linear_4bit";
   constexpr int kBytes = WgmmaLayout<Shape>::kBytes;
   const auto kernel = linear_4bit_wgmma_kernel<T, Shape>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), kOp);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.multicast * plan.splits), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
-  config.blockDim = dim3(Shape::kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = native(stream);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, args), kOp);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
+  const LaunchShape shape{.blocks = plan.blocks,
+                          .threads = Shape::kThreads,
+                          .shared_bytes = size_t{kBytes},
+                          .cluster = plan.splits,
+                          .overlaps = true};
+  launch(kOp, kernel, shape, stream, args);
 }
 
 }  // namespace qbits::cuda

@@ -4,10 +4,10 @@
 
 namespace qbits::cuda {
 
-// How scaled weights are decoded: floats of 16 bits are exact enough for bfloat16.
+// How scaled weights are decoded: fractions of 16 bits are exact for integers, and exact enough for bfloat16.
 template <class T, bool kAffine>
 inline constexpr WgmmaDecode kWgmmaWeights =
-    std::is_same_v<T, __nv_bfloat16> && !kAffine ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
+    kAffine || std::is_same_v<T, __nv_bfloat16> ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
 
 // Runs the instantiation of a plan; each has a file of its own.
 template <class T, bool kAffine, bool kTransposed, bool kGrouped>

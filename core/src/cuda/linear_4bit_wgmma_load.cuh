@@ -19,45 +19,29 @@ struct WgmmaRawScale<true> {
 template <class Shape>
 struct WgmmaLoader {
   using Layout = WgmmaLayout<Shape>;
-  static constexpr int kRows = Layout::kRows;
-  static constexpr int kThreadRows = kRows / kWgmmaScaleThreads;
-  static constexpr int kStepN = Shape::kTransposed ? kWgmmaStageDepth : 0;  // from stage to stage
-  static constexpr int kStepK = Shape::kTransposed ? 0 : kWgmmaStageDepth;
+  static constexpr int kThreadRows = Layout::kScaleRows / kWgmmaScaleThreads;
+  static constexpr int kStageRuns = Layout::kScaleGroups / 2;                 // of 64, of a row in a stage
+  static constexpr int kStepN = Shape::kTransposed ? Shape::kStageDepth : 0;  // from stage to stage
+  static constexpr int kStepK = Shape::kTransposed ? 0 : Shape::kStageDepth;
 
   const WgmmaArgs& args;
-  uint32_t window;     // the block's shared memory in its cluster
-  uint32_t rank_rows;  // the block's place among those that share x
-  uint32_t rank_split;
+  uint32_t window;
   uint32_t rows;  // of the weight: scales from there on count as 0
 
-  __device__ void load_x(RingSlot<Shape::kXStages>& ring, int64_t m0, int64_t begin, int stages) const {
-    const int share = Shape::kColumns / args.multicast;
-    const uint16_t blocks = static_cast<uint16_t>(((1 << args.multicast) - 1) << (rank_split * args.multicast));
-    for (int step = 0; step < 2 * stages; ++step) {
-      const uint32_t full = window + Layout::kXFull + ring.slot * 8;
-      barrier_wait(window + Layout::kXEmpty + ring.slot * 8, ring.parity ^ 1);
-      barrier_arrive_expecting(full, Layout::kXBytes);
-      const uint32_t tile = window + Layout::kX + ring.slot * Layout::kXBytes + rank_rows * share * 128;
-      const int column = static_cast<int>(begin) + step * kWgmmaStepDepth;
-      const int row = static_cast<int>(m0) + static_cast<int>(rank_rows) * share;
-      if (args.multicast > 1) {
-        copy_box_multicast(tile, &args.x, column, row, full, blocks);
-      } else {
-        copy_box(tile, &args.x, column, row, full);
-      }
-      ring.advance();
-    }
-  }
-
-  // From element (n, k) of the weight on, along the depth.
-  __device__ void load_codes(RingSlot<Shape::kCodeStages>& ring, int64_t n, int64_t k, int stages) const {
+  // Codes from element (n, k) of the weight on, and x from row m0, along the depth.
+  __device__ void load_stages(RingSlot<Shape::kStages>& ring, int m0, int n, int k, int stages) const {
+    const int begin = Shape::kTransposed ? n : k;
     for (int stage = 0; stage < stages; ++stage) {
-      const uint32_t full = window + Layout::kCodesFull + ring.slot * 8;
-      barrier_wait(window + Layout::kCodesEmpty + ring.slot * 8, ring.parity ^ 1);
-      barrier_arrive_expecting(full, Layout::kCodeBytes);
-      copy_box(window + Layout::kCodes + ring.slot * Layout::kCodeBytes, &args.codes,
-               static_cast<int>((k + int64_t{stage} * kStepK) / 2), static_cast<int>(n + int64_t{stage} * kStepN),
-               full);
+      const uint32_t full = window + Layout::kFull + ring.slot * 8;
+      barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
+      barrier_arrive_expecting(full, Layout::kCodeBytes + Shape::kUnits * Layout::kXBytes);
+      copy_box(window + Layout::kCodes + ring.slot * Layout::kCodeBytes, &args.codes, (k + stage * kStepK) / 2,
+               n + stage * kStepN, full);
+#pragma unroll
+      for (int unit = 0; unit < Shape::kUnits; ++unit) {
+        copy_box(window + Layout::kX + (ring.slot * Shape::kUnits + unit) * Layout::kXBytes, &args.x,
+                 begin + (stage * Shape::kUnits + unit) * kWgmmaStepDepth, m0, full);
+      }
       ring.advance();
     }
   }
@@ -106,10 +90,12 @@ struct WgmmaLoader {
   template <bool kPair>
   __device__ void store_scale(uint32_t scales, int row, int group, const WgmmaRawScale<kPair>& raw,
                               float offset) const {
-    const uint32_t at = scales + (group * kRows + row) * 4;
+    const uint32_t at = scales + group * Layout::kScaleGroupBytes + scale_place(row);
     if constexpr (Shape::kAffine) {
-      store_shared(at, affine_value(raw.first));
-      store_shared(at + kWgmmaStageGroups * kRows * 4, affine_value(raw.second));
+      // A code q comes as the fraction shift + (q - 8) / 4.
+      const float scale = affine_value(raw.first);
+      store_shared(at, 4.0F * scale);
+      store_shared(at + Layout::kZeros, -(4.0F * kFractionShift - 8.0F + affine_value(raw.second)) * scale);
     } else if constexpr (kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
       store_shared(at, __fadd_rn(__fmul_rn(value, __uint_as_float(raw.second)), offset) * args.factor);
@@ -166,12 +152,12 @@ struct WgmmaLoader {
     return element(v, 0, size);
   }
 
-  static constexpr int kVectorStages = Shape::kTransposed ? 1 : 2;
-  static constexpr int kVectorRuns = kVectorStages * 2;
+  static constexpr int kVectorStages = Shape::kTransposed ? 1 : kWgmmaUnitDepth / Shape::kStageDepth;
+  static constexpr int kVectorRuns = kVectorStages * kStageRuns;
 
   // kPair: a scale is two values, affine or double-quantized.
   template <bool kPair>
-  __device__ void load_scale_vectors(RingSlot<Shape::kCodeStages>& ring, int64_t n0, int64_t k0, int stages, int thread,
+  __device__ void load_scale_vectors(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
                                      float offset) const {
     constexpr int kAhead = kThreadRows == 2 ? 2 : 1;
     const int size = Shape::kAffine ? args.scale_size : kPair ? 1 : 4;
@@ -203,18 +189,18 @@ struct WgmmaLoader {
     };
     const auto store = [&](int part, const Row(&raw)[kThreadRows]) {
       const uint32_t scales = window + Layout::kScales + ring.slot * Layout::kScaleBytes;
-      barrier_wait(window + Layout::kCodesEmpty + ring.slot * 8, ring.parity ^ 1);
+      barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
 #pragma unroll
-      for (int i = 0; i < kThreadRows * 2; ++i) {
-        const int run = part * 2 + i % 2;
+      for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
+        const int row = i / kStageRuns;
+        const int run = part * kStageRuns + i % kStageRuns;
         WgmmaRawScale<kPair> one;
-        one.first = run_of(raw[i / 2].first, run, size);
-        if constexpr (kPair)
-          one.second = Shape::kAffine ? run_of(raw[i / 2].second, run, size) : raw[i / 2].second.word[0];
-        store_scale(scales, thread + i / 2 * kWgmmaScaleThreads, i % 2 * 2, one, offset);
+        one.first = run_of(raw[row].first, run, size);
+        if constexpr (kPair) one.second = Shape::kAffine ? run_of(raw[row].second, run, size) : raw[row].second.word[0];
+        store_scale(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * 2, one, offset);
       }
       __syncwarp();
-      if (thread % 32 == 0) barrier_arrive(window + Layout::kCodesFull + ring.slot * 8);
+      if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
       ring.advance();
     };
 #pragma unroll
@@ -226,8 +212,10 @@ struct WgmmaLoader {
       for (int i = 0; i < kAhead; ++i) {
         const int at = stage + i * kVectorStages;
         if (at >= stages) break;
-        store(0, ahead[i]);
-        if (kVectorStages == 2 && at + 1 < stages) store(1, ahead[i]);
+#pragma unroll
+        for (int part = 0; part < kVectorStages; ++part) {
+          if (at + part < stages) store(part, ahead[i]);
+        }
         if (at + kAhead * kVectorStages < stages) start(at + kAhead * kVectorStages, ahead[i]);
       }
     }
@@ -235,40 +223,40 @@ struct WgmmaLoader {
 
   // The same for rows whose scales do not come in vectors, rare enough to be waited for longer.
   template <bool kPair>
-  __device__ void load_scales(RingSlot<Shape::kCodeStages>& ring, int64_t n0, int64_t k0, int stages, int thread,
+  __device__ void load_scales(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
                               float offset) const {
     constexpr int kAhead = 1;
-    WgmmaRawScale<kPair> ahead[kAhead][kThreadRows][2];
+    WgmmaRawScale<kPair> ahead[kAhead][kThreadRows * kStageRuns];
     const uint32_t cols = args.weight.cols;
     const auto start_at = [&](uint32_t n, uint32_t k) {
       return n < rows && k < cols ? start_scale<kPair>(scale_position(n, k)) : WgmmaRawScale<kPair>{};
     };
-    const auto start = [&](int stage, WgmmaRawScale<kPair>(&raw)[kThreadRows][2]) {
+    const auto start = [&](int stage, WgmmaRawScale<kPair>(&raw)[kThreadRows* kStageRuns]) {
       const uint32_t n = n0 + thread + stage * kStepN;
       const uint32_t k = k0 + stage * kStepK;
 #pragma unroll
-      for (int i = 0; i < kThreadRows * 2; ++i)
-        raw[i / 2][i % 2] = start_at(n + i / 2 * kWgmmaScaleThreads, k + i % 2 * 64);
+      for (int i = 0; i < kThreadRows * kStageRuns; ++i)
+        raw[i] = start_at(n + i / kStageRuns * kWgmmaScaleThreads, k + i % kStageRuns * 64);
     };
-    const auto store = [&](int stage, const WgmmaRawScale<kPair>(&raw)[kThreadRows][2]) {
+    const auto store = [&](int stage, const WgmmaRawScale<kPair>(&raw)[kThreadRows* kStageRuns]) {
       const uint32_t scales = window + Layout::kScales + ring.slot * Layout::kScaleBytes;
-      barrier_wait(window + Layout::kCodesEmpty + ring.slot * 8, ring.parity ^ 1);
+      barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
       if (args.wide_groups) {
 #pragma unroll
-        for (int i = 0; i < kThreadRows * 2; ++i) {
-          store_scale(scales, thread + i / 2 * kWgmmaScaleThreads, i % 2 * 2, raw[i / 2][i % 2], offset);
+        for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
+          store_scale(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * 2, raw[i], offset);
         }
       } else {
 #pragma unroll 1
-        for (int i = 0; i < kThreadRows * kWgmmaStageGroups; ++i) {
-          const int row = thread + i / kWgmmaStageGroups * kWgmmaScaleThreads;
-          const int group = i % kWgmmaStageGroups;
+        for (int i = 0; i < kThreadRows * Layout::kScaleGroups; ++i) {
+          const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
+          const int group = i % Layout::kScaleGroups;
           store_scale(scales, row, group, start_at(n0 + row + stage * kStepN, k0 + group * 32 + stage * kStepK),
                       offset);
         }
       }
       __syncwarp();
-      if (thread % 32 == 0) barrier_arrive(window + Layout::kCodesFull + ring.slot * 8);
+      if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
       ring.advance();
     };
     // A stage's registers keep their names: moving them would wait for the loads.

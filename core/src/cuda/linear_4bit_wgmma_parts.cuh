@@ -11,9 +11,7 @@ namespace qbits::cuda {
 
 inline constexpr float kFractionShift = 4.0F;  // Weights16: added to values, a power of two so that it leaves exactly
 inline constexpr int kWgmmaScaleThreads = 64;
-inline constexpr int kWgmmaStepDepth = 64;    // of a stage of x: 128 bytes, one swizzle line
-inline constexpr int kWgmmaStageDepth = 128;  // of a stage of codes
-inline constexpr int kWgmmaStageGroups = 4;   // scales are kept for runs of 32
+inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
 
 // What a block computes, and its rings.
 template <int kColumnsOf, int kGroupsOf, WgmmaDecode kDecodeOf, bool kAffineOf, bool kTransposedOf, bool kGroupedOf>
@@ -25,16 +23,17 @@ struct WgmmaShape {
   static constexpr bool kTransposed = kTransposedOf;  // the gradient
   static constexpr bool kGrouped = kGroupedOf;        // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
-  // decodes nothing. Where products take long, two warpgroups take turns: one multiplies while the other decodes.
-  static constexpr bool kTurns = kGroups == 2 && kColumns >= 128;
+  // decodes nothing. Where products take long, warpgroups take turns: one multiplies while the others decode.
+  static constexpr bool kTurns = kColumns >= 128;
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kComputeThreads = 128 * kGroups;
-  static constexpr int kXStages = kColumns == 256 ? 4 : kColumns == 128 ? (kGroups == 2 ? 6 : 5) : 8;
-  static constexpr int kCodeStages = kColumns == 256 ? 3 : kColumns == 128 || kGroups == 4 ? 4 : 6;
-  static constexpr int kSlabs = kGroups == 2 ? 2 : 1;  // of each warpgroup, on the way out
-  // A launch gives 168 registers to each of 384 threads, 96 to each of 640.
-  static constexpr int kLoadRegisters = kGroups == 2 ? 56 : 64;
-  static constexpr int kComputeRegisters = kGroups == 2 ? 224 : 104;
+  static constexpr int kStageDepth = wgmma_stage_depth(kColumns);
+  static constexpr int kUnits = kStageDepth / kWgmmaStepDepth;  // of a stage, each with a tile of x
+  static constexpr int kStages = kColumns == 256 ? 4 : kColumns == 128 ? 3 : kColumns == 64 ? 5 : 6;
+  static constexpr int kSlabs = kGroups == 2 && kColumns < 256 ? 2 : 1;  // of each warpgroup, on the way out
+  // A launch gives 168 registers to each of 384 threads, 128 to each of 512.
+  static constexpr int kLoadRegisters = 56;
+  static constexpr int kComputeRegisters = kGroups == 2 ? 224 : 152;
 };
 
 struct WgmmaArgs {
@@ -45,9 +44,9 @@ struct WgmmaArgs {
   int64_t m;
   int64_t outputs;  // columns of out: rows of the weight, or its columns
   int64_t depth;    // of the sums
-  int64_t split_depth;
-  int multicast;           // blocks of a cluster that share a tile of x, each with other weight rows
-  int splits;              // blocks of a cluster that share an output tile
+  WgmmaSchedule schedule;
+  void* workspace;         // of shared tiles: a flag for each share, then the sums of each
+  uint64_t nonce;          // the value of a flag that is set, of this launch alone
   bool wide_groups;        // scales change every 64 elements of a row at most
   int scale_size;          // bytes of one
   int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
@@ -58,36 +57,50 @@ struct WgmmaArgs {
   Weight4bitView weight;
 };
 
+// A line of the table begins at 256 times its byte, so that one instruction turns a byte into an address. The other
+// half of each 256 bytes is a gap.
+inline constexpr int kTableLine = 128;
+inline constexpr int kTablePitch = 256;
+
 // Where the parts lie in the block's shared window. The addresses are constants so that a lookup needs no addition;
 // the kernel checks that dynamic shared memory begins where they say.
 inline constexpr int kWgmmaAllBarrier = 1;    // named barriers: of the computing warpgroups,
 inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales,
 inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
-inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, 7 and 8
+inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, from 7 on: of one group and the one before it
+inline constexpr int kWgmmaTurnThreads = 256;
 
 template <class Shape>
 struct WgmmaLayout {
   static constexpr int kRows = Shape::kGroups * 64;
   static constexpr int kXBytes = Shape::kColumns * 128;
-  static constexpr int kCodeBytes = kRows * kWgmmaStageDepth / 2;
-  static constexpr int kScaleBytes = kWgmmaStageGroups * kRows * 4 * (Shape::kAffine ? 2 : 1);
+  static constexpr int kCodeBytes = kRows * Shape::kStageDepth / 2;
+  // Scales are kept for runs of 32. They lie in the gaps of the table, 32 in each.
+  static constexpr int kScaleRows = Shape::kTransposed ? Shape::kStageDepth : kRows;
+  static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / 32;
+  static constexpr int kScaleGroupBytes = kScaleRows / 32 * kTablePitch;
+  static constexpr int kZeros = kScaleGroups * kScaleGroupBytes;  // of affine codes, from their scales
+  static constexpr int kScaleBytes = kZeros * (Shape::kAffine ? 2 : 1);
   static constexpr uint32_t kBase = 1024;
   static constexpr uint32_t kTable = kBase;
-  static constexpr uint32_t kX = kTable + 256 * 128;
-  static constexpr uint32_t kCodes = kX + Shape::kXStages * kXBytes;
-  static constexpr uint32_t kScales = kCodes + Shape::kCodeStages * kCodeBytes;
-  static constexpr uint32_t kSlabs = kScales + Shape::kCodeStages * kScaleBytes;
+  static constexpr uint32_t kScales = kTable + kTableLine;
+  static constexpr uint32_t kX = kTable + 256 * kTablePitch;
+  static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kUnits * kXBytes;
+  static constexpr uint32_t kSlabs = kCodes + Shape::kStages * kCodeBytes;
   static constexpr uint32_t kNested = kSlabs + Shape::kGroups * Shape::kSlabs * 4096;
-  static constexpr uint32_t kXFull = kNested + 1024;
-  static constexpr uint32_t kXEmpty = kXFull + Shape::kXStages * 8;
-  static constexpr uint32_t kCodesFull = kXEmpty + Shape::kXStages * 8;
-  static constexpr uint32_t kCodesEmpty = kCodesFull + Shape::kCodeStages * 8;
-  static constexpr uint32_t kEnd = kCodesEmpty + Shape::kCodeStages * 8;
+  static constexpr uint32_t kFull = kNested + 1024;
+  static constexpr uint32_t kEmpty = kFull + Shape::kStages * 8;
+  // Of the block's first and last shared tile: its sums are left, its share is counted, and whether it was the last.
+  static constexpr uint32_t kShareLeft = kEmpty + Shape::kStages * 8;
+  static constexpr uint32_t kShareCounted = kShareLeft + 2 * 8;
+  static constexpr uint32_t kShareLast = kShareCounted + 2 * 8;
+  static constexpr uint32_t kEnd = kShareLast + 2 * 4;
   static constexpr int kBytes = kEnd - kBase;
-  // Sums on their way to another block of the cluster; float4 rows, fragments store without bank conflicts.
+  // Sums on their way to another block of the cluster, in place of the ring; fragments store without bank conflicts.
   static constexpr int kSumPitch = kRows + 4;
-  static_assert(kBytes <= 227 * 1024 && kX % 1024 == 0 && kCodes % 1024 == 0);
   static_assert(Shape::kColumns * kSumPitch * 4 <= static_cast<int>(kSlabs - kX));
+  static_assert(kBytes <= 227 * 1024 && kX % 1024 == 0 && kCodes % 1024 == 0);
+  static_assert(Shape::kStages * kScaleBytes <= 256 * kTablePitch);
 };
 
 // A position in a ring of stages and the parity of its barriers.
@@ -115,18 +128,18 @@ __device__ void fill_table(uint32_t table, const uint32_t (&values)[16], int byt
     const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
     line = make_uint4(pair, pair, pair, pair);
   }
-  for (int i = 0; i < 8; ++i) store_shared(table + byte * 128 + ((i + byte) & 7) * 16, line);
+  for (int i = 0; i < 8; ++i) store_shared(table + byte * kTablePitch + ((i + byte) & 7) * 16, line);
 }
 
 // Scales of one row for 32 elements as the decoder wants them.
 struct WgmmaScale {
   float scale;
-  float zero;  // Weights32: of affine codes; Weights16: -shift * scale
+  float zero;  // Weights16: what is added to scaled fractions
 };
 
 template <class Shape>
 __device__ WgmmaScale make_scale(float scale, float zero) {
-  return {scale, Shape::kDecode == WgmmaDecode::Weights16 ? -kFractionShift * scale : zero};
+  return {scale, Shape::kAffine ? zero : -kFractionShift * scale};
 }
 
 // What the table says of a byte.
@@ -142,7 +155,10 @@ __device__ uint32_t lane_copy(int lane) {
   return kDecode == WgmmaDecode::Weights32 ? lane % 16 * 8 : lane * 4;
 }
 
-// `offset`: the byte times 128, with the lane's copy in the low bits.
+// The place in gaps of a row of scales.
+__device__ constexpr uint32_t scale_place(uint32_t row) { return row / 32 * kTablePitch + row % 32 * 4; }
+
+// `offset`: the byte times kTablePitch, with the lane's copy in the low bits.
 template <WgmmaDecode kDecode, uint32_t kTable>
 __device__ ValuePair look_up(uint32_t offset) {
   ValuePair pair{};
@@ -165,7 +181,7 @@ __device__ ValuePair look_up(uint32_t offset) {
 template <class Shape>
 __device__ float scaled(float value, const WgmmaScale& s) {
   if constexpr (Shape::kDecode == WgmmaDecode::Weights16) return fmaf(value, s.scale, s.zero);
-  return __fmul_rn(Shape::kAffine ? __fsub_rn(value, s.zero) : value, s.scale);
+  return __fmul_rn(value, s.scale);
 }
 
 }  // namespace qbits::cuda

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-// The instructions of sm_90a that the wgmma kernels are made of: mbarriers, bulk tensor copies, clusters. For other
+// The instructions of sm_90a that the wgmma kernels are made of: mbarriers, bulk tensor copies. For other
 // targets, where no plan chooses those kernels, they compile to nothing.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -46,10 +46,6 @@ __device__ inline uint32_t cluster_address(uint32_t address, uint32_t rank) {
   uint32_t result = address;
   QBITS_WGMMA_ASM("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(result) : "r"(address), "r"(rank));
   return result;
-}
-
-__device__ inline void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
-  QBITS_WGMMA_ASM("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(cluster_address(barrier, rank)) : "memory");
 }
 
 __device__ inline float4 load_cluster(uint32_t address, uint32_t rank) {
@@ -99,15 +95,6 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int col
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
       "[%2];\n" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
-}
-
-// As copy_box, to the same offsets, data and barrier, in every block of the cluster whose bit is set.
-__device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* map, int column, int row,
-                                          uint32_t barrier, uint16_t blocks) {
-  QBITS_WGMMA_ASM(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
-      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
 }
 
 template <class V>

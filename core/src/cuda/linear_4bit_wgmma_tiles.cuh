@@ -25,8 +25,7 @@ void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stre
       QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
       if constexpr (!kGrouped) {
-        QBITS_WGMMA_TILE(64, 4, WgmmaDecode::Sums)
-        QBITS_WGMMA_TILE(32, 4, WgmmaDecode::Sums)
+        QBITS_WGMMA_TILE(32, 3, WgmmaDecode::Sums)
       }
     }
   }

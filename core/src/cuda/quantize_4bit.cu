@@ -53,7 +53,6 @@ struct Codebook16Quantizer {
   using Shared = Bins16;
   using Block = CodebookBlock;
   static constexpr int kMaxima = 1;
-  static constexpr bool kKeepsTables = false;
 
   Bins16 bins;
   uint32_t zero_codes;  // a word of them

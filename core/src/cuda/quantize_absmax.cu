@@ -48,9 +48,9 @@ __device__ double chunk_sum(const float* absmax, int64_t n, int64_t chunk, doubl
   lanes[lane] = sum;
   for (int half = kMeanLanes / 2; half > 0; half /= 2) {
     __syncthreads();
-    if (lane < half) lanes[lane] = __dadd_rn(lanes[lane], lanes[lane + half]);
+    if (lane < half) lanes[lane] = sum = __dadd_rn(lanes[lane], lanes[lane + half]);
   }
-  return lanes[0];
+  return sum;
 }
 
 // The sum of all chunks in ascending order, in thread 0.

@@ -9,7 +9,6 @@ struct AffineQuantizer {
   struct Shared {};
   using Block = AffineGroup<S, kBits>;
   static constexpr int kMaxima = 2;
-  static constexpr bool kKeepsTables = false;
 
   uint8_t* codes;
   S* scales;

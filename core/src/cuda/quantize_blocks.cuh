@@ -217,8 +217,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeBlocks)
   TileQuantizer<kWide, Input, Quantizer>(input, n, log2_block, quantizer, shared).run();
 }
 
-// `block_size` is a power of two from 16 to 4096. Thread blocks are as many as the device runs at once if the tables of
-// Quantizer are worth keeping.
+// `block_size` is a power of two from 16 to 4096. No more thread blocks than the device runs at once, for their tables.
 template <class Input, class Quantizer>
 void launch_quantize_blocks(std::string_view op, const Input& input, int64_t n, int64_t block_size,
                             const Quantizer& quantizer, Stream stream) {

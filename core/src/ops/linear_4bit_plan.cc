@@ -16,7 +16,6 @@ constexpr int kSimtTile = 64;
 constexpr int kSimtRowWarps = 8;
 constexpr int kSimtRowColumns = 4;
 constexpr int kSimtRowMaxM = 16;
-constexpr int kGradXStages = 3;
 
 bool is_power_of_two(int64_t v) { return v > 0 && (v & (v - 1)) == 0; }
 
@@ -46,19 +45,30 @@ int wanted_splits(const Linear4bitTile& tile, int64_t m, int64_t cols, int64_t d
   return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(sm_count / tiles, steps / 4), 1, kMaxSplits));
 }
 
-Linear4bitPlan mma(const Linear4bitProblem& p, int index, int wanted) {
+// The instructions for a problem without obstacle.
+MmaIsa mma_isa(const Linear4bitProblem& p) { return p.compute_capability < 80 ? MmaIsa::Sm75 : MmaIsa::Sm80; }
+
+// All that compute it.
+std::vector<MmaIsa> mma_isas(const Linear4bitProblem& p) {
+  if (mma_isa(p) == MmaIsa::Sm75) return {MmaIsa::Sm75};
+  return p.dtype == DType::Float16 ? std::vector{MmaIsa::Sm75, MmaIsa::Sm80} : std::vector{MmaIsa::Sm80};
+}
+
+Linear4bitPlan mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitTiles[index];
   const bool affine = p.coding == Coding::Affine;
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p)};
+  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .chunk = linear_4bit_chunk(p), .isa = isa};
+  if (isa == MmaIsa::Sm75 && affine && tile.m > 64) plan.chunk = 32;  // 64 does not fit in registers, 5 % slower
   split(plan, tile, p, p.n, p.k, wanted);
 
   const SharedLimit limit = shared_limit(p.compute_capability);
-  const int fixed = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
+  const int copies = Linear4bitShared::lut_copies(isa, tile, plan.chunk, affine);
+  const int fixed = copies * Linear4bitShared::kPairBytes + Linear4bitShared::kNestedCodeBytes;
   const int stage = Linear4bitShared::stage(tile, plan.chunk, affine);
   // A second block on an SM is worth more than a deeper ring; 1 KB of each block is the system's.
-  const bool paired = mma_blocks_per_sm(tile, affine) == 2 && limit.sm / 2 - 1024 >= fixed + 3 * stage;
+  const bool paired = mma_blocks_per_sm(isa, tile, affine) == 2 && limit.sm / 2 - 1024 >= fixed + 3 * stage;
   const int budget = paired ? limit.sm / 2 - 1024 : limit.block;
-  plan.stages = std::clamp((budget - fixed) / stage, 2, 6);
+  plan.stages = isa == MmaIsa::Sm75 ? Linear4bitShared::kSm75Stages : std::clamp((budget - fixed) / stage, 2, 6);
   plan.shared_bytes = std::max(fixed + plan.stages * stage, Linear4bitShared::reduction(tile));
   return plan;
 }
@@ -71,9 +81,10 @@ int mma_tile(int64_t m) {
 
 int grad_x_mma_tile(int64_t m) { return m <= kLinear4bitGradXTiles[0].m ? 0 : 1; }
 
-Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, int index, int wanted) {
+Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
-  Linear4bitPlan plan{.kernel = Linear4bitKernel::Mma, .tile = index, .stages = kGradXStages};
+  Linear4bitPlan plan{
+      .kernel = Linear4bitKernel::Mma, .tile = index, .stages = Linear4bitShared::grad_x_stages(isa), .isa = isa};
   split(plan, tile, p, p.k, p.n, wanted);
   plan.shared_bytes = Linear4bitShared::grad_x(tile, plan.stages);
   return plan;
@@ -108,14 +119,14 @@ Linear4bitPlan linear_4bit_simt_tile_plan(const Linear4bitProblem& p, bool trans
 }
 
 Linear4bitPlan linear_4bit_mma_plan(const Linear4bitProblem& p, int64_t rows, bool transposed) {
-  return transposed ? grad_x_mma(p, grad_x_mma_tile(rows), 1) : mma(p, mma_tile(rows), 1);
+  return transposed ? grad_x_mma(p, mma_isa(p), grad_x_mma_tile(rows), 1) : mma(p, mma_isa(p), mma_tile(rows), 1);
 }
 
 Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma) {
   return {.kernel = Linear4bitKernel::Wgmma,
           .splits = wgmma.splits,
-          .split_depth = wgmma.split_depth,
           .blocks = wgmma.blocks,
+          .workspace_bytes = wgmma.workspace_bytes,
           .wgmma = wgmma,
           .reason = "least time"};
 }
@@ -130,14 +141,20 @@ void check_linear_4bit_problem(const Linear4bitProblem& p) {
 }
 
 SharedLimit shared_limit(int cc) {
+  if (cc == 75) return {Linear4bitShared::kSm75Bytes, Linear4bitShared::kSm75Bytes};
   if (cc == 80 || cc == 87) return {164 * 1024, 163 * 1024};
   if (cc == 90 || (cc >= 100 && cc < 120)) return {228 * 1024, 227 * 1024};
   return {100 * 1024, 99 * 1024};
 }
 
+int64_t linear_4bit_resident_clusters(int sm_count, int blocks) {
+  return std::max<int64_t>((blocks > 2 ? sm_count * 10 / 11 : sm_count) / blocks, 1);
+}
+
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
-  if (p.compute_capability < 80) return "compute capability below 8.0";
+  if (p.compute_capability < 75) return "compute capability below 7.5";
   if (p.dtype == DType::Float32) return "float32 activations";
+  if (p.dtype == DType::BFloat16 && p.compute_capability < 80) return "bfloat16 below compute capability 8.0";
   if (!p.aligned) return "pointers not on 16-byte boundaries";
   if (p.n == 0 || p.k == 0) return "empty weight";
   if (p.k % 32 != 0) return "K is no multiple of 32";
@@ -173,7 +190,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
   if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty())
     return linear_4bit_wgmma_plan_of(wgmma);
   const int index = mma_tile(p.m);
-  Linear4bitPlan plan = mma(p, index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
+  Linear4bitPlan plan = mma(p, mma_isa(p), index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
   return plan;
 }
@@ -182,9 +199,11 @@ std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
   check_linear_4bit_problem(p);
   std::vector<Linear4bitPlan> plans = {linear_4bit_simt_row_plan(p), linear_4bit_simt_tile_plan(p, false)};
   if (!linear_4bit_mma_obstacle(p, 32).empty()) return plans;
-  for (int index = 0; index < kLinear4bitTileCount; ++index) {
-    plans.push_back(mma(p, index, 1));
-    if (Linear4bitPlan two = mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  for (const MmaIsa isa : mma_isas(p)) {
+    for (int index = 0; index < kLinear4bitTileCount; ++index) {
+      plans.push_back(mma(p, isa, index, 1));
+      if (Linear4bitPlan two = mma(p, isa, index, 3); two.splits > 1) plans.push_back(two);
+    }
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
   std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
@@ -202,7 +221,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
     return linear_4bit_wgmma_plan_of(wgmma);
   const int index = grad_x_mma_tile(p.m);
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
-  Linear4bitPlan plan = grad_x_mma(p, index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
+  Linear4bitPlan plan = grad_x_mma(p, mma_isa(p), index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
   plan.reason = "smallest tile that holds m";
   return plan;
 }
@@ -211,9 +230,11 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
   check_linear_4bit_problem(p);
   std::vector<Linear4bitPlan> plans = {linear_4bit_simt_tile_plan(p, true)};
   if (!linear_4bit_grad_x_mma_obstacle(p).empty()) return plans;
-  for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
-    plans.push_back(grad_x_mma(p, index, 1));
-    if (Linear4bitPlan two = grad_x_mma(p, index, 3); two.splits > 1) plans.push_back(two);
+  for (const MmaIsa isa : mma_isas(p)) {
+    for (int index = 0; index < kLinear4bitGradXTileCount; ++index) {
+      plans.push_back(grad_x_mma(p, isa, index, 1));
+      if (Linear4bitPlan two = grad_x_mma(p, isa, index, 3); two.splits > 1) plans.push_back(two);
+    }
   }
   std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
   return plans;
@@ -231,7 +252,8 @@ std::string to_string(const Linear4bitPlan& plan) {
     case Linear4bitKernel::Mma: {
       // Only the forward kernel has a chunk.
       const Linear4bitTile& t = plan.chunk > 0 ? kLinear4bitTiles[plan.tile] : kLinear4bitGradXTiles[plan.tile];
-      text = "mma " + std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
+      text = plan.isa == MmaIsa::Sm75 ? "mma of sm_75 " : "mma ";
+      text += std::to_string(t.m) + "x" + std::to_string(t.n) + "x" + std::to_string(t.k);
       if (plan.chunk > 0) text += ", chunk " + std::to_string(plan.chunk);
       text += ", " + std::to_string(plan.stages) + " stages, " + std::to_string(plan.shared_bytes) + " B shared";
       break;
@@ -246,14 +268,17 @@ std::string to_string(const Linear4bitPlan& plan) {
       constexpr const char* kDecodes[] = {"scaled sums", "weights of 16 bits", "weights of 32 bits"};
       const WgmmaPlan& w = plan.wgmma;
       text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
-             kDecodes[static_cast<int>(w.decode)] + ", x shared by " + std::to_string(w.multicast);
+             kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
+             std::to_string(w.shared_tiles) + " shared";
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
   if (plan.splits > 1) {
-    text += ", " + std::to_string(plan.splits) + " splits of " + std::to_string(plan.split_depth) +
-            (plan.workspace_bytes > 0 ? ", workspace " + std::to_string(plan.workspace_bytes) + " B" : ", a cluster");
+    text += ", " + std::to_string(plan.splits) + " splits";
+    if (plan.split_depth > 0) text += " of " + std::to_string(plan.split_depth);
+    if (plan.workspace_bytes == 0) text += ", a cluster";
   }
+  if (plan.workspace_bytes > 0) text += ", workspace " + std::to_string(plan.workspace_bytes) + " B";
   if (!plan.reason.empty()) text += " (" + plan.reason + ")";
   return text;
 }

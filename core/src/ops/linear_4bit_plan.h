@@ -28,6 +28,8 @@ struct Linear4bitProblem {
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
   int sm_count = 132;
+
+  bool operator==(const Linear4bitProblem&) const = default;
 };
 
 // Shape of one tensor-core tile: what a block of 256 threads computes in one pass, and how its 8 warps share it.
@@ -47,11 +49,6 @@ inline constexpr Linear4bitTile kLinear4bitTiles[kLinear4bitTileCount] = {
     {64, 128, 128, 1, 4, 2}, {128, 128, 64, 2, 4, 1},
 };
 
-// Blocks of linear_4bit an SM holds: two hide latency where registers and shared memory allow.
-constexpr int mma_blocks_per_sm(const Linear4bitTile& tile, bool affine) {
-  return tile.m <= (affine ? 16 : 32) ? 2 : 1;
-}
-
 // linear_4bit_grad_x: each warp takes tile.m / 2 rows of grad and 32 columns.
 inline constexpr int kLinear4bitGradXTileCount = 2;
 inline constexpr Linear4bitTile kLinear4bitGradXTiles[kLinear4bitGradXTileCount] = {
@@ -59,10 +56,21 @@ inline constexpr Linear4bitTile kLinear4bitGradXTiles[kLinear4bitGradXTileCount]
     {128, 128, 32, 2, 4, 1},
 };
 
+// The instructions a Mma kernel is made of. Those of sm_75 run on every later device, so that tests can force them.
+enum class MmaIsa : uint8_t {
+  Sm75,  // m16n8k8 of float16; stages pass through registers
+  Sm80,  // m16n8k16 of float16 or bfloat16; asynchronous copies
+};
+
+// Blocks of linear_4bit an SM holds: two hide latency where registers and shared memory allow.
+constexpr int mma_blocks_per_sm(MmaIsa isa, const Linear4bitTile& tile, bool affine) {
+  return isa == MmaIsa::Sm80 && tile.m <= (affine ? 16 : 32) ? 2 : 1;
+}
+
 enum class Linear4bitKernel : uint8_t {
   SimtRow,   // a warp per weight row; any case; few rows of x
   SimtTile,  // 64 x 64 tiles in float32; any case
-  Mma,       // mma.sync m16n8k16
+  Mma,       // mma.sync, instructions as MmaIsa says
   Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by, x stays in registers
   Wgmma,     // wgmma, weights dequantized in registers, x brought by tensor copies
 };
@@ -72,7 +80,7 @@ struct Linear4bitPlan {
   int tile = 0;             // Mma: index into the tiles above
   int chunk = 0;            // Mma forward, Stream: depth summed before a scale is applied, 32 or 64
   int stages = 0;           // Mma, Stream: depth of the shared-memory ring
-  int splits = 1;           // blocks that share an output tile; Mma: > 1 needs the workspace, others: a cluster
+  int splits = 1;           // Mma, Stream: blocks that share an output tile; Mma: > 1 needs the workspace
   int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
   int64_t blocks = 0;       // thread blocks
   int column_tiles = 0;     // Stream: groups of 8 rows of x
@@ -81,8 +89,9 @@ struct Linear4bitPlan {
   int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
-  WgmmaPlan wgmma = {};     // Wgmma: the rest
-  std::string reason = {};  // why not a faster kernel, or what decided
+  WgmmaPlan wgmma = {};       // Wgmma: the rest
+  MmaIsa isa = MmaIsa::Sm80;  // Mma
+  std::string reason = {};    // why not a faster kernel, or what decided
 
   bool operator==(const Linear4bitPlan&) const = default;
 };
@@ -120,6 +129,10 @@ Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma);
 
 void check_linear_4bit_problem(const Linear4bitProblem& problem);
 
+// Clusters of `blocks` the device holds at once, a block on each multiprocessor: the odd ones of a GPC hold none of a
+// larger cluster (an H200's 132 hold 66 clusters of 2, 30 of 4 and 15 of 8, by cudaOccupancyMaxActiveClusters).
+int64_t linear_4bit_resident_clusters(int sm_count, int blocks);
+
 // Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
 
@@ -135,7 +148,8 @@ QBITS_API std::vector<Linear4bitPlan> linear_4bit_stream_plans(const Linear4bitP
 
 // Shared memory of the tensor-core kernels, which lay it out by the same numbers.
 struct Linear4bitShared {
-  static constexpr int kLutBytes = 256 * 32 * 4;  // code pairs, one copy per bank
+  static constexpr int kPairBytes = 256 * 4;         // both values of every byte of codes
+  static constexpr int kLutBytes = kPairBytes * 32;  // a copy per bank
   static constexpr int kNestedCodeBytes = 256 * 4;
   static constexpr int codes(const Linear4bitTile& t) { return t.n * t.k / 2; }
   static constexpr int x(const Linear4bitTile& t) { return t.m * t.k * 2; }
@@ -145,10 +159,23 @@ struct Linear4bitShared {
   static constexpr int stage(const Linear4bitTile& t, int chunk, bool affine) {
     return codes(t) + x(t) + scales(t, chunk, affine);
   }
-  // Sums of the warps that share a tile; padded so that fragments store without bank conflicts.
-  static constexpr int reduction(const Linear4bitTile& t) { return t.warps_k * t.m * (t.n + 4) * 4; }
+  // Sums of the warps that share a tile.
+  static constexpr int reduction(const Linear4bitTile& t) { return t.warps_k * t.m * t.n * 4; }
+
+  // Sm75: the next stage waits in registers, so two are enough; the table gets as many copies as a block of compute
+  // capability 7.5 then has room for.
+  static constexpr int kSm75Stages = 2;
+  static constexpr int kSm75Bytes = 64 * 1024;
+  static constexpr int lut_copies(MmaIsa isa, const Linear4bitTile& t, int chunk, bool affine) {
+    int copies = 32;
+    if (isa == MmaIsa::Sm80) return copies;
+    const int rest = kNestedCodeBytes + kSm75Stages * stage(t, chunk, affine);
+    while (copies * kPairBytes + rest > kSm75Bytes) copies /= 2;
+    return copies;
+  }
 
   // The gradient keeps a ring of grad tiles, two dequantized weight tiles and the codebook.
+  static constexpr int grad_x_stages(MmaIsa isa) { return isa == MmaIsa::Sm75 ? kSm75Stages : 3; }
   static constexpr int grad_x(const Linear4bitTile& t, int stages) {
     return stages * t.m * t.k * 2 + 2 * t.k * t.n * 2;
   }

@@ -19,12 +19,6 @@ struct Candidate {
   double clocks = 0;
 };
 
-// Clusters of `splits` blocks the device holds at once: the odd SMs of a GPC hold none of a larger cluster (an H200's
-// 132 SMs hold 66 clusters of 2, 30 of 4 and 15 of 8, by cudaOccupancyMaxActiveClusters).
-int64_t resident(const Linear4bitProblem& p, int splits) {
-  return std::max<int64_t>(splits > 2 ? p.sm_count * 10 / 11 / splits : p.sm_count / splits, 1);
-}
-
 int shared_bytes(const Linear4bitPlan& plan, bool affine) {
   const int sums = Linear4bitStream::sum_bytes(plan.column_tiles);
   const int groups = plan.warps / plan.parts;
@@ -44,7 +38,8 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles,
   const int64_t parts = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
   if (parts > max_warps || ceil_div(p.k, parts * Linear4bitStream::kSlotDepth) != splits) return {};
   // A group more than the rows of the weight ask for would only idle.
-  const int64_t groups = std::min(max_warps / parts, ceil_div(pieces * ceil_div(p.n, 16), resident(p, splits)));
+  const int64_t groups = std::min(
+      max_warps / parts, ceil_div(pieces * ceil_div(p.n, 16), linear_4bit_resident_clusters(p.sm_count, splits)));
   const int64_t piece_tiles = ceil_div(p.n, 16 * groups);
   const int64_t tiles = pieces * piece_tiles;
   const int64_t max_tiles = max_pieces(p, 8 * column_tiles) * piece_tiles;
@@ -60,7 +55,7 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles,
   const SharedLimit limit = shared_limit(p.compute_capability);
   // Sums of a cluster wait in shared memory until the end: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
-    const int64_t columns = std::min(tiles, resident(p, splits) * waves);
+    const int64_t columns = std::min(tiles, linear_4bit_resident_clusters(p.sm_count, splits) * waves);
     plan.rounds = static_cast<int>(ceil_div(max_tiles, columns));
     plan.blocks = columns * splits;
     for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {

@@ -11,8 +11,6 @@ namespace qbits {
 namespace {
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-constexpr int64_t kStageDepth = 128;
-constexpr int64_t kSplitDepth = 256;  // of which scales are loaded at once
 
 // A tile and what a block of it takes, measured on an H200 (microseconds).
 struct Tile {
@@ -23,12 +21,15 @@ struct Tile {
   double finish;  // to write the sums
 };
 
-constexpr double kLaunch = 4.5;       // from launch to the first product
-constexpr double kSplitFinish = 1.5;  // to add the sums of a cluster
+constexpr double kLaunch = 3.0;         // from launch to the first product
+constexpr double kCluster = 1.5;        // for the blocks of a cluster to add their sums
+constexpr double kSharing = 1.0;        // for the sums of shared tiles, and for each share of one,
+constexpr double kShare = 1.2;          // to hear of it,
+constexpr double kShareBytes = 80'000;  // and a microsecond to leave and take so much
 
-// Where scales are in the weights, bfloat16 has a cheaper decoder than the others.
+// Where scales are in the weights, fractions of 16 bits are the cheaper decoder where they do.
 WgmmaDecode weights_decode(const Linear4bitProblem& p) {
-  return p.coding == Coding::Codebook && p.dtype == DType::BFloat16 ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
+  return p.coding == Coding::Affine || p.dtype == DType::BFloat16 ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
 }
 
 std::string obstacle(const Linear4bitProblem& p, bool transposed) {
@@ -41,15 +42,9 @@ std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   return "";
 }
 
-// Clusters of `blocks` that run at once: larger ones do not fill the device, whose processors come in groups.
-int64_t resident_clusters(int sm_count, int blocks) {
-  return std::max<int64_t>(1, (blocks > 2 ? sm_count * 9 / 10 : sm_count) / blocks);
-}
-
 struct Timed {
   WgmmaPlan plan;
   double time;
-  bool wise;  // no other number of splits or shared tiles is sure to be better
 };
 
 // Every plan of a problem without obstacle.
@@ -57,44 +52,51 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
   const WgmmaDecode weights = weights_decode(p);
   const bool sums = !transposed && p.coding == Coding::Codebook && p.block_size % 64 == 0 && p.k % 64 == 0;
   const double slower = weights == WgmmaDecode::Weights32 ? 1.1 : 1.0;
-  const Tile tiles[] = {{256, 2, weights, 1.48 * slower, 1.5}, {128, 2, weights, 1.08 * slower, 1.0},
-                        {64, 2, weights, 0.84 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.98, 1.0},
-                        {64, 4, WgmmaDecode::Sums, 1.19, 0.7}, {64, 2, WgmmaDecode::Sums, 0.68, 0.7},
-                        {32, 4, WgmmaDecode::Sums, 0.90, 0.5}, {32, 2, WgmmaDecode::Sums, 0.59, 0.5}};
+  const Tile tiles[] = {{256, 2, weights, 1.50 * slower, 1.5}, {128, 2, weights, 1.06 * slower, 1.0},
+                        {64, 2, weights, 0.80 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.98, 1.0},
+                        {64, 2, WgmmaDecode::Sums, 0.61, 0.7}, {32, 3, WgmmaDecode::Sums, 0.70, 0.5},
+                        {32, 2, WgmmaDecode::Sums, 0.50, 0.5}};
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
   const int64_t depth = transposed ? p.n : p.k;
   std::vector<Timed> found;
   for (const Tile& tile : tiles) {
-    if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && tile.columns < 128)) continue;
+    if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && (tile.columns < 128 || tile.groups > 2))) continue;
     if (grouped && tile.groups != 2) continue;
-    const int64_t m_tiles = likely_pieces(p, tile.columns);
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);
-    // Sharing x is worth it where x is long and there are more blocks than one wave.
-    const int wise_multicast = m_tiles >= 4 && m_tiles * row_tiles > p.sm_count ? 2 : 1;
-    for (int multicast = 1; multicast <= (grouped ? 1 : 2); ++multicast) {
-      for (int splits = 1; splits * multicast <= (grouped ? 1 : 8); splits *= 2) {
-        const int64_t per_split = ceil_div(ceil_div(depth, splits), kSplitDepth) * kSplitDepth;
-        if (splits > 1 && ceil_div(depth, per_split) != splits) continue;
-        const int64_t clusters = m_tiles * ceil_div(row_tiles, multicast);
-        const int64_t most = max_pieces(p, tile.columns) * ceil_div(row_tiles, multicast);
-        const int64_t resident = resident_clusters(p.sm_count, multicast * splits);
-        const int64_t waves = ceil_div(clusters, resident);
-        const int64_t blocks = (splits > 1 ? clusters : std::min(most, resident)) * multicast * splits;
-        if (blocks > kMaxInt32) continue;
-        const double time = kLaunch + (splits > 1 ? kSplitFinish : 0) +
-                            static_cast<double>(waves) *
-                                (tile.finish + tile.stage * static_cast<double>(ceil_div(per_split, kStageDepth)));
-        found.push_back({{.columns = tile.columns,
-                          .groups = tile.groups,
-                          .decode = tile.decode,
-                          .multicast = multicast,
-                          .splits = splits,
-                          .split_depth = per_split,
-                          .blocks = blocks},
-                         time,
-                         (grouped || multicast == wise_multicast) && (splits == 1 || (multicast == 1 && waves == 1))});
-      }
+    const int64_t tiles = likely_pieces(p, tile.columns) * row_tiles;
+    const int64_t most = max_pieces(p, tile.columns) * row_tiles;
+    if (most > kMaxInt32 - p.sm_count) continue;
+    const int64_t blocks = std::min<int64_t>(most, p.sm_count);
+    const int64_t units = ceil_div(depth, kWgmmaUnitDepth);
+    const double unit = tile.stage * (kWgmmaUnitDepth / 128);
+    const double whole = tile.finish + unit * static_cast<double>(units);
+    WgmmaPlan plan{.columns = tile.columns, .groups = tile.groups, .decode = tile.decode};
+    plan.blocks = blocks;
+    plan.whole_tiles = tiles;
+    found.push_back({plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks))});
+    if (grouped) continue;  // how many tiles there are, by which to share them, only the device knows
+    for (const int splits : {2, 4}) {
+      if (units < splits || tiles > linear_4bit_resident_clusters(p.sm_count, splits)) continue;
+      WgmmaPlan split = plan;
+      split.splits = splits;
+      split.blocks = tiles * splits;
+      found.push_back({split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster});
+    }
+    // The tiles of the last wave are shared, or of the last two.
+    const int64_t waves = tiles / p.sm_count;
+    plan.blocks = std::min<int64_t>(p.sm_count, tiles * units);
+    for (const int64_t whole_waves : {waves, waves - 1}) {
+      plan.whole_tiles = whole_waves * p.sm_count;
+      plan.shared_tiles = tiles - plan.whole_tiles;
+      if (whole_waves < 0 || plan.shared_tiles == 0 || units == 1) continue;
+      if ((plan.shared_tiles * units + 1) * (plan.blocks + 1) > kMaxInt32) continue;
+      const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
+      plan.workspace_bytes = 2 * plan.blocks * (tile_bytes + 8);
+      const double share_units = static_cast<double>(ceil_div(plan.shared_tiles * units, plan.blocks));
+      const double shares = 1.0 + static_cast<double>(units) / share_units;
+      found.push_back({plan, kLaunch + whole * static_cast<double>(whole_waves) + unit * share_units + tile.finish +
+                                 kSharing + shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes)});
     }
   }
   return found;
@@ -102,14 +104,23 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
 
 }  // namespace
 
+WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
+  return {.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
+          .row_tiles = static_cast<int>(ceil_div(outputs, plan.groups * 64)),
+          .whole_tiles = static_cast<int>(plan.whole_tiles),
+          .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
+          .blocks = static_cast<int>(plan.blocks),
+          .splits = plan.splits};
+}
+
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {
   if (std::string why = obstacle(p, transposed); !why.empty()) return {.obstacle = why};
   const Timed* best = nullptr;
   const std::vector<Timed> plans = timed_plans(p, transposed);
   for (const Timed& timed : plans) {
-    if (timed.wise && (best == nullptr || timed.time < best->time)) best = &timed;
+    if (best == nullptr || timed.time < best->time) best = &timed;
   }
-  if (best == nullptr) return {.obstacle = "2^31 thread blocks or more"};
+  if (best == nullptr) return {.obstacle = "2^31 tiles or more"};
   return best->plan;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/linear_4bit_wgmma_schedule.h"
 #include "qbits/export.h"
 
 // The plan of the wgmma kernel of linear_4bit and of its gradient, which is the same kernel with the weight
@@ -12,6 +13,9 @@
 namespace qbits {
 
 struct Linear4bitProblem;
+
+// Of the depth, what a stage of the kernel's ring holds: wide tiles have no room for more.
+constexpr int wgmma_stage_depth(int columns) { return columns == 256 ? 64 : 128; }
 
 // Where a weight meets its scale.
 enum class WgmmaDecode : uint8_t {
@@ -24,14 +28,18 @@ struct WgmmaPlan {
   int columns = 256;  // rows of x in a tile
   int groups = 2;     // computing warpgroups: the tile has 64 times as many weight rows
   WgmmaDecode decode = WgmmaDecode::Weights32;
-  int multicast = 1;        // blocks of a cluster that share x
-  int splits = 1;           // blocks of a cluster that share an output tile; divides columns
-  int64_t split_depth = 0;  // a multiple of 128, better of 256
+  int splits = 1;  // blocks of a cluster that share its one tile; 1, 2 or 4
   int64_t blocks = 0;
-  std::string obstacle = {};  // why the kernel cannot run, or ""
+  int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
+  int64_t shared_tiles = 0;
+  int64_t workspace_bytes = 0;  // for shared tiles
+  std::string obstacle = {};    // why the kernel cannot run, or ""
 
   bool operator==(const WgmmaPlan&) const = default;
 };
+
+// Which block computes what of out[m, outputs], sums over `depth`.
+QBITS_API WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth);
 
 // The fastest plan by a model of measured times. `transposed`: of the gradient.
 QBITS_API WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& problem, bool transposed);

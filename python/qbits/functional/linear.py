@@ -9,19 +9,23 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
-from qbits.ops._library import LIBRARY
+from qbits.ops._library import LIBRARY, bypasses_dispatcher
+from qbits.ops.linear_4bit import kernel as linear_4bit_kernel
 from qbits.ops.linear_4bit import linear_4bit_with_grad
+from qbits.ops.linear_4bit_grad_x import kernel as linear_4bit_grad_x_kernel
 
 if TYPE_CHECKING:
     from qbits.tensor import QuantizedTensor
 
 _linear = ops.linear_4bit
 _grad_x = ops.linear_4bit_grad_x
+_is_grad_enabled = torch.is_grad_enabled
 _is_exporting = torch.compiler.is_exporting
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 # The autograd functions lie outside of the ops: cheaper than register_autograd, and the backward pass
-# needs only the packed weight.
+# needs only the packed weight, whose tensors and the rest come as in QuantizedTensor.operands.
 
 
 class _Linear4bit(torch.autograd.Function):
@@ -33,14 +37,14 @@ class _Linear4bit(torch.autograd.Function):
         bias: Tensor | None,
         codes: Tensor,
         scales: Tensor,
-        zeros: Tensor | None,
-        nested_absmax: Tensor | None,
-        nested_code: Tensor | None,
-        offset: Tensor | None,
         format: str,
         block_size: int,
         n: int,
         k: int,
+        zeros: Tensor | None = None,
+        nested_absmax: Tensor | None = None,
+        nested_code: Tensor | None = None,
+        offset: Tensor | None = None,
     ) -> Tensor:
         return _linear(
             x, codes, scales, bias, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
@@ -53,16 +57,21 @@ class _Linear4bit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            codes, scales, zeros, *nested = ctx.saved_tensors
-            if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # itself differentiated
-                grad_x = _apply(_Linear4bitGradX)(grad, codes, scales, zeros, *nested, *ctx.weight)
-            else:
-                grad_x = _grad_x(grad, codes, scales, *ctx.weight, zeros, *nested)
-        if ctx.needs_input_grad[1]:
-            grad_bias = _grad_bias(grad)
+        grad_x, grad_bias = _gradients(ctx, grad, ctx.needs_input_grad[1])
         return grad_x, grad_bias, None, None, None, None, None, None, None, None, None, None
+
+
+class _Linear4bitDirect(torch.autograd.Function):
+    """_Linear4bit where the dispatcher is bypassed; the operands are one argument, which autograd skips."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+        _save_weight(ctx, operands)
+        return linear_4bit_kernel(x, bias, operands)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad, ctx.needs_input_grad[1]), None
 
 
 class _Linear4bitGradX(torch.autograd.Function):
@@ -75,14 +84,14 @@ class _Linear4bitGradX(torch.autograd.Function):
         grad: Tensor,
         codes: Tensor,
         scales: Tensor,
-        zeros: Tensor | None,
-        nested_absmax: Tensor | None,
-        nested_code: Tensor | None,
-        offset: Tensor | None,
         format: str,
         block_size: int,
         n: int,
         k: int,
+        zeros: Tensor | None = None,
+        nested_absmax: Tensor | None = None,
+        nested_code: Tensor | None = None,
+        offset: Tensor | None = None,
     ) -> Tensor:
         return _grad_x(
             grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset
@@ -94,19 +103,45 @@ class _Linear4bitGradX(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        out = _apply(_Linear4bit)(grad, None, *ctx.saved_tensors, *ctx.weight)
+        out = _apply(_Linear4bit)(grad, None, *_operands(ctx))
         return out, None, None, None, None, None, None, None, None, None, None
+
+
+def _gradients(ctx: Any, grad: Tensor, needs_bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        operands = _operands(ctx)
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # itself differentiated
+            grad_x = _apply(_Linear4bitGradX)(grad, *operands)
+        else:
+            grad_x = _constant_grad_x(grad, operands)
+    return grad_x, _grad_bias(grad) if needs_bias else None
+
+
+def _constant_grad_x(grad: Tensor, operands: tuple[Any, ...]) -> Tensor:
+    if not torch.compiler.is_compiling() and bypasses_dispatcher(grad):
+        try:
+            return linear_4bit_grad_x_kernel(grad, operands)
+        except TypeError:  # as in linear_4bit
+            pass
+    return _grad_x(grad, *operands)
 
 
 def _grad_bias(grad: Tensor) -> Tensor:
     return grad.sum_to_size(grad.shape[-1:])
 
 
-def _save_weight(ctx: Any, weight: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*weight[:6])
+def _save_weight(ctx: Any, operands: tuple[Any, ...]) -> None:
+    tensors = operands[:2] + operands[6:]
+    ctx.save_for_backward(*tensors)
     if forward_ad._current_level >= 0:
-        ctx.save_for_forward(*weight[:6])
-    ctx.weight = weight[6:]
+        ctx.save_for_forward(*tensors)
+    ctx.weight = operands[2:6]
+
+
+def _operands(ctx: Any) -> tuple[Any, ...]:
+    codes, scales, *rest = ctx.saved_tensors
+    return codes, scales, *ctx.weight, *rest
 
 
 # torch.compile does not trace a function that has a jvp.
@@ -115,7 +150,7 @@ class _Linear4bitForward(_Linear4bit):
     def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: None) -> Tensor:
         out = None
         if x is not None:
-            out = _apply(_Linear4bit)(x, None, *ctx.saved_tensors, *ctx.weight)
+            out = _apply(_Linear4bit)(x, None, *_operands(ctx))
         if bias is not None:
             out = bias.expand(ctx.out_shape) if out is None else out + bias
         assert out is not None
@@ -125,13 +160,14 @@ class _Linear4bitForward(_Linear4bit):
 class _Linear4bitGradXForward(_Linear4bitGradX):
     @staticmethod
     def jvp(ctx: Any, grad: Tensor, *rest: None) -> Tensor:
-        return _apply(_Linear4bitGradX)(grad, *ctx.saved_tensors, *ctx.weight)
+        return _apply(_Linear4bitGradX)(grad, *_operands(ctx))
 
 
 _FORWARD = {_Linear4bit: _Linear4bitForward, _Linear4bitGradX: _Linear4bitGradXForward}
 # torch's `apply` looks at the signature of `forward` in each call, which takes longer than the product of a
 # small layer; what it adds to this one matters only to torch.func and torch.compile.
 _EAGER = {function: super(torch.autograd.Function, function).apply for function in _FORWARD}
+_apply_direct = super(torch.autograd.Function, _Linear4bitDirect).apply
 
 
 def _apply(function: Any) -> Any:
@@ -143,14 +179,11 @@ def _apply(function: Any) -> Any:
 
 
 def _setup_exported(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, codes, scales, bias, format, block_size, n, k, *rest = inputs
-    _Linear4bit.setup_context(ctx, (x, bias, codes, scales, *rest, format, block_size, n, k), output)
+    _save_weight(ctx, inputs[1:3] + inputs[4:])
 
 
 def _backward_exported(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs_x, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
-    grad_x = _apply(_Linear4bitGradX)(grad, *ctx.saved_tensors, *ctx.weight) if needs_x else None
-    grad_bias = _grad_bias(grad) if needs_bias else None
+    grad_x, grad_bias = _gradients(ctx, grad, ctx.needs_input_grad[3])
     return grad_x, None, None, grad_bias, None, None, None, None, None, None, None, None
 
 
@@ -176,49 +209,36 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
         ValueError: a shape or device does not fit, or the weight is not a 4-bit matrix.
         TypeError: a dtype does not fit, or `weight` is not a QuantizedTensor.
     """
+    if not _is_dynamo_compiling() and bypasses_dispatcher(x) and (bias is None or not bias.is_neg()):
+        operands = getattr(weight, "operands", None)
+        if operands is not None:
+            try:
+                return (_apply_direct if _differentiated(x, bias) else linear_4bit_kernel)(x, bias, operands)
+            except TypeError:  # from libqbits: an error, or a tensor of a kind that only the dispatcher knows
+                pass
+    return _dispatched(x, weight, bias)
+
+
+def _differentiated(x: Tensor, bias: Tensor | None) -> bool:
+    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def _dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+    """linear_4bit where torch's dispatcher, torch.compile or torch.export has a part in it."""
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("linear_4bit", weight)
     if not isinstance(x, Tensor):
         refuse_input("linear_4bit", "x", x)
-    if torch.compiler.is_dynamo_compiling() and autocast_dtype(x) is None:
+    if _is_dynamo_compiling() and autocast_dtype(x) is None:
         # Comes back here when the graph is lowered. Dynamo itself would read codes and scales as they were
         # before the graph's own writes to the weight.
         return torch.nn.functional.linear(x, weight.detach(), bias)
-    scales = weight.absmax if weight.zeros is None else weight.scales
     exporting = _is_exporting()
-    differentiated = torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    if not exporting and (differentiated or forward_ad._current_level >= 0):
-        return _apply(_Linear4bit)(
-            x,
-            bias,
-            weight.codes,
-            scales,
-            weight.zeros,
-            weight.nested_absmax,
-            weight.nested_code,
-            weight.offset,
-            weight.format,
-            weight.block_size,
-            weight.rows,
-            weight.cols,
-        )
+    codes, scales, *rest = weight.operands  # type: ignore[misc]
+    if not exporting and (_differentiated(x, bias) or forward_ad._current_level >= 0):
+        return _apply(_Linear4bit)(x, bias, codes, scales, *rest)
     op = linear_4bit_with_grad if exporting else _linear
-    return op(
-        x,
-        weight.codes,
-        scales,
-        bias,
-        weight.format,
-        weight.block_size,
-        weight.rows,
-        weight.cols,
-        weight.zeros,
-        weight.nested_absmax,
-        weight.nested_code,
-        weight.offset,
-    )
+    return op(x, codes, scales, bias, *rest)
 
 
 def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -239,20 +259,8 @@ def embedding_4bit(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
         refuse_input("embedding_4bit", "indices", indices)
     if torch.compiler.is_dynamo_compiling() and dtype in (None, weight.logical_dtype):
         return torch.nn.functional.embedding(indices, weight.detach())  # as in linear_4bit
-    return ops.embedding_4bit(
-        indices,
-        weight.codes,
-        weight.absmax if weight.zeros is None else weight.scales,
-        weight.format,
-        weight.block_size,
-        weight.rows,
-        weight.cols,
-        dtype or weight.logical_dtype,
-        weight.zeros,
-        weight.nested_absmax,
-        weight.nested_code,
-        weight.offset,
-    )
+    operands: Any = weight.operands
+    return ops.embedding_4bit(indices, *operands[:6], dtype or weight.logical_dtype, *operands[6:])
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -12,6 +12,8 @@ from qbits.functional.linear import autocast_dtype, linear_4bit, refuse_input
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
 
+_is_autocast = torch._C._is_any_autocast_enabled
+
 
 class Linear4bit(QuantizedModule, nn.Linear):
     """nn.Linear with a frozen 4-bit weight; gradients reach x and the bias.
@@ -94,10 +96,12 @@ class Linear4bit(QuantizedModule, nn.Linear):
         # nn.Module's __getattr__, which also looks here, takes most of a microsecond. (A parametrized weight
         # is elsewhere.)
         parameters: Any = self._parameters
-        weight: Tensor = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
-        bias: Tensor | None = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
         dtype = self.config.compute_dtype
-        if type(weight) is not QuantizedTensor or autocast_dtype(x) is not None:
+        if type(weight) is not QuantizedTensor or (_is_autocast() and autocast_dtype(x) is not None):
             return nn.functional.linear(x, weight, bias)
         if dtype is None or dtype == x.dtype:
             if bias is not None and bias.dtype != x.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
@@ -38,47 +40,24 @@ def _output(
     return x.new_empty(*x.shape[:-1], n)
 
 
-def _kernel(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    zeros: Tensor | None = None,
-    nested_absmax: Tensor | None = None,
-    nested_code: Tensor | None = None,
-    offset: Tensor | None = None,
-) -> Tensor:
+def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
+    """The op without torch's dispatcher, for calls that `bypasses_dispatcher` lets through.
+
+    `operands` are the other arguments: codes, scales, format, block_size, n, k, zeros, and so on.
+    """
     # Called once per layer and token: libqbits checks the arguments, and faster than _output.
     if is_grad_enabled():
-        refuse_grad(
-            OP, "qbits.functional.linear_4bit", x, bias, scales, zeros, nested_absmax, nested_code, offset
-        )
-    x = x.contiguous()
+        refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, operands[1], *operands[6:])
     try:
-        out = x.new_empty(*x.shape[:-1], n)
+        return _C.linear_4bit(x, bias, operands)
     except RuntimeError:  # no such size, which the checks explain, or no memory
-        _output(x, codes, scales, bias, format, block_size, n, k, zeros, nested_absmax, nested_code, offset)
+        codes, scales, *rest = operands
+        _output(x, codes, scales, bias, *rest)
         raise
-    _C.linear_4bit(
-        x,
-        codes,
-        scales,
-        bias,
-        format,
-        block_size,
-        n,
-        k,
-        out,
-        zeros,
-        nested_absmax,
-        nested_code,
-        offset,
-    )
-    return out
+
+
+def _kernel(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return kernel(x, bias, (codes, scales, *rest))
 
 
 _ARGUMENTS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
@@ -33,44 +35,19 @@ def _output(
     return grad.new_empty(*grad.shape[:-1], k)
 
 
-def _kernel(
-    grad: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    format: str,
-    block_size: int,
-    n: int,
-    k: int,
-    zeros: Tensor | None = None,
-    nested_absmax: Tensor | None = None,
-    nested_code: Tensor | None = None,
-    offset: Tensor | None = None,
-) -> Tensor:
+def kernel(grad: Tensor, operands: tuple[Any, ...]) -> Tensor:
+    """The op without torch's dispatcher, as in linear_4bit."""
     if is_grad_enabled():
-        refuse_grad(
-            OP, "qbits.functional.linear_4bit", grad, scales, zeros, nested_absmax, nested_code, offset
-        )
-    grad = grad.contiguous()
+        refuse_grad(OP, "qbits.functional.linear_4bit", grad, operands[1], *operands[6:])
     try:
-        out = grad.new_empty(*grad.shape[:-1], k)
+        return _C.linear_4bit_grad_x(grad, operands)
     except RuntimeError:  # no such size, which the checks explain, or no memory
-        _output(grad, codes, scales, format, block_size, n, k, zeros, nested_absmax, nested_code, offset)
+        _output(grad, *operands)
         raise
-    _C.linear_4bit_grad_x(
-        grad,
-        codes,
-        scales,
-        format,
-        block_size,
-        n,
-        k,
-        out,
-        zeros,
-        nested_absmax,
-        nested_code,
-        offset,
-    )
-    return out
+
+
+def _kernel(grad: Tensor, *operands: Any) -> Tensor:
+    return kernel(grad, operands)
 
 
 linear_4bit_grad_x = define(

@@ -3,10 +3,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <limits>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -65,6 +68,7 @@ std::string to_string(const LinearCase& c) {
        << name(c.dtype) << (c.nested ? ", nested" : "") << (c.bias ? ", bias" : "");
   if (c.format == "int4") text << ", scales " << name(c.scale_dtype);
   if (c.offset != 0) text << ", pointers off by " << c.offset;
+  if (c.odd_scale != 0) text << ", some scales " << c.odd_scale;
   return text.str();
 }
 
@@ -91,6 +95,22 @@ std::vector<LinearCase> linear_cases() {
         if (turn % 11 == 10) c.offset = 1;
         cases.push_back(c);
         ++turn;
+      }
+    }
+  }
+  return cases;
+}
+
+std::vector<LinearCase> odd_scale_cases() {
+  constexpr float kScales[] = {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(), 3e38F,
+                               1e36F, 1e-40F};
+  std::vector<LinearCase> cases;
+  for (const float scale : kScales) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      for (const int64_t m : {1, 24, 200}) {
+        LinearCase c{.format = "nf4", .block_size = 64, .n = 72, .k = 256, .m = m, .dtype = dtype};
+        c.odd_scale = scale;
+        cases.push_back(c);
       }
     }
   }
@@ -143,6 +163,13 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
   const int64_t count = c.n * c.k;
   std::vector<uint8_t> codes((count + 1) / 2);
   for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random());
+  if (c.odd_scale != 0) {
+    std::vector<uint8_t> positive;
+    for (uint8_t code = 0; code < 16; ++code) {
+      if (f.codebook[code] > 0) positive.push_back(code);
+    }
+    for (uint8_t& byte : codes) byte = positive[byte % positive.size()] << 4 | positive[(byte >> 4) % positive.size()];
+  }
   const int64_t blocks = scale_count(c);
 
   // Scales as the contract of struct Absmax and of dequantize_affine reads them.
@@ -175,6 +202,7 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
     offset_.write(&offset, 4);
   } else {
     for (float& v : scale) v = 0.5f + uniform(random);
+    for (int64_t i = 0; c.odd_scale != 0 && i < blocks; i += 5) scale[i] = c.odd_scale;
     scales_.write(scale.data(), 4 * scale.size());
   }
 
@@ -210,11 +238,19 @@ void LinearProblem::draw_a(uint64_t seed) {
   std::normal_distribution<float> normal;
   a_.resize(case_.m * depth());
   for (float& v : a_) v = rounded(normal(random), case_.dtype);
+  if (case_.odd_scale != 0) {
+    for (float& v : a_) v = std::fabs(v);
+  }
 }
 
 void LinearProblem::write_a(const std::vector<float>& values) {
   const std::vector<uint8_t> bytes = encode(values, case_.dtype);
   a_device_.write(bytes.data(), bytes.size(), bytes_of(case_.offset, case_.dtype));
+}
+
+void LinearProblem::spoil_scale(int64_t block) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  scales_.write(&nan, sizeof nan, static_cast<size_t>(block) * sizeof nan);
 }
 
 void LinearProblem::multiply() {
@@ -309,7 +345,11 @@ std::string LinearProblem::mismatch() const {
   int64_t bad = 0;
   std::ostringstream text;
   for (size_t i = 0; i < got.size(); ++i) {
-    if (std::fabs(got[i] - want_[i]) <= bound(static_cast<int64_t>(i))) continue;
+    const float limit = rounded(static_cast<float>(want_[i]), case_.dtype);
+    if (std::isfinite(limit) ? std::fabs(got[i] - want_[i]) <= bound(static_cast<int64_t>(i))
+                             : got[i] == limit || (std::isnan(got[i]) && std::isnan(limit))) {
+      continue;
+    }
     if (bad++ == 0) {
       text << "first bad element: row " << i / cols() << ", column " << i % cols() << ": got " << got[i] << ", want "
            << want_[i] << " within " << bound(static_cast<int64_t>(i));
@@ -331,6 +371,35 @@ double LinearProblem::reference_error() const {
   double sum = 0;
   for (size_t i = 0; i < want_.size(); ++i) sum += (rounded_[i] - want_[i]) * (rounded_[i] - want_[i]);
   return std::sqrt(sum / static_cast<double>(want_.size()));
+}
+
+void expect_graph_replays(LinearProblem& problem, const std::vector<Linear4bitPlan>& plans,
+                          const std::function<void(const Linear4bitPlan&, void*, Stream)>& run) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  std::deque<DeviceBuffer> workspaces;
+  std::vector<cudaGraphExec_t> executables(plans.size());
+  for (size_t i = 0; i < plans.size(); ++i) {
+    void* const workspace = workspaces.emplace_back(static_cast<size_t>(plans[i].workspace_bytes)).data();
+    cudaGraph_t graph = nullptr;
+    ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    run(plans[i], workspace, Stream{stream});
+    ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess) << to_string(plans[i]);
+    ASSERT_EQ(cudaGraphInstantiate(&executables[i], graph, 0), cudaSuccess) << to_string(plans[i]);
+    check(cudaGraphDestroy(graph));
+  }
+  for (uint64_t round = 0; round < 2; ++round) {
+    problem.refill(40 + round);
+    for (size_t i = 0; i < plans.size(); ++i) {
+      problem.poison();
+      check(cudaDeviceSynchronize());
+      ASSERT_EQ(cudaGraphLaunch(executables[i], stream), cudaSuccess);
+      EXPECT_EQ(problem.mismatch(), "") << "replay " << round << ", m " << problem.rows() << "; plan "
+                                        << to_string(plans[i]);
+    }
+  }
+  for (cudaGraphExec_t executable : executables) check(cudaGraphExecDestroy(executable));
+  check(cudaStreamDestroy(stream));
 }
 
 }  // namespace qbits::test

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "ops/linear_4bit.h"
+#include "ops/linear_4bit_plan.h"
 #include "qbits/format.h"
 
 // Products with 4-bit weights for the CUDA tests: random operands on the host and the device, and the float64
@@ -23,12 +25,18 @@ struct LinearCase {
   bool bias = false;
   DType scale_dtype = DType::Float32;
   int offset = 0;  // elements of x and bytes of codes by which the pointers miss alignment
+  // If not 0, the scale of every fifth block of a codebook format; then weights and x (or grad) are positive, so that
+  // the product overflows to infinity in whatever order it is summed.
+  float odd_scale = 0;
 };
 
 std::string to_string(const LinearCase& c);
 
 // Every shape with every format and dtype; block sizes, nesting, biases and scale dtypes take turns.
 std::vector<LinearCase> linear_cases();
+
+// Cases with scales that are infinite, NaN, next to overflow, large and subnormal.
+std::vector<LinearCase> odd_scale_cases();
 
 // Device memory, filled with 0xff bytes (NaN) at first.
 class DeviceBuffer {
@@ -70,9 +78,12 @@ class LinearProblem {
   void poison() { out_.poison(); }
   // Replaces x (or grad) by other random values, on both sides.
   void refill(uint64_t seed);
+  // Makes a scale NaN, on the device alone.
+  void spoil_scale(int64_t block);
 
   // "" if the result is as close to the float64 product as rounding the weights to the dtype once, float32
-  // sums and one rounding of the result can explain; else the first bad element.
+  // sums and one rounding of the result can explain, and infinite or NaN where that product rounds to it; else the
+  // first bad element.
   std::string mismatch() const;
   // How far element i of the product may be from want_[i].
   double bound(int64_t i) const;
@@ -105,5 +116,10 @@ class LinearProblem {
   std::vector<double> rounded_;    // the product with rounded weights
   DeviceBuffer a_device_, codes_, scales_, zeros_, nested_absmax_, nested_code_, offset_, bias_device_, out_;
 };
+
+// Captures the call of each plan in a graph and replays them with inputs that came later. `run` gets the plan and its
+// workspace.
+void expect_graph_replays(LinearProblem& problem, const std::vector<Linear4bitPlan>& plans,
+                          const std::function<void(const Linear4bitPlan&, void*, Stream)>& run);
 
 }  // namespace qbits::test

@@ -1,0 +1,133 @@
+#pragma once
+
+#include "cuda/linear_4bit_wgmma.cuh"
+
+// Tiles whose depth several blocks share. Each block leaves its sums in the workspace, and a warp that has nothing else
+// to do counts it; the last adds all shares, always in their order, and writes the tile. Nobody waits for another
+// block, so the kernel ends even where its blocks do not all run at once.
+//
+// The workspace comes with any contents: counts begin at a number of this launch alone, its low 16 bits 0, which takes
+// the place of whatever is there. The last block clears the count, so that a launch repeated from a graph starts
+// afresh.
+
+namespace qbits::cuda {
+
+__device__ inline uint64_t compare_and_swap(uint64_t* at, uint64_t expected, uint64_t value) {
+  uint64_t seen;
+  asm volatile("atom.acq_rel.gpu.global.cas.b64 %0, [%1], %2, %3;\n"
+               : "=l"(seen)
+               : "l"(at), "l"(expected), "l"(value)
+               : "memory");
+  return seen;
+}
+
+// True in the last of `shares` calls.
+__device__ inline bool count_share(uint64_t* count, int shares, uint64_t nonce) {
+  uint64_t expected = nonce + shares - 1;
+  while (true) {
+    const bool counts = (expected ^ nonce) < 0x10000;  // otherwise left by somebody else
+    const bool last = counts && expected == nonce + shares - 1;
+    const uint64_t value = last ? 0 : counts ? expected + 1 : nonce + 1;
+    const uint64_t seen = compare_and_swap(count, expected, value);
+    if (seen == expected) return last;
+    expected = seen;
+  }
+}
+
+// Where shares lie in the workspace.
+template <class Computer>
+struct WgmmaShares {
+  static constexpr int kThreads = Computer::kComputeThreads;
+  static constexpr int kSums = Computer::kSums;
+
+  const WgmmaArgs& args;
+
+  __device__ uint64_t* count(int tile) const {
+    return static_cast<uint64_t*>(args.workspace) + tile - args.schedule.whole_tiles;
+  }
+  __device__ float4* share(int tile, int block, int thread) const {
+    float4* const shares = reinterpret_cast<float4*>(static_cast<uint64_t*>(args.workspace) + 2 * args.schedule.blocks);
+    return shares + int64_t{args.schedule.share(tile, block)} * (kSums / 4 * kThreads) + thread;
+  }
+
+  // The sums of this block's share.
+  __device__ void leave(const Computer& computer, int tile, int thread) const {
+    float4* const to = share(tile, static_cast<int>(blockIdx.x), thread);
+#pragma unroll
+    for (int i = 0; i < kSums; i += 4) {
+      __stcg(to + i / 4 * kThreads,
+             make_float4(computer.sums[i], computer.sums[i + 1], computer.sums[i + 2], computer.sums[i + 3]));
+    }
+  }
+
+  // The sums of all shares.
+  __device__ void gather(Computer& computer, int tile, int thread) const {
+    constexpr int kBatch = kSums < 32 ? kSums : 32;  // loads in flight, in floats
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) computer.sums[i] = 0.0F;
+    const int last = args.schedule.last_block(tile);
+    for (int b = args.schedule.first_block(tile); b <= last; ++b) {
+      const float4* const from = share(tile, b, thread);
+#pragma unroll
+      for (int part = 0; part < kSums; part += kBatch) {
+        float4 batch[kBatch / 4];
+#pragma unroll
+        for (int i = 0; i < kBatch / 4; ++i) batch[i] = __ldcg(from + (part / 4 + i) * kThreads);
+#pragma unroll
+        for (int i = 0; i < kBatch / 4; ++i) {
+          computer.sums[part + i * 4] += batch[i].x;
+          computer.sums[part + i * 4 + 1] += batch[i].y;
+          computer.sums[part + i * 4 + 2] += batch[i].z;
+          computer.sums[part + i * 4 + 3] += batch[i].w;
+        }
+      }
+    }
+  }
+};
+
+// Where the blocks of a cluster share a tile: its sums are added in their order, each block writes some rows of out.
+template <class T, class Shape>
+__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int m0, int n0, int thread) {
+  using Layout = WgmmaLayout<Shape>;
+  constexpr int kPitch = Layout::kSumPitch;
+  const int t = thread % 4;
+  const int splits = args.schedule.splits;
+  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);  // nobody reads the rings any more
+#pragma unroll
+  for (int i = 0; i < Shape::kColumns / 2; ++i) {
+    const int m = i / 4 * 8 + 2 * t + i % 2;
+    const int n = computer.decoder.output_row(i % 4 / 2);
+    store_shared(computer.window + Layout::kX + (m * kPitch + n) * 4, computer.sums[i]);
+  }
+  cluster_sync();
+  const int64_t rows = args.outputs;
+  const T* const bias = static_cast<const T*>(args.bias);
+  T* const out = static_cast<T*>(args.out);
+  constexpr int kVectors = Layout::kRows / 4;
+  const int share = Shape::kColumns / splits;
+  for (int e = thread; e < share * kVectors; e += Shape::kComputeThreads) {
+    const int m = static_cast<int>(cluster_rank()) * share + e / kVectors;
+    const int n = e % kVectors * 4;
+    if (m0 + m >= args.m || n0 + n >= rows) continue;
+    float4 sum{};
+    for (int s = 0; s < splits; ++s) {
+      const float4 v = load_cluster(computer.window + Layout::kX + (m * kPitch + n) * 4, s);
+      sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+    }
+    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+    alignas(8) T rounded[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float add = bias != nullptr && n0 + n + i < rows ? to_float(bias[n0 + n + i]) : 0.0F;
+      rounded[i] = from_float<T>(values[i] + add);
+    }
+    T* const to = out + int64_t{m0 + m} * rows + n0 + n;
+    if (rows % 4 == 0) {
+      *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
+    } else {
+      for (int i = 0; i < 4 && n0 + n + i < rows; ++i) to[i] = rounded[i];
+    }
+  }
+}
+
+}  // namespace qbits::cuda
