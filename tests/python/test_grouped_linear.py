@@ -124,10 +124,10 @@ def test_rows_of_no_expert_do_not_reach_the_gradient_of_the_bias():
     assert torch.equal(bias.grad, torch.tensor([1.0, 1, 1, 2])[:, None].expand(E, N))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_it_compiles_to_one_graph(dynamic, options):
+@pytest.mark.parametrize(("dynamic", "name"), [(False, "nf4"), (True, "nf4 double"), (True, "int4")])
+def test_it_compiles_to_one_graph(dynamic, name):
     torch._dynamo.reset()
-    weight = experts(**options)
+    weight = experts(**OPTIONS[name])
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
     def step(x, offsets, bias):
@@ -141,8 +141,8 @@ def test_it_compiles_to_one_graph(dynamic, options):
         out.sum().backward()
         reference = loop(want * 2, weight.dequantize(), offsets, bias).sin()
         reference.sum().backward()
-        torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out, reference, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_refusals():
