@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         RingSlot<Shape::kStages> ring;
         for_segments([&](const WgmmaSegment&, const WgmmaTile& tile, int begin, int stages) {
           if (lane != 0) return;
-          loader.load_stages(ring, tile.m0, weight_row(tile, begin), weight_column(tile, begin), stages);
+          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages);
         });
       }
     } else if (warp == 1) {

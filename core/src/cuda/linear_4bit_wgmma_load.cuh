@@ -29,8 +29,8 @@ struct WgmmaLoader {
   uint32_t rows;  // of the weight: scales from there on count as 0
 
   // Codes from element (n, k) of the weight on, and x from row m0, along the depth.
-  __device__ void load_stages(RingSlot<Shape::kStages>& ring, int m0, int n, int k, int stages) const {
-    const int begin = Shape::kTransposed ? n : k;
+  // Of x from row m0 and column `begin` on, of the weight from element (n, k) on.
+  __device__ void load_stages(RingSlot<Shape::kStages>& ring, int m0, int begin, int n, int k, int stages) const {
     for (int stage = 0; stage < stages; ++stage) {
       const uint32_t full = window + Layout::kFull + ring.slot * 8;
       barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
