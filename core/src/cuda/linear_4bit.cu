@@ -31,7 +31,8 @@ template <Linear4bitPlan (*kChoose)(const Linear4bitProblem&)>
 const Linear4bitPlan& plan_of(const Linear4bitProblem& p) {
   constexpr size_t kKept = 64;
   thread_local std::array<std::pair<Linear4bitProblem, Linear4bitPlan>, kKept> kept;
-  const uint64_t mixed = static_cast<uint64_t>(p.n * 31 + p.k * 17 + p.m * 7 + p.aligned) * 0x9e3779b97f4a7c15;
+  const auto size = [](int64_t s) { return static_cast<uint64_t>(s); };  // its products may wrap around
+  const uint64_t mixed = (size(p.n) * 31 + size(p.k) * 17 + size(p.m) * 7 + p.aligned) * 0x9e3779b97f4a7c15;
   auto& [problem, plan] = kept[mixed >> 58];
   if (problem != p) {
     plan = kChoose(p);
