@@ -131,7 +131,8 @@ TEST(Linear4bitPlan, EveryArchitectureReachesItsTensorCores) {
               continue;
             }
             const Linear4bitKernel few = cc >= 90 ? Linear4bitKernel::Stream : Linear4bitKernel::Mma;
-            const Linear4bitKernel many = cc == 90 ? Linear4bitKernel::Wgmma : Linear4bitKernel::Mma;
+            const Linear4bitKernel hopper = m == 4096 ? Linear4bitKernel::Ahead : Linear4bitKernel::Wgmma;
+            const Linear4bitKernel many = cc == 90 ? hopper : Linear4bitKernel::Mma;
             EXPECT_EQ(forward.kernel, m <= 16 ? few : many) << cc << ": " << to_string(forward);
             EXPECT_EQ(grad_x.kernel, many) << cc << ": " << to_string(grad_x);
           }

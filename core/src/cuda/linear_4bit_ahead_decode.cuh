@@ -8,14 +8,8 @@ namespace qbits::cuda {
 template <class T, class Shape, bool kPair>
 struct AheadDecoder {
   using Layout = AheadLayout<Shape>;
-#ifndef BATCH
-#define BATCH 8
-#endif
-  static constexpr int kBatch = BATCH;  // rows under way
-#ifndef LOOK
-#define LOOK 1000
-#endif
-  static constexpr int kLookNanoseconds = LOOK;  // between looks; a step takes blocks 2500 at least
+  static constexpr int kBatch = 8;               // rows under way
+  static constexpr int kLookNanoseconds = 1000;  // between looks; blocks take 2500 for a step
 
   // A row's codes and scale, its bits as loaded: to convert them would wait.
   struct Raw {

@@ -259,16 +259,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_ahead_kernel(c
 template <class T, class Shape>
 void launch_ahead_shape(const AheadArgs& args, const AheadPlan& plan, Stream stream) {
   constexpr std::string_view kOp = "linear_4bit";
-  constexpr int kBytes = AheadLayout<Shape>::kBytes;
   const auto kernel = linear_4bit_ahead_kernel<T, Shape>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), kOp);
-  launch(kOp, kernel,
-         {.blocks = plan.blocks,
-          .threads = Shape::kThreads,
-          .shared_bytes = kBytes,
-          .cluster = Ahead::kBlocks,
-          .cooperative = true},
-         stream, args);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
+  const LaunchShape shape{.blocks = plan.blocks,
+                          .threads = Shape::kThreads,
+                          .shared_bytes = size_t{AheadLayout<Shape>::kBytes},
+                          .cluster = Ahead::kBlocks,
+                          .cooperative = true};
+  launch(kOp, kernel, shape, stream, args);
 }
 
 }  // namespace qbits::cuda

@@ -275,8 +275,7 @@ std::string to_string(const Linear4bitPlan& plan) {
     case Linear4bitKernel::Ahead: {
       const AheadPlan& a = plan.ahead;
       text = "ahead " + std::to_string(a.columns) + "x" + std::to_string(Ahead::kUnitOutputs) + ", groups of " +
-             std::to_string(a.group) + ", a ring of " + std::to_string(a.units) + ", workspace " +
-             std::to_string(plan.workspace_bytes) + " B";
+             std::to_string(a.group) + ", a ring of " + std::to_string(a.units);
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
