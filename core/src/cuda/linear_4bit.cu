@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/linear_4bit_ahead.h"
 #include "cuda/linear_4bit_kernels.h"
 #include "cuda/linear_4bit_wgmma_host.h"
 
@@ -66,6 +67,8 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
       break;
     case Linear4bitKernel::Wgmma:
       return linear_4bit_wgmma(args, plan.wgmma, stream);
+    case Linear4bitKernel::Ahead:
+      return linear_4bit_ahead(args, plan.ahead, stream);
   }
   if (plan.workspace_bytes > 0) {
     linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);
@@ -74,6 +77,7 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
 
 void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
   if (plan.kernel == Linear4bitKernel::Wgmma) return linear_4bit_grad_x_wgmma(args, plan.wgmma, stream);
+  if (plan.kernel == Linear4bitKernel::Ahead) return linear_4bit_grad_x_ahead(args, plan.ahead, stream);
   if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_grad_x_simt(args, plan, stream);
   linear_4bit_grad_x_mma(args, plan, stream);
   if (plan.splits > 1) {

@@ -97,6 +97,23 @@ Linear4bitPlan wgmma_of(const WgmmaPlan& wgmma) {
           .reason = "least time"};
 }
 
+Linear4bitPlan ahead_of(const AheadPlan& ahead) {
+  return {.kernel = Linear4bitKernel::Ahead,
+          .blocks = ahead.blocks,
+          .workspace_bytes = ahead.workspace_bytes,
+          .ahead = ahead,
+          .reason = "least time"};
+}
+
+// The faster of the two kernels of Hopper, if either can run.
+std::optional<Linear4bitPlan> hopper_plan(const Linear4bitProblem& p, bool transposed) {
+  const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, transposed);
+  const AheadPlan ahead = linear_4bit_ahead_plan(p, transposed);
+  if (ahead.obstacle.empty() && (!wgmma.obstacle.empty() || ahead.time < wgmma.time)) return ahead_of(ahead);
+  if (wgmma.obstacle.empty()) return wgmma_of(wgmma);
+  return {};
+}
+
 int mma_tile(int64_t m) {
   int index = 0;
   while (index + 1 < kLinear4bitTileCount && m > kLinear4bitTiles[index].m) ++index;
@@ -170,7 +187,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
     stream->reason = "fewest bytes a clock";
     return *stream;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) return wgmma_of(wgmma);
+  if (const auto hopper = hopper_plan(p, false)) return *hopper;
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, mma_isa(p), index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -189,6 +206,7 @@ std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
   std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), wgmma_of);
+  std::ranges::transform(linear_4bit_ahead_plans(p, false), std::back_inserter(plans), ahead_of);
   return plans;
 }
 
@@ -199,7 +217,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
     plan.reason = obstacle;
     return plan;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty()) return wgmma_of(wgmma);
+  if (const auto hopper = hopper_plan(p, true)) return *hopper;
   const int index = p.m <= kLinear4bitGradXTiles[0].m ? 0 : 1;
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
   Linear4bitPlan plan = grad_x_mma(p, mma_isa(p), index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
@@ -218,6 +236,7 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
     }
   }
   std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), wgmma_of);
+  std::ranges::transform(linear_4bit_ahead_plans(p, true), std::back_inserter(plans), ahead_of);
   return plans;
 }
 
@@ -251,6 +270,12 @@ std::string to_string(const Linear4bitPlan& plan) {
       text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
              kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
              std::to_string(w.shared_tiles) + " shared";
+      break;
+    }
+    case Linear4bitKernel::Ahead: {
+      const AheadPlan& a = plan.ahead;
+      text = "ahead " + std::to_string(a.columns) + "x" + std::to_string(Ahead::kUnitOutputs) + ", groups of " +
+             std::to_string(a.group) + ", a ring of " + std::to_string(a.units);
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";
