@@ -8,7 +8,7 @@ namespace qbits::cuda {
 template <class T, class Shape, bool kPair>
 struct AheadDecoder {
   using Layout = AheadLayout<Shape>;
-  static constexpr int kBatch = 8;               // rows under way
+  static constexpr int kBatch = 16;              // rows under way
   static constexpr int kLookNanoseconds = 1000;  // between looks; blocks take 2500 for a step
 
   // A row's codes and scale, its bits as loaded: to convert them would wait.

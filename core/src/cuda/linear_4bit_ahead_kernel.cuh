@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_ahead_decode.cuh"
 

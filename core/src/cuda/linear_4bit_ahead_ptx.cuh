@@ -7,6 +7,19 @@
 
 namespace qbits::cuda {
 
+__device__ inline void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
+  QBITS_WGMMA_ASM("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(cluster_address(barrier, rank)) : "memory");
+}
+
+// As copy_box, to the same offsets, data and barrier, in every block of the cluster whose bit is set.
+__device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* map, int column, int row,
+                                          uint32_t barrier, uint16_t blocks) {
+  QBITS_WGMMA_ASM(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
+}
+
 __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
   QBITS_WGMMA_ASM(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared),
