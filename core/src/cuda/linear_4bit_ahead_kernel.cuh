@@ -32,7 +32,8 @@ struct AheadLoader {
   RingSlot<Shape::kStages> ring = {};
   int published = 0;
 
-  // `ready` is what its counter said a while ago: to look takes as long as a stage.
+  // `ready` is what its counter said a while ago: to look takes as long as a stage. Only copies read the unit, from the
+  // L2, where it was written before it was counted; so a look need not be an acquire, which takes as long again.
   __device__ void wait_for_unit(int place, int turn, int ready) const {
     const int wanted = (turn + 1) * kAheadPieces;
     while (ready < wanted) {
