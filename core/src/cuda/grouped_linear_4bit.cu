@@ -1,3 +1,5 @@
+#include <string>
+
 #include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/launch.h"
@@ -58,7 +60,10 @@ void run(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream s
     case Linear4bitKernel::SimtRow:
     case Linear4bitKernel::SimtTile:
       return grouped_linear_4bit_simt(args, plan, stream);
+    case Linear4bitKernel::Ahead:
+      break;  // no plan of experts
   }
+  throw Error(ErrorCode::Unsupported, "[grouped_linear_4bit] plan: got " + to_string(plan) + ", want one of experts");
 }
 
 // No kernel adds up splits through memory.

@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/linear_4bit_ahead.h"
 #include "cuda/linear_4bit_kernels.h"
 #include "cuda/linear_4bit_wgmma_host.h"
 
@@ -31,7 +32,8 @@ template <Linear4bitPlan (*kChoose)(const Linear4bitProblem&)>
 const Linear4bitPlan& plan_of(const Linear4bitProblem& p) {
   constexpr size_t kKept = 64;
   thread_local std::array<std::pair<Linear4bitProblem, Linear4bitPlan>, kKept> kept;
-  const uint64_t mixed = static_cast<uint64_t>(p.n * 31 + p.k * 17 + p.m * 7 + p.aligned) * 0x9e3779b97f4a7c15;
+  const auto size = [](int64_t s) { return static_cast<uint64_t>(s); };  // its products may wrap around
+  const uint64_t mixed = (size(p.n) * 31 + size(p.k) * 17 + size(p.m) * 7 + p.aligned) * 0x9e3779b97f4a7c15;
   auto& [problem, plan] = kept[mixed >> 58];
   if (problem != p) {
     plan = kChoose(p);
@@ -65,6 +67,8 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
       break;
     case Linear4bitKernel::Wgmma:
       return linear_4bit_wgmma(args, plan.wgmma, stream);
+    case Linear4bitKernel::Ahead:
+      return linear_4bit_ahead(args, plan.ahead, stream);
   }
   if (plan.workspace_bytes > 0) {
     linear_4bit_add_splits(plan, args.workspace, args.m, args.weight.rows, args.bias, args.dtype, args.out, stream);
@@ -73,6 +77,7 @@ void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) 
 
 void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {
   if (plan.kernel == Linear4bitKernel::Wgmma) return linear_4bit_grad_x_wgmma(args, plan.wgmma, stream);
+  if (plan.kernel == Linear4bitKernel::Ahead) return linear_4bit_grad_x_ahead(args, plan.ahead, stream);
   if (plan.kernel != Linear4bitKernel::Mma) return linear_4bit_grad_x_simt(args, plan, stream);
   linear_4bit_grad_x_mma(args, plan, stream);
   if (plan.splits > 1) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/float_types.cuh"
 #include "ops/linear_4bit_plan.h"
 
 // The instructions that the tensor-core kernels of linear_4bit are made of. Those of sm_80 compile to nothing below
@@ -70,6 +71,13 @@ __device__ uint32_t pack(float first, float second) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
     return reinterpret_cast<const uint32_t&>(pair);
   }
+}
+
+// from_float of two floats, the first in the low half.
+template <class T>
+__device__ uint32_t round_pair(float first, float second) {
+  // The hardware's NaN is 0x7fff, as a signed number the greatest.
+  return __vmins2(pack<T>(first, second), kNanWord<T>);
 }
 
 __device__ inline void mma_16x8x8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {

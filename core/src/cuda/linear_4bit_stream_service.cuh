@@ -104,10 +104,25 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     }
   };
   const int k = block.k_begin + column * 4 * kChunk;
+  // The map of double quantization comes while the first scales do.
+  float nested[4] = {};
+  bool staged = kKind != StreamScales::Nested;
+  if constexpr (kKind == StreamScales::Nested) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) nested[i] = w.nested_code[i * 64 + turn * 32 + block.lane];
+  }
+  const auto stage_nested = [&] {
+    if (staged) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) Block::nested_code()[i * 64 + turn * 32 + block.lane] = nested[i];
+    barrier_sync(2, 64);
+    staged = true;
+  };
   StreamStage stage{.parity = 1};
   if (turn == 1) stage.next(args.stages);
+  int next = turn;  // the first tile of a run that is this warp's
   block.for_runs([&](const StreamRun& run) {
-    for (int tile = run.first + turn * run.stride; tile < run.last; tile += 2 * run.stride) {
+    for (int tile = run.first + next * run.stride; tile < run.last; tile += 2 * run.stride) {
       const int last_row = column < row_fours ? tile_rows : 0;
       const int valid_rows = k < block.k_end ? min(last_row, block.rows - block.row(tile)) : 0;
       float4* to = reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage.index)) +
@@ -142,6 +157,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
             if (valid) scale[i] = stream_load_scales<kKind>(w, w.scales, at);
             if (kAffine && valid) zero[i] = stream_load_scales<kKind>(w, w.zeros, at);
           }
+          stage_nested();
           if (row == first_row) mbarrier_wait(&barriers.free[stage.index], stage.parity);
 #pragma unroll
           for (int i = 0; i < kBatch; ++i, to += step_to) {
@@ -158,8 +174,9 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
       stage.next(args.stages);
     }
     // Stages take turns from run to run.
-    if constexpr (Block::kIsGrouped) turn = (turn + run.count()) % 2;
+    if constexpr (Block::kIsGrouped) next = (next + run.count()) % 2;
   });
+  stage_nested();
 }
 
 // Scales of neighbouring chunks are neighbours, and four of them are aligned, in most weights.
@@ -169,10 +186,6 @@ __device__ void stream_bring_any_scales(const Block& block, int turn) {
   const bool vectors = w.block_size == kChunk && w.cols % (4 * kChunk) == 0 &&
                        reinterpret_cast<uintptr_t>(w.scales) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(w.zeros) % 16 == 0;
-  if (!kAffine && w.nested_absmax != nullptr) {
-    for (int i = turn * 32 + block.lane; i < 256; i += 64) Block::nested_code()[i] = w.nested_code[i];
-    barrier_sync(2, 64);
-  }
   if (!vectors) return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Any>(block, turn);
   if constexpr (kAffine) {
     if (w.scale_dtype == DType::BFloat16) {

@@ -20,15 +20,6 @@ struct WgmmaTile {
   int base;
 };
 
-// Two elements of out, from_float of each.
-template <class T>
-__device__ uint32_t round_pair(float first, float second) {
-  uint32_t pair = pack<T>(first, second);
-  if (isnan(first)) pair = (pair & 0xffff0000) | (kNanWord<T> & 0xffff);
-  if (isnan(second)) pair = (pair & 0xffff) | (kNanWord<T> & 0xffff0000);
-  return pair;
-}
-
 // Rounds and writes the sums of a warpgroup, 32 rows of x by 64 weight rows at a time: fragments are transposed
 // through a slab of shared memory, so that 128 bytes of a row of out leave together.
 template <class T, class Shape>

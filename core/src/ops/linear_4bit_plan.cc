@@ -79,6 +79,23 @@ int mma_tile(int64_t m) {
   return index;
 }
 
+Linear4bitPlan ahead_of(const AheadPlan& ahead) {
+  return {.kernel = Linear4bitKernel::Ahead,
+          .blocks = ahead.blocks,
+          .workspace_bytes = ahead.workspace_bytes,
+          .ahead = ahead,
+          .reason = "least time"};
+}
+
+// The faster of the two kernels of Hopper, if either can run.
+std::optional<Linear4bitPlan> hopper_plan(const Linear4bitProblem& p, bool transposed) {
+  const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, transposed);
+  const AheadPlan ahead = linear_4bit_ahead_plan(p, transposed);
+  if (ahead.obstacle.empty() && (!wgmma.obstacle.empty() || ahead.time < wgmma.time)) return ahead_of(ahead);
+  if (wgmma.obstacle.empty()) return linear_4bit_wgmma_plan_of(wgmma);
+  return {};
+}
+
 int grad_x_mma_tile(int64_t m) { return m <= kLinear4bitGradXTiles[0].m ? 0 : 1; }
 
 Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
@@ -187,8 +204,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
     stream->reason = "fewest bytes a clock";
     return *stream;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty())
-    return linear_4bit_wgmma_plan_of(wgmma);
+  if (const auto hopper = hopper_plan(p, false)) return *hopper;
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, mma_isa(p), index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));
   plan.reason = "smallest tile that holds m";
@@ -207,6 +223,7 @@ std::vector<Linear4bitPlan> linear_4bit_plans(const Linear4bitProblem& p) {
   }
   std::ranges::move(linear_4bit_stream_plans(p), std::back_inserter(plans));
   std::ranges::transform(linear_4bit_wgmma_plans(p, false), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
+  std::ranges::transform(linear_4bit_ahead_plans(p, false), std::back_inserter(plans), ahead_of);
   return plans;
 }
 
@@ -217,8 +234,7 @@ Linear4bitPlan linear_4bit_grad_x_plan(const Linear4bitProblem& p) {
     plan.reason = obstacle;
     return plan;
   }
-  if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, true); wgmma.obstacle.empty())
-    return linear_4bit_wgmma_plan_of(wgmma);
+  if (const auto hopper = hopper_plan(p, true)) return *hopper;
   const int index = grad_x_mma_tile(p.m);
   const Linear4bitTile& tile = kLinear4bitGradXTiles[index];
   Linear4bitPlan plan = grad_x_mma(p, mma_isa(p), index, wanted_splits(tile, p.m, p.k, p.n, p.sm_count));
@@ -237,6 +253,7 @@ std::vector<Linear4bitPlan> linear_4bit_grad_x_plans(const Linear4bitProblem& p)
     }
   }
   std::ranges::transform(linear_4bit_wgmma_plans(p, true), std::back_inserter(plans), linear_4bit_wgmma_plan_of);
+  std::ranges::transform(linear_4bit_ahead_plans(p, true), std::back_inserter(plans), ahead_of);
   return plans;
 }
 
@@ -270,6 +287,12 @@ std::string to_string(const Linear4bitPlan& plan) {
       text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
              kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
              std::to_string(w.shared_tiles) + " shared";
+      break;
+    }
+    case Linear4bitKernel::Ahead: {
+      const AheadPlan& a = plan.ahead;
+      text = "ahead " + std::to_string(a.columns) + "x" + std::to_string(Ahead::kUnitOutputs) + ", groups of " +
+             std::to_string(a.group) + ", a ring of " + std::to_string(a.units);
     }
   }
   text += ", " + std::to_string(plan.blocks) + " blocks";

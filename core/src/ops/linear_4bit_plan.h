@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/linear_4bit_ahead_plan.h"
 #include "ops/linear_4bit_wgmma_plan.h"
 #include "qbits/dtype.h"
 #include "qbits/export.h"
@@ -73,6 +74,7 @@ enum class Linear4bitKernel : uint8_t {
   Mma,       // mma.sync, instructions as MmaIsa says
   Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by, x stays in registers
   Wgmma,     // wgmma, weights dequantized in registers, x brought by tensor copies
+  Ahead,     // wgmma, weights dequantized once, into a ring in the workspace, ahead of the product
 };
 
 struct Linear4bitPlan {
@@ -90,6 +92,7 @@ struct Linear4bitPlan {
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
   WgmmaPlan wgmma = {};       // Wgmma: the rest
+  AheadPlan ahead = {};       // Ahead: the rest
   MmaIsa isa = MmaIsa::Sm80;  // Mma
   std::string reason = {};    // why not a faster kernel, or what decided
 

@@ -99,6 +99,7 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
                                  kSharing + shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes)});
     }
   }
+  for (Timed& timed : found) timed.plan.time = timed.time;
   return found;
 }
 

@@ -33,6 +33,7 @@ struct WgmmaPlan {
   int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
   int64_t shared_tiles = 0;
   int64_t workspace_bytes = 0;  // for shared tiles
+  double time = 0;              // microseconds, by the model
   std::string obstacle = {};    // why the kernel cannot run, or ""
 
   bool operator==(const WgmmaPlan&) const = default;

@@ -61,6 +61,38 @@ TEST(Linear4bitCuda, ChosenPlan) {
   }
 }
 
+// Few blocks, so that a small problem has several waves, and its ring more than one turn.
+TEST(Linear4bitCuda, AheadWithFewBlocks) {
+  QBITS_NEEDS_GPU();
+  uint64_t seed = 50;
+  for (const char* format : {"nf4", "int4"}) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      const LinearCase c{.format = format,
+                         .block_size = 64,
+                         .n = 1000,
+                         .k = 1056,
+                         .m = 300,
+                         .dtype = dtype,
+                         .nested = format[0] == 'n',
+                         .bias = true};
+      LinearProblem problem(c, false, seed++);
+      Linear4bitArgs args = problem.forward();
+      Linear4bitProblem few = cuda::problem_of(args);
+      few.sm_count = 6;
+      for (const Linear4bitPlan& plan : linear_4bit_plans(few)) {
+        if (plan.kernel != Linear4bitKernel::Ahead) continue;
+        const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+        args.workspace = workspace.data();
+        for (int round = 0; round < 3; ++round) {
+          problem.poison();
+          cuda::run(args, plan, Stream{});
+          EXPECT_EQ(problem.mismatch(), "") << to_string(c) << "; plan " << to_string(plan);
+        }
+      }
+    }
+  }
+}
+
 TEST(Linear4bitCuda, AccuracyOfRoundedWeights) {
   QBITS_NEEDS_GPU();
   for (const char* format : {"nf4", "fp4", "int4"}) {

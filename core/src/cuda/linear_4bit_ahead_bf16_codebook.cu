@@ -1,0 +1,7 @@
+#include "cuda/linear_4bit_ahead_tiles.cuh"
+
+namespace qbits::cuda {
+
+template void launch_ahead_tile<__nv_bfloat16, false, false>(const AheadArgs&, const AheadPlan&, Stream);
+
+}  // namespace qbits::cuda

@@ -1,0 +1,274 @@
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/linear_4bit_ahead_decode.cuh"
+
+// linear_4bit on Hopper for many rows of x, as out^T = W x^T: each weight is dequantized once, by warps of all blocks,
+// into a ring of units in global memory that stays in the L2, ahead of a product of two operands in shared memory.
+// The gradient for x is the same with W^T and rows of grad. Clusters stay and take tile after tile; a block's warps:
+// one brings operands, three dequantize, two warpgroups multiply.
+
+namespace qbits::cuda {
+
+// The tiles of a cluster: f(wave, tile).
+template <class F>
+__device__ void for_tiles(const AheadSchedule& schedule, int cluster, F f) {
+  for (AheadSchedule::Wave wave = schedule.first_wave();; wave = schedule.next_wave(wave)) {
+    if (wave.first_tile + cluster < schedule.tiles) f(wave, schedule.tile(wave.first_tile + cluster));
+    if (schedule.is_last(wave)) return;
+  }
+}
+
+// The thread that brings operands.
+template <class Shape>
+struct AheadLoader {
+  using Layout = AheadLayout<Shape>;
+
+  const AheadArgs& args;
+  uint32_t window;
+  uint32_t rank;
+  int stages;  // of a tile
+  RingSlot<Shape::kStages> ring = {};
+  int published = 0;
+
+  // `ready` is what its counter said a while ago: to look takes as long as a stage. Only copies read the unit, from the
+  // L2, where it was written before it was counted; so a look need not be an acquire, which takes as long again.
+  __device__ void wait_for_unit(int place, int turn, int ready) const {
+    const int wanted = (turn + 1) * kAheadPieces;
+    while (ready < wanted) {
+      __nanosleep(40);
+      ready = load_relaxed(args.ready + place);
+    }
+  }
+
+  __device__ int* progress() const { return args.progress + blockIdx.x / Ahead::kBlocks * Ahead::kProgressBytes / 4; }
+
+  // What a stage held before is read, in both blocks of the cluster, since they share x; what it will hold comes from
+  // `unit`.
+  __device__ void publish(int unit) {
+    store_shared(window + Layout::kUnitOf + ring.slot * 4, unit);
+    const int oldest = load_shared<int>(window + Layout::kUnitOf + (ring.slot + 1) % Shape::kStages * 4);
+    if (oldest == published || rank != 0) return;
+    store_relaxed(progress(), oldest);
+    published = oldest;
+  }
+
+  __device__ void load_tile(const AheadSchedule::Wave& wave, const AheadSchedule::Tile& tile) {
+    constexpr int kShare = Shape::kColumns / Ahead::kBlocks;
+    const int row = tile.x * Shape::kColumns + static_cast<int>(rank) * kShare;
+    int unit = args.schedule.unit(wave, 0, tile.line);
+    int ready = load_relaxed(args.ready + unit % args.ring);
+    for (int first = 0; first < stages; first += Ahead::kUnitStages, unit += wave.lines) {
+      const int turn = unit / args.ring;
+      const int place = unit - turn * args.ring;
+      wait_for_unit(place, turn, ready);
+      ready = load_relaxed(args.ready + (unit + wave.lines) % args.ring);
+      const uint8_t* weights = args.units + int64_t{place} * Ahead::kUnitBytes +
+                               static_cast<int>(rank) * Ahead::kUnitStages * Layout::kWeightBytes;
+      for (int stage = first; stage < min(first + Ahead::kUnitStages, stages); ++stage) {
+        const uint32_t full = window + Layout::kFull + ring.slot * 8;
+        const uint32_t at = window + Layout::kStages + ring.slot * Layout::kStageBytes;
+        barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
+        barrier_arrive_expecting(full, Layout::kStageBytes);
+        copy_box_multicast(at + Layout::kWeightBytes + rank * kShare * 128, &args.x, stage * Ahead::kStageDepth, row,
+                           full, (1 << Ahead::kBlocks) - 1);
+        copy_bulk(at, weights, Layout::kWeightBytes, full);
+        weights += Layout::kWeightBytes;
+        publish(unit);
+        ring.advance();
+      }
+    }
+  }
+
+  // Everything is read.
+  __device__ void finish() {
+    for (int i = 0; i < Shape::kStages; ++i) {
+      barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
+      ring.advance();
+    }
+    if (rank == 0) store_relaxed(progress(), INT32_MAX);
+  }
+};
+
+// A multiplying warpgroup.
+template <class T, class Shape>
+struct AheadMultiplier {
+  using Layout = AheadLayout<Shape>;
+
+  const AheadArgs& args;
+  uint32_t window;
+  int group;
+  int thread;
+  RingSlot<Shape::kStages> ring = {};
+  float sums[Shape::kColumns / 2];
+
+  __device__ AheadMultiplier(const AheadArgs& args_, uint32_t window_, int group_, int thread_)
+      : args(args_), window(window_), group(group_), thread(thread_) {}
+
+  __device__ void release(int slot) const {
+    const int lane = thread % 32;
+    if (lane < Ahead::kBlocks) barrier_arrive_cluster(window + Layout::kEmpty + slot * 8, lane);
+  }
+
+  __device__ void multiply(int stages) {
+    int last = -1;
+    for (int stage = 0; stage < stages; ++stage) {
+      const uint32_t weights = window + Layout::kStages + ring.slot * Layout::kStageBytes + group * 8192;
+      const uint64_t first = Shape::kTransposed ? column_descriptor(weights) : tile_descriptor(weights);
+      const uint64_t second =
+          tile_descriptor(window + Layout::kStages + ring.slot * Layout::kStageBytes + Layout::kWeightBytes);
+      barrier_wait(window + Layout::kFull + ring.slot * 8, ring.parity);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        wgmma_shared<T, Shape::kTransposed>(sums, first + k * (Shape::kTransposed ? 128 : 2), second + k * 2,
+                                            stage > 0 || k > 0);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (last >= 0) release(last);
+      last = ring.slot;
+      ring.advance();
+    }
+    wgmma_wait<0>();
+    release(last);
+    pin(sums);
+  }
+
+  // Rounds and writes the sums, 64 rows of x by 64 outputs at a time: fragments are transposed through a slab of
+  // shared memory, so that 128 bytes of a row of out leave together.
+  __device__ void write(int64_t m0, int64_t n0) {
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    const int64_t outputs = args.outputs;
+    const T* const bias = static_cast<const T*>(args.bias);
+    const int64_t n = n0 + group * 64;
+    float add[2] = {};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t output = n + warp * 16 + lane / 4 + h * 8;
+      if (bias != nullptr && output < outputs) add[h] = to_float(bias[output]);
+    }
+#pragma unroll
+    for (int s = 0; s < Shape::kColumns / Shape::kSlabRows; ++s) {
+      const uint32_t slab = window + Layout::kSlabs + (group * Shape::kSlabs + s % Shape::kSlabs) * Layout::kSlabBytes;
+#pragma unroll
+      for (int i = 0; i < Shape::kSlabRows / 16; ++i) {
+        const float* const d = sums + s * Shape::kSlabRows / 2 + i * 8;
+        uint32_t packed[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2] + add[j % 2], d[j * 2 + 1] + add[j % 2]);
+        const int m = (i * 2 + lane / 16) * 8 + lane % 8;
+        const int chunk = warp * 2 + (lane / 8 & 1);
+        store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
+      }
+      group_sync(kAheadGroupBarrier + group, 128);
+#pragma unroll
+      for (int i = 0; i < Shape::kSlabRows / 16; ++i) {
+        const int m = thread / 8 + i * 16;
+        const int chunk = thread % 8;
+        const uint4 v = load_shared<uint4>(slab + m * 128 + (chunk ^ (m & 7)) * 16);
+        write_chunk(m0 + s * Shape::kSlabRows + m, n + chunk * 8, v);
+      }
+    }
+  }
+
+  // Eight elements of a row of out.
+  __device__ void write_chunk(int64_t row, int64_t column, const uint4& v) const {
+    if (row >= args.m || column >= args.outputs) return;
+    T* const to = static_cast<T*>(args.out) + row * args.outputs + column;
+    if (args.outputs % 8 == 0) {
+      *reinterpret_cast<uint4*>(to) = v;
+      return;
+    }
+    const T* const values = reinterpret_cast<const T*>(&v);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (column + e < args.outputs) to[e] = values[e];
+    }
+  }
+};
+
+template <class T, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_ahead_kernel(const __grid_constant__ AheadArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Layout = AheadLayout<Shape>;
+  const int tid = threadIdx.x;
+  const int warpgroup = tid / 128;
+  const int lane = tid % 32;
+  const int warp = __shfl_sync(0xffffffff, tid / 32, 0);
+  const uint32_t window = shared_address(dynamic_shared()) - Layout::kBase;
+  if ((window & 0xffffff) != 0) __trap();
+  const uint32_t rank = cluster_rank();
+  const int cluster = blockIdx.x / Ahead::kBlocks;
+  const int stages = static_cast<int>((args.depth + Ahead::kStageDepth - 1) / Ahead::kStageDepth);
+
+  if (tid == 0) {
+    prefetch_map(&args.x);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      barrier_init(window + Layout::kFull + i * 8, 1);
+      barrier_init(window + Layout::kEmpty + i * 8, Shape::kGroups * 4 * Ahead::kBlocks);
+      store_shared(window + Layout::kUnitOf + i * 4, 0);
+    }
+    store_shared(window + Layout::kReadable, 0);
+    barrier_init_fence();
+  }
+  if (tid < 16) {
+    store_shared(window + Layout::kCodebook + tid * 4,
+                 Shape::kAffine ? static_cast<float>(tid) : args.weight.codebook[tid]);
+  }
+  if (tid < 256 && args.weight.nested_absmax != nullptr) {
+    store_shared(window + Layout::kNested + tid * 4, args.weight.nested_code[tid]);
+  }
+  __syncthreads();
+  cluster_sync();
+
+  if (warpgroup == 0) {
+    leave_registers<Shape::kServiceRegisters>();
+    if (warp > 0) {
+      const int64_t first = int64_t{warp - 1} * gridDim.x + blockIdx.x;
+      const int64_t stride = int64_t{Shape::kDecodeWarps} * gridDim.x;
+      const auto decode = [&](auto decoder) {
+        decoder.run(first, stride);
+        decoder.finish();
+      };
+      if (Shape::kAffine || args.weight.nested_absmax != nullptr) {
+        decode(AheadDecoder<T, Shape, true>(args, window, lane, warp == 1));
+      } else {
+        decode(AheadDecoder<T, Shape, false>(args, window, lane, warp == 1));
+      }
+    } else if (lane == 0) {
+      AheadLoader<Shape> loader{args, window, rank, stages};
+      for_tiles(args.schedule, cluster, [&](const auto& wave, const auto& tile) { loader.load_tile(wave, tile); });
+      loader.finish();
+    }
+    __syncwarp();
+  } else {
+    take_registers<Shape::kMultiplyRegisters>();
+    AheadMultiplier<T, Shape> multiplier(args, window, warpgroup - 1, tid % 128);
+    for_tiles(args.schedule, cluster, [&](const auto&, const auto& tile) {
+      multiplier.multiply(stages);
+      multiplier.write(int64_t{tile.x} * Shape::kColumns,
+                       (int64_t{tile.row} * Ahead::kBlocks + rank) * Ahead::kBlockOutputs);
+    });
+  }
+  // The other block of the cluster arrives on this one's barriers until here.
+  cluster_sync();
+#endif
+}
+
+template <class T, class Shape>
+void launch_ahead_shape(const AheadArgs& args, const AheadPlan& plan, Stream stream) {
+  constexpr std::string_view kOp = "linear_4bit";
+  const auto kernel = linear_4bit_ahead_kernel<T, Shape>;
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
+  const LaunchShape shape{.blocks = plan.blocks,
+                          .threads = Shape::kThreads,
+                          .shared_bytes = size_t{AheadLayout<Shape>::kBytes},
+                          .cluster = Ahead::kBlocks,
+                          .cooperative = true};
+  launch(kOp, kernel, shape, stream, args);
+}
+
+}  // namespace qbits::cuda
