@@ -82,7 +82,8 @@ __device__ float4 stream_finish_scales(uint4 raw, const float* nested_code, floa
 // The scales of every other stage, in float32.
 template <class Block, int kChunk, bool kAffine, StreamScales kKind>
 __device__ void stream_bring_scales(const Block& block, int turn) {
-  constexpr int kBatch = kAffine ? 4 : 8;
+  // Loads under way: the fewer, the longer a round waits for them. Pairs of floats fill the registers soonest.
+  constexpr int kBatch = kAffine && kKind == StreamScales::Float32 ? 4 : 8;
   const StreamArgs& args = block.args;
   const Weight4bitView& w = args.weight;
   StreamBarriers& barriers = Block::barriers();
