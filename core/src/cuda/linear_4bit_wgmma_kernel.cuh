@@ -196,10 +196,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       if constexpr (Shape::kAffine) {
         load_all(std::true_type{}, 0.0F);
       } else if (args.weight.nested_absmax != nullptr) {
-        for (int i = thread; i < 256; i += kWgmmaScaleThreads) {
-          store_shared(window + Layout::kNested + i * 4, args.weight.nested_code[i]);
-        }
-        group_sync(kWgmmaScaleBarrier, kWgmmaScaleThreads);
+        loader.load_nested(thread);
         load_all(std::true_type{}, *args.weight.offset);
       } else {
         load_all(std::false_type{}, 0.0F);

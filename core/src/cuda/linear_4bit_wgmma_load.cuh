@@ -104,6 +104,28 @@ struct WgmmaLoader {
     }
   }
 
+  // The map of double quantization comes while the first scales do.
+  float nested[256 / kWgmmaScaleThreads];
+  bool nested_stored = true;
+
+  __device__ void load_nested(int thread) {
+    nested_stored = false;
+#pragma unroll
+    for (int i = 0; i < 256 / kWgmmaScaleThreads; ++i) {
+      nested[i] = args.weight.nested_code[i * kWgmmaScaleThreads + thread];
+    }
+  }
+
+  __device__ void store_nested(int thread) {
+    if (nested_stored) return;
+#pragma unroll
+    for (int i = 0; i < 256 / kWgmmaScaleThreads; ++i) {
+      store_shared(window + Layout::kNested + (i * kWgmmaScaleThreads + thread) * 4, nested[i]);
+    }
+    group_sync(kWgmmaScaleBarrier, kWgmmaScaleThreads);
+    nested_stored = true;
+  }
+
   // Neighbouring scales of a row, loaded at once.
   struct Vector {
     uint32_t word[4];
@@ -158,7 +180,7 @@ struct WgmmaLoader {
   // kPair: a scale is two values, affine or double-quantized.
   template <bool kPair>
   __device__ void load_scale_vectors(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
-                                     float offset) const {
+                                     float offset) {
     constexpr int kAhead = kThreadRows == 2 ? 2 : 1;
     const int size = Shape::kAffine ? args.scale_size : kPair ? 1 : 4;
     struct Row {
@@ -189,6 +211,7 @@ struct WgmmaLoader {
     };
     const auto store = [&](int part, const Row(&raw)[kThreadRows]) {
       const uint32_t scales = window + Layout::kScales + ring.slot * Layout::kScaleBytes;
+      if constexpr (kPair && !Shape::kAffine) store_nested(thread);
       barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
 #pragma unroll
       for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
@@ -223,8 +246,7 @@ struct WgmmaLoader {
 
   // The same for rows whose scales do not come in vectors, rare enough to be waited for longer.
   template <bool kPair>
-  __device__ void load_scales(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
-                              float offset) const {
+  __device__ void load_scales(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread, float offset) {
     constexpr int kAhead = 1;
     WgmmaRawScale<kPair> ahead[kAhead][kThreadRows * kStageRuns];
     const uint32_t cols = args.weight.cols;
@@ -240,6 +262,7 @@ struct WgmmaLoader {
     };
     const auto store = [&](int stage, const WgmmaRawScale<kPair>(&raw)[kThreadRows* kStageRuns]) {
       const uint32_t scales = window + Layout::kScales + ring.slot * Layout::kScaleBytes;
+      if constexpr (kPair && !Shape::kAffine) store_nested(thread);
       barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
       if (args.wide_groups) {
 #pragma unroll

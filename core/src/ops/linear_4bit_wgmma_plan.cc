@@ -26,6 +26,7 @@ constexpr double kCluster = 1.5;        // for the blocks of a cluster to add th
 constexpr double kSharing = 1.0;        // for the sums of shared tiles, and for each share of one,
 constexpr double kShare = 1.2;          // to hear of it,
 constexpr double kShareBytes = 80'000;  // and a microsecond to leave and take so much
+constexpr double kApart = 1.15;         // by which wide tiles are slower where blocks are apart in depth and share no x
 
 // Where scales are in the weights, fractions of 16 bits are the cheaper decoder where they do.
 WgmmaDecode weights_decode(const Linear4bitProblem& p) {
@@ -94,8 +95,9 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
       const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
       plan.workspace_bytes = 2 * plan.blocks * (tile_bytes + 8);
       const double share_units = static_cast<double>(ceil_div(plan.shared_tiles * units, plan.blocks));
+      const double apart = tile.columns == 256 ? kApart * unit : unit;
       const double shares = 1.0 + static_cast<double>(units) / share_units;
-      found.push_back({plan, kLaunch + whole * static_cast<double>(whole_waves) + unit * share_units + tile.finish +
+      found.push_back({plan, kLaunch + whole * static_cast<double>(whole_waves) + apart * share_units + tile.finish +
                                  kSharing + shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes)});
     }
   }
