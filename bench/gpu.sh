@@ -86,10 +86,10 @@ stage() {
 touch "$work/stages.tsv"
 stage install 40
 stage cpp 80
+stage bench 160
 stage pytest 200
 stage sanitizer 100
 stage racecheck 150
-stage bench 160
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
 import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree
