@@ -39,9 +39,10 @@ FALLBACK: list[Callable[..., Any]] = []
 class QuantizedTensor(Tensor):
     """A wrapper tensor with the logical shape and dtype of the dense tensor it stands for.
 
-    `F.linear` and `F.embedding` read 4-bit weights in their packed form. Moving, copying, viewing and
-    slicing along rows keep the tensor quantized; every other op works on its dequantized values. Ops that
-    write into it, and assignment to `data`, quantize the result again in the same format.
+    `F.linear`, `F.embedding` and, for the experts of a 3-D one, `F.grouped_mm` read 4-bit weights in their
+    packed form. Moving, copying, viewing and slicing along rows keep the tensor quantized; every other op
+    works on its dequantized values. Ops that write into it, and assignment to `data`, quantize the result
+    again in the same format.
 
     `qbits.quantize` makes one.
 

@@ -10,7 +10,8 @@
 
 // Products with 4-bit weights, which are read in their packed form. Accumulation is in float32. Tensor cores multiply
 // bfloat16 and float16 from compute capability 8.0 on; those of 7.5, which have no bfloat16, multiply float16, and
-// bfloat16 is computed in float32 there, as float32 is everywhere.
+// bfloat16 is computed in float32 there, as float32 is everywhere. What tensor cores read of a weight is rounded to x's
+// dtype (docs/numerics.md).
 // The conventions of quantize.h hold: contiguous, one device, errors before writes, caller allocates.
 
 namespace qbits {
@@ -18,7 +19,7 @@ namespace qbits {
 // Bytes of scratch memory linear_4bit needs for `m` rows of x in dtype `x`; 0 is possible.
 QBITS_API int64_t linear_4bit_workspace(const Weight4bit& weight, int64_t m, DType x);
 
-// out = x W^T + bias, W being the float32 dequantization of `weight`.
+// out = x W^T + bias, W being the dequantization of `weight`.
 //   x      float [.., K], M rows; M may be 0
 //   weight N = rows, K = cols, any N and K, blocks may straddle rows
 //   bias   [N] in x's dtype, or absent
@@ -35,11 +36,12 @@ struct CudaDevice {
 
 // Which kernel linear_4bit takes and in what shape, in one line for people to read; its words may change.
 // Without `device`, on this CPU. Assumes tensors on 16-byte boundaries, as allocators give them.
-//   "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)"
+//   "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)"
 //   "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads"
 //   format      a 4-bit one; block_size one of its own
 //   rows, cols  N and K of the weight, and m the rows of x; 0 is possible
-// Throws InvalidArgument for a size, format or device there is not, InvalidType for the dtype of x.
+// Throws InvalidArgument for a size, format or device there is not, InvalidType for the dtype of x, Unsupported for
+// more output than one CUDA launch covers.
 QBITS_API std::string linear_4bit_plan(const Format& format, int64_t rows, int64_t cols, int64_t block_size, int64_t m,
                                        DType x, const std::optional<CudaDevice>& device = {});
 
@@ -49,6 +51,7 @@ QBITS_API int64_t linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t
 // The gradient of linear_4bit for x: out = grad W.
 //   grad  float [.., N], M rows
 //   out   [.., K] in grad's dtype
+//   workspace  uint8, at least linear_4bit_grad_x_workspace(weight, M, grad.dtype) elements
 QBITS_API void linear_4bit_grad_x(const TensorView& grad, const Weight4bit& weight, const TensorView& out,
                                   const TensorView& workspace, Stream stream = {});
 
@@ -84,6 +87,7 @@ QBITS_API int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bit& weight,
 //   grad     float [M, N], its rows sorted by expert
 //   offsets  as above
 //   out      [M, K] in grad's dtype
+//   workspace  uint8, at least grouped_linear_4bit_grad_x_workspace(weight, E, M, grad.dtype) elements
 QBITS_API void grouped_linear_4bit_grad_x(const TensorView& grad, const TensorView& offsets, const Weight4bit& weight,
                                           const TensorView& out, const TensorView& workspace, Stream stream = {});
 

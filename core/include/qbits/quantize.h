@@ -12,7 +12,7 @@
 // - CPU and CUDA write identical bits;
 // - a block that holds a NaN or an infinity gets a NaN scale and dequantizes to NaN throughout;
 // - an empty tensor is accepted and does nothing (estimate_quantiles refuses it: nothing has no quantiles);
-// - Error is thrown before anything is written: InvalidType for a dtype, InvalidArgument for a
+// - Error (qbits/error.h) is thrown before anything is written: InvalidType for a dtype, InvalidArgument for a
 //   shape, size or device, Unsupported for a CUDA tensor in a build without CUDA.
 
 namespace qbits {

@@ -76,17 +76,18 @@ def grouped_linear_4bit(
 
     Args:
         x: float32, bfloat16 or float16 [T, K], its rows sorted by expert.
-        weight: a QuantizedTensor [E, N, K] in a 4-bit format.
-        offsets: int32 [E + 1], ascending, from 0 to T. Rows of the result before the first and from the last
-            on hold arbitrary values. On the CPU other offsets raise; on CUDA they are taken as the nearest
-            of 0 to T, and an expert that ends before it begins has no rows.
+        weight: a QuantizedTensor [E, N, K] in a 4-bit format, as `qbits.quantize` makes of a 3-D tensor.
+        offsets: int32 [E + 1], ascending, from 0 to T: the `offs` of torch's grouped_mm with a 0 before them.
+            Rows of the result before the first and from the last on hold arbitrary values. On the CPU other
+            offsets raise; on CUDA they are taken as the nearest of 0 to T, and an expert that ends before it
+            begins has no rows.
         bias: [E, N] in x's dtype, or None.
 
     Returns:
         [T, N] in x's dtype.
 
     Raises:
-        ValueError: a shape or device does not fit, or the weight is not 3-D in a 4-bit format.
+        ValueError: a shape, device or offset does not fit, or the weight is not 3-D in a 4-bit format.
         TypeError: a dtype does not fit, or `weight` is not a QuantizedTensor.
     """
     if not getattr(weight, "is_4bit_experts", False):

@@ -31,11 +31,11 @@ def linear_4bit_plan(
         dtype: of x: float32, bfloat16 or float16.
         device: "cpu", that is this one in the instruction set in use, or a CUDA device of this machine.
         compute_capability, sm_count: a CUDA device that need not be here, in place of `device`: (9, 0) and
-            132 multiprocessors for instance.
+            132 multiprocessors for instance. One goes with the other; the least is (7, 5).
 
     Returns:
         For instance "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads" or
-        "mma 8x32x512, chunk 64, 4 stages, 103424 B shared, 128 blocks (smallest tile that holds m)".
+        "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)".
 
     Raises:
         ValueError: a format, block size, size or device there is not.
@@ -74,6 +74,7 @@ def grouped_linear_4bit_plan(
     Raises:
         ValueError: a format, block size, size or device there is not.
         TypeError: another dtype.
+        NotImplementedError: more output than one CUDA launch covers.
     """
     op = "grouped_linear_4bit_plan"
     device_facts = _device_facts(op, device, compute_capability, sm_count)
