@@ -264,6 +264,13 @@ def test_linear_4bit_plan():
         ValueError, match=r"\] device: got compute capability 70 with 80 multiprocessors, want 75"
     ):
         F.linear_4bit_plan("nf4", 1, 64, compute_capability=(7, 0), sm_count=80)
+    for facts, message in (
+        ({"compute_capability": 90, "sm_count": 132}, "compute_capability: got 90 with sm_count 132"),
+        ({"compute_capability": (9, 0)}, r"compute_capability: got \(9, 0\) with sm_count 0"),
+        ({"sm_count": 132}, "sm_count: got 132 alone"),
+    ):
+        with pytest.raises(ValueError, match=rf"^\[linear_4bit_plan\] {message}"):
+            F.linear_4bit_plan("nf4", 1, 64, **facts)
 
 
 @pytest.mark.gpu

@@ -89,7 +89,18 @@ def _device_facts(
 ) -> tuple[int | None, int]:
     """What libqbits asks of a device: 10 * major + minor, or None for the CPU, and its multiprocessors."""
     device = torch.device(device)
+    if compute_capability is not None and not (
+        isinstance(compute_capability, tuple) and len(compute_capability) == 2 and sm_count > 0
+    ):
+        got = f"{compute_capability!r} with sm_count {sm_count!r}"
+        raise ValueError(f"[{op}] compute_capability: got {got}, want (major, minor) with sm_count above 0")
+    if compute_capability is None and sm_count:
+        raise ValueError(f"[{op}] sm_count: got {sm_count!r} alone, want it with compute_capability")
     if compute_capability is None and device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"[{op}] device: got {device}, want one that torch can use, or compute_capability"
+            )
         facts = torch.cuda.get_device_properties(device)
         compute_capability, sm_count = (facts.major, facts.minor), facts.multi_processor_count
     elif device.type != "cpu":
