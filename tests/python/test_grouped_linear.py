@@ -299,7 +299,7 @@ def mixtral(implementation, dtype=torch.bfloat16):
     return MixtralForCausalLM(config).to(dtype).eval()
 
 
-@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
 def test_a_mixture_of_transformers(implementation):
     dense = mixtral(implementation)
     model = qbits.quantize_(copy.deepcopy(dense))
@@ -309,7 +309,7 @@ def test_a_mixture_of_transformers(implementation):
     tokens = torch.arange(32)[None]
     with torch.no_grad(), Ops() as counted:
         logits = model(tokens).logits
-    packed = "grouped_linear_4bit" if implementation == "grouped_mm" else "linear_4bit"
+    packed = "linear_4bit" if implementation == "eager" else "grouped_linear_4bit"
     assert counted.ran[packed] >= 4 and not counted.ran["dequantize_4bit"]
     exact = qbits.dequantize_(copy.deepcopy(model))
     assert type(exact.model.layers[0].mlp.experts.down_proj) is nn.Parameter
