@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qbits import dense_view, ops
 from qbits.codec import FLOATS
-from qbits.tensor import IMPLEMENTATIONS, QuantizedTensor
+from qbits.tensor import IMPLEMENTATIONS, QuantizedTensor, outside_inference_mode
 from qbits.tensor_ops import slice_rows
 
 aten = torch.ops.aten
@@ -82,9 +82,14 @@ class TransposedExperts(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        self = args[0] if args else None
         if func is aten._grouped_mm.default:
             return _grouped_mm(func, args, kwargs)
+        with outside_inference_mode(func, args):
+            return cls._dispatch(func, args, kwargs)
+
+    @staticmethod
+    def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self = args[0] if args else None
         if isinstance(self, TransposedExperts):
             if func in (aten.detach.default, aten.alias.default):
                 return TransposedExperts(self.owner.like())
@@ -140,7 +145,7 @@ def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Any:
     weight_tensors = (owner.codes, scales, owner.format, owner.block_size, n, k)
     rest = (owner.zeros, owner.nested_absmax, owner.nested_code, owner.offset)
     assert offs is not None
-    offsets = F.pad(offs.to(torch.int32), (1, 0))
+    offsets = F.pad(offs, (1, 0))
     with torch.no_grad():  # autograd has recorded the product already
         if isinstance(weight, TransposedExperts):
             return ops.grouped_linear_4bit(x, offsets, *weight_tensors, None, *rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -239,11 +240,14 @@ class QuantizedTensor(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         implementation = IMPLEMENTATIONS.get(func)
-        if implementation is not None:
-            result = implementation(func, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        return FALLBACK[0](func, args, kwargs)
+        if implementation is None and torch.is_inference_mode_enabled() and func._can_decompose():
+            return func.decompose(*args, **kwargs)  # which torch then leaves to subclasses
+        with outside_inference_mode(func, args):
+            if implementation is not None:
+                result = implementation(func, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+            return FALLBACK[0](func, args, kwargs)
 
     # Assignment. torch's own setter would swap the empty shell and leave codes and scales behind.
 
@@ -364,6 +368,13 @@ def quantize(
             raise ValueError(f"[quantize] {name}: got a scale that is not finite, want {want}")
         raise ValueError(f"[quantize] {name}: got {value} at index {list(index)}, want finite values")
     return QuantizedTensor(tensors, format, block_size, tensor.shape, tensor.dtype)
+
+
+def outside_inference_mode(func: Any, args: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+    """What an op is called in: a view of a tensor that is not of inference mode must not be either."""
+    if func.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference():
+        return torch.inference_mode(False)
+    return contextlib.nullcontext()
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

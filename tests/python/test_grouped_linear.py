@@ -287,6 +287,27 @@ def test_what_grouped_mm_has_no_kernel_for_is_dense():
     torch.testing.assert_close(out, F.grouped_mm(batch, packed.dequantize().transpose(-2, -1)))
 
 
+@pytest.mark.parametrize("function", GROUPED_MM.values(), ids=GROUPED_MM.keys())
+def test_in_inference_mode(function):
+    weight = experts()
+    x, offsets = inputs((3, 0, 9, 1))
+    want = loop(x, weight.dequantize(), offsets)
+    with torch.inference_mode(), Ops() as counted:
+        out = function(x, weight.transpose(-2, -1), offs=offsets[1:])
+        each = torch.cat([F.linear(rows, weight[e]) for e, rows in enumerate(x.split((3, 0, 9, 1)))])
+        grouped = grouped_linear_4bit(x, weight, offsets)
+    assert counted.ran == {"grouped_linear_4bit": 2, "linear_4bit": 4}
+    for got in (out, each, grouped):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=str)
+def test_grouped_mm_refuses_offsets_of_another_dtype(dtype):
+    x, offsets = inputs((3, 0, 9, 1))
+    with pytest.raises(TypeError, match=r"^\[grouped_linear_4bit\] offsets: got (int64|float32), want int32"):
+        F.grouped_mm(x, experts().transpose(-2, -1), offs=offsets[1:].to(dtype))
+
+
 def mixtral(implementation, dtype=torch.bfloat16):
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -376,3 +376,16 @@ def test_functions_that_write_through_a_pointer_see_the_values():
     assert torch.equal(q.dequantize(), qbits.quantize(dense).dequantize())
     q.map2_(values, values, lambda a, b, c: b + c)
     assert torch.equal(q.dequantize(), qbits.quantize(2 * values).dequantize())
+
+
+@pytest.mark.parametrize("options", [{"format": "nf4"}, {"format": "int4"}, {"format": "int8"}], ids=str)
+def test_views_and_casts_in_inference_mode(options):
+    q = qbits.quantize(torch.randn(32, 64), **options)  # not a tensor of that mode
+    dense = q.dequantize()
+    with torch.inference_mode():
+        for view in (q.detach(), q[2:4], q.view(-1, 64), q.view(8, 4, 64), q.to(torch.bfloat16)):
+            assert isinstance(view, qbits.QuantizedTensor)
+        assert torch.equal(q[:, 3], dense[:, 3]) and torch.equal(q.t(), dense.t())
+        assert q.to(torch.bfloat16).codes.equal(q.codes)
+    q.detach().mul_(2)  # nothing of that mode stays behind
+    torch.testing.assert_close(q.dequantize(), 2 * dense)
