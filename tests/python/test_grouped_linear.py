@@ -397,6 +397,24 @@ def test_from_pretrained_quantizes_experts(tmp_path):
     assert counted.ran["grouped_linear_4bit"] == 8 and not counted.ran["dequantize_4bit"]
 
 
+def test_shared_experts_are_layers_of_their_own(tmp_path):
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=64, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        first_k_dense_replace=1, max_position_embeddings=64,
+    )  # fmt: skip
+    model = qbits.quantize_(DeepseekV3ForCausalLM(config).eval())
+    model.save_pretrained(tmp_path)
+    again = DeepseekV3ForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.arange(32)[None]
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
 def test_moving_quantized_experts():
     model = qbits.quantize_(mixtral("grouped_mm"))
     weight = model.model.layers[0].mlp.experts.down_proj

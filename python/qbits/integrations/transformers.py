@@ -6,6 +6,7 @@ bitsandbytes. Works with transformers 5.17 and later; what differs between versi
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import torch
@@ -145,9 +146,11 @@ class _Deserialize(ConversionOps):
 class _DeserializeExperts(ConversionOps):
     """The same for the weights of experts, which are parameters of their own."""
 
-    def __init__(self, hf_quantizer: QbitsHfQuantizer, pattern: str) -> None:
+    def __init__(self, hf_quantizer: QbitsHfQuantizer, name: str, suffixes: list[str]) -> None:
         self.hf_quantizer = hf_quantizer
-        self.pattern = pattern
+        self.name = name
+        # Regular expressions, which must not find ".experts.up" in "shared_experts.up" or ".experts.up_bias".
+        self.patterns = {re.escape(name + suffix) + "$": suffix for suffix in suffixes}
 
     def convert(
         self,
@@ -158,10 +161,10 @@ class _DeserializeExperts(ConversionOps):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         if len(input_dict) == 1:
-            return input_dict
+            return {self.name: next(iter(input_dict.values()))}
         module, name = get_module_from_name(model, full_layer_name)
         entries = {
-            key.removeprefix(self.pattern).removeprefix("."): value[0] if isinstance(value, list) else value
+            self.patterns[key].removeprefix("."): value[0] if isinstance(value, list) else value
             for key, value in input_dict.items()
         }
         weight, dense = weight_from_entries(entries), getattr(module, name)
@@ -169,7 +172,7 @@ class _DeserializeExperts(ConversionOps):
             got, want = list(weight.shape), list(dense.shape)
             raise ValueError(f"[from_pretrained] {full_layer_name}: got shape {got}, want {want}")
         module._is_hf_initialized = True
-        return {self.pattern: nn.Parameter(weight.like(dtype=dense.dtype), requires_grad=False)}
+        return {self.name: nn.Parameter(weight.like(dtype=dense.dtype), requires_grad=False)}
 
 
 @register_quantizer("qbits")
@@ -198,9 +201,9 @@ class QbitsHfQuantizer(HfQuantizer):
         names = sorted(self.serialized_names["weight"], key=len, reverse=True)
         converters = [WeightConverter(names, "weight", [_Deserialize(self)])]
         suffixes = [name.removeprefix("weight") for name in names]
-        for pattern in sorted({"." + ".".join(name.split(".")[-2:]) for name in self.experts}):
-            operation = _DeserializeExperts(self, pattern)
-            converters.insert(0, WeightConverter([pattern + s for s in suffixes], pattern, [operation]))
+        for name in sorted({"." + ".".join(name.split(".")[-2:]) for name in self.experts}):
+            operation = _DeserializeExperts(self, name, suffixes)
+            converters.insert(0, WeightConverter(list(operation.patterns), name, [operation]))
         return converters
 
     def get_quantize_ops(self) -> ConversionOps:
