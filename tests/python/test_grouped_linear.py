@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 import qbits
 from qbits import _C
@@ -111,6 +112,48 @@ def test_it_may_be_differentiated_twice():
     v = torch.randn_like(grad_x)
     (again,) = torch.autograd.grad(grad_x, grad, v)
     torch.testing.assert_close(again, loop(v, weight.dequantize(), offsets), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_func(options):
+    weight = experts(**options)
+    dense = weight.dequantize()
+    x, offsets = inputs((2, 0, 3, 1))
+    bias, v, w = torch.randn(E, N), torch.randn_like(x), torch.randn(E, N)
+
+    def packed(x, bias):
+        return grouped_linear_4bit(x, weight, offsets, bias).sin()
+
+    def exact(x, bias):
+        return loop(x, dense, offsets, bias).sin()
+
+    def total(f):
+        return lambda *args: f(*args).sum()
+
+    transforms = {
+        "grad": lambda f: torch.func.grad(total(f), argnums=(0, 1))(x, bias),
+        "jvp": lambda f: torch.func.jvp(f, (x, bias), (v, w)),
+        "jvp x": lambda f: torch.func.jvp(lambda x: f(x, bias), (x,), (v,)),
+        "jvp bias": lambda f: torch.func.jvp(lambda bias: f(x, bias), (bias,), (w,)),
+        "jvp of grad": lambda f: torch.func.jvp(torch.func.grad(total(f)), (x, bias), (v, w)),
+        "grad of grad": lambda f: torch.func.grad(lambda x: torch.func.grad(total(f))(x, bias).sum())(x),
+        "vmap": lambda f: torch.func.vmap(f, (0, None))(torch.stack([x, v]), bias),
+        "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(total(f)), (0, None))(
+            torch.stack([x, v]), bias
+        ),
+    }
+    for transform in transforms.values():
+        torch.testing.assert_close(transform(packed), transform(exact), rtol=1e-3, atol=1e-3)
+
+
+def test_forward_mode():
+    weight = experts()
+    x, offsets = inputs((2, 0, 3, 1))
+    tangent = torch.randn_like(x)
+    with forward_ad.dual_level():
+        out = grouped_linear_4bit(forward_ad.make_dual(x, tangent), weight, offsets)
+        got = forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(got, loop(tangent, weight.dequantize(), offsets), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_of_no_expert_do_not_reach_the_gradient_of_the_bias():

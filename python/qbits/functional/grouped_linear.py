@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qbits import ops
 from qbits.functional.linear import refuse_input
@@ -15,47 +16,105 @@ if TYPE_CHECKING:
 
 OP = "grouped_linear_4bit"
 
-# Outside of the ops, as those of linear_4bit. `weight` is (codes, scales, zeros, nested_absmax, nested_code,
-# offset, format, block_size, n, k).
+# Outside of the ops, as those of linear_4bit. The operands are offsets and `weight`, which is (codes, scales,
+# zeros, nested_absmax, nested_code, offset, format, block_size, n, k).
 
 
 class _GroupedLinear4bit(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, offsets: Tensor, *weight: Any) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, offsets: Tensor, *weight: Any) -> Tensor:
         codes, scales, zeros, *nested, format, block_size, n, k = weight
-        ctx.save_for_backward(offsets, *weight[:6])
-        ctx.weight = weight[6:]
         return ops.grouped_linear_4bit(
             x, offsets, codes, scales, format, block_size, n, k, bias, zeros, *nested
         )
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_weight(ctx, inputs[2:])
+        ctx.rows = output.shape[0]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, *tensors = ctx.saved_tensors
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = _GroupedLinear4bitGradX.apply(grad, offsets, *tensors, *ctx.weight)
+            function = _GroupedLinear4bitGradX
+            # A compiled gradient is not differentiated again, and Dynamo traces no function in a function.
+            compiling = torch.compiler.is_compiling()
+            grad_x = (function.forward if compiling else _apply(function))(grad, *_operands(ctx))
         if ctx.needs_input_grad[1]:
-            grad_bias = _grad_bias(grad, offsets)
+            grad_bias = _grad_bias(grad, ctx.saved_tensors[0])
         return grad_x, grad_bias, None, *[None] * 10
 
 
 class _GroupedLinear4bitGradX(torch.autograd.Function):
     """grad W: linear in grad, so its own gradient is the forward product."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, offsets: Tensor, *weight: Any) -> Tensor:
+    def forward(grad: Tensor, offsets: Tensor, *weight: Any) -> Tensor:
         codes, scales, zeros, *nested, format, block_size, n, k = weight
-        ctx.save_for_backward(offsets, *weight[:6])
-        ctx.weight = weight[6:]
         return ops.grouped_linear_4bit_grad_x(
             grad, offsets, codes, scales, format, block_size, n, k, zeros, *nested
         )
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_weight(ctx, inputs[1:])
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, *tensors = ctx.saved_tensors
-        return _GroupedLinear4bit.apply(grad, None, offsets, *tensors, *ctx.weight), None, *[None] * 10
+        return _apply(_GroupedLinear4bit)(grad, None, *_operands(ctx)), None, *[None] * 10
+
+
+# As those of linear_4bit: torch.compile does not trace a function that has a jvp.
+class _GroupedLinear4bitForward(_GroupedLinear4bit):
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: None) -> Tensor:
+        out = None
+        if x is not None:
+            out = _apply(_GroupedLinear4bit)(x, None, *_operands(ctx))
+        if bias is not None:
+            offsets = ctx.saved_tensors[0]
+            row = torch.arange(ctx.rows, dtype=offsets.dtype, device=offsets.device)
+            expert = torch.searchsorted(offsets, row, right=True) - 1
+            rows = bias[expert.clamp(0, bias.shape[0] - 1)]
+            out = rows if out is None else out + rows
+        assert out is not None
+        return out
+
+
+class _GroupedLinear4bitGradXForward(_GroupedLinear4bitGradX):
+    @staticmethod
+    def jvp(ctx: Any, grad: Tensor, *rest: None) -> Tensor:
+        return _apply(_GroupedLinear4bitGradX)(grad, *_operands(ctx))
+
+
+_FORWARD: dict[Any, Any] = {
+    _GroupedLinear4bit: _GroupedLinear4bitForward,
+    _GroupedLinear4bitGradX: _GroupedLinear4bitGradXForward,
+}
+
+
+def _apply(function: Any) -> Any:
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    ):
+        function = _FORWARD[function]
+    return function.apply
+
+
+def _save_weight(ctx: Any, operands: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*operands[:7])
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*operands[:7])
+    ctx.weight = operands[7:]
+
+
+def _operands(ctx: Any) -> tuple[Any, ...]:
+    return *ctx.saved_tensors, *ctx.weight
 
 
 def _grad_bias(grad: Tensor, offsets: Tensor) -> Tensor:
@@ -103,8 +162,11 @@ def grouped_linear_4bit(
     scales = weight.absmax if weight.zeros is None else weight.scales
     nested = (weight.nested_absmax, weight.nested_code, weight.offset)
     facts = (weight.format, weight.block_size, n, k)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _GroupedLinear4bit.apply(x, bias, offsets, weight.codes, scales, weight.zeros, *nested, *facts)
+    grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if grad or forward_ad._current_level >= 0:
+        return _apply(_GroupedLinear4bit)(
+            x, bias, offsets, weight.codes, scales, weight.zeros, *nested, *facts
+        )
     return ops.grouped_linear_4bit(x, offsets, weight.codes, scales, *facts, bias, weight.zeros, *nested)
 
 
