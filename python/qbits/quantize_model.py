@@ -102,11 +102,12 @@ def quantize_(
         _check_dtype(f"{first.name}.weight", first.module.weight)
     for place in mixtures:
         for name, weight in expert_weights(place.module):
-            _check_dtype(f"{place.name}.{name}", weight)
+            _check_dtype(f"{place.name}.{name}".removeprefix("."), weight)
     groups += [[place] for place in mixtures]
+    made: dict[int, nn.Parameter] = {}
     for group in _drain(groups, "quantize", progress):
         if group[0] in mixtures:
-            quantize_experts(group[0].module, config, group[0].name, device)
+            quantize_experts(group[0].module, config, group[0].name, device, made)
         else:
             _quantize_group(group, config, device)
     return model if device is None else model.to(device)
@@ -141,9 +142,10 @@ def dequantize_(
     groups = _by_weight(p for p in _walk(model, "", set()) if isinstance(p.module, QuantizedModule))
     mixtures = _mixtures(model, quantized_expert_weights)
     groups += [[place] for place in mixtures]
+    made: dict[int, nn.Parameter] = {}
     for group in _drain(groups, "dequantize", progress):
         if group[0] in mixtures:
-            dequantize_experts(group[0].module, dtype)
+            dequantize_experts(group[0].module, dtype, made)
         else:
             _dequantize_group(group, dtype)
     return model
@@ -167,8 +169,9 @@ def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:
 
 
 def _mixtures(model: nn.Module, weights: Callable[[nn.Module], Iterator[Any]]) -> list[_Place]:
-    """The modules below `model` that have expert weights, each once."""
-    places = {id(p.module): p for p in _walk(model, "", set()) if any(True for _ in weights(p.module))}
+    """The modules of `model`, itself included, that have expert weights, each once."""
+    all_places = (_Place(model, "", "", model), *_walk(model, "", set()))
+    places = {id(p.module): p for p in all_places if any(True for _ in weights(p.module))}
     return list(places.values())
 
 

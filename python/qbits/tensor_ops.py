@@ -40,6 +40,16 @@ def _each(func: Any, args: Any, kwargs: Any) -> Any:
     return args[0].map(lambda t: func(t, *args[1:], **kwargs))
 
 
+@_implements(aten.empty_like.default)
+def _empty_like(func: Any, args: Any, kwargs: Any) -> Any:
+    """On another device one like this one, for Module.to_empty. Else dense."""
+    self, device = args[0], kwargs.get("device")
+    same = device is None or torch.device(device) == self.codes.device
+    if same or kwargs.get("dtype") not in (None, self.logical_dtype):
+        return NotImplemented
+    return self.map(lambda t: torch.empty_like(t, device=device))
+
+
 @_implements(aten.is_pinned.default)
 def _is_pinned(func: Any, args: Any, kwargs: Any) -> bool:
     return all(func(t, *args[1:], **kwargs) for t in args[0].tensors().values())

@@ -423,6 +423,80 @@ def test_a_state_dict_of_quantized_experts(tmp_path):
     assert torch.equal(fresh.get_parameter(name).codes, model.get_parameter(name).codes)
 
 
+class SomeExperts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.up_bias = nn.Parameter(torch.randn(E, N, K)), nn.Parameter(torch.randn(E, N))
+
+
+CONFIGS = [
+    {"block_size": 32},
+    {"double_quant": True},
+    {"format": "int4"},
+    {"format": "int4", "scale_dtype": torch.bfloat16},
+]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_quantized_experts_take_over_what_they_load(config, assign):
+    saved = qbits.quantize_(nn.ModuleList([SomeExperts()]), qbits.QuantizeConfig(**config))
+    kind = config.get("format", "nf4")
+    model = copy.deepcopy(qbits.quantize_(nn.ModuleList([SomeExperts()]), kind))
+    model.load_state_dict(saved.state_dict(), assign=assign)
+    want = saved[0].up
+    got = model[0].up
+    assert type(got) is qbits.QuantizedTensor and got.block_size == want.block_size
+    for name, tensor in want.tensors().items():
+        assert torch.equal(got.tensors()[name], tensor)
+    assert got.codes.data_ptr() != want.codes.data_ptr() or assign
+    other = qbits.quantize_(nn.ModuleList([SomeExperts()]), "nf4" if kind == "int4" else "int4")
+    before = other[0].up.dequantize()
+    with pytest.raises(RuntimeError, match=rf"0\.up: \[load_state_dict\] format: got {kind}, want"):
+        other.load_state_dict(saved.state_dict(), assign=assign)
+    assert torch.equal(other[0].up.dequantize(), before)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_dense_values_that_quantized_experts_load(assign):
+    dense, model = SomeExperts(), qbits.quantize_(SomeExperts())
+    model.load_state_dict(dense.state_dict(), assign=assign)
+    assert torch.equal(model.up.codes, qbits.quantize(dense.up).codes)
+    dense.up.data[1, 2, 3] = float("nan")
+    with pytest.raises(RuntimeError, match=r"up: got nan at index \[1, 2, 3\]"):
+        model.load_state_dict(dense.state_dict(), assign=assign)
+    with pytest.raises(RuntimeError, match=r"shape: got \[1, 2, 3\], want \[4, 48, 64\]"):
+        model.load_state_dict({**dense.state_dict(), "up": torch.zeros(1, 2, 3)}, assign=assign)
+
+
+def test_experts_without_memory_get_some():
+    model = qbits.quantize_(SomeExperts())
+    state = model.state_dict()
+    empty = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    assert isinstance(empty.up, qbits.QuantizedTensor)
+    empty.load_state_dict(state)
+    assert torch.equal(empty.up.dequantize(), model.up.dequantize())
+
+
+def test_experts_that_share_a_weight_still_do():
+    model = nn.ModuleList([SomeExperts(), SomeExperts(), SomeExperts()])
+    model[1].up = model[0].up
+    qbits.quantize_(model)
+    assert model[0].up is model[1].up and isinstance(model[0].up, qbits.QuantizedTensor)
+    assert model[2].up is not model[0].up
+    qbits.dequantize_(model)
+    assert model[0].up is model[1].up and type(model[0].up) is nn.Parameter
+
+
+def test_experts_that_are_the_model():
+    model = SomeExperts()
+    dense = model.up.detach()
+    assert qbits.quantize_(model) is model
+    assert torch.equal(model.up.codes, qbits.quantize(dense).codes)
+    qbits.dequantize_(model)
+    assert type(model.up) is nn.Parameter
+
+
 def test_from_pretrained_quantizes_experts(tmp_path):
     mixtral("grouped_mm").save_pretrained(tmp_path / "dense")
     kind = type(mixtral("grouped_mm"))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from qbits.config import QuantizeConfig
-from qbits.nn.quantized_module import quantized_parameter
-from qbits.state_dict import entries_of, is_quantized, weight_entries, weight_from_entries
+from qbits.nn.quantized_module import loaded_weight, quantized_parameter
+from qbits.state_dict import entries_of, weight_entries
 from qbits.tensor import QuantizedTensor
 
 
@@ -35,13 +35,24 @@ def quantized_expert_weights(module: nn.Module) -> Iterator[tuple[str, Quantized
 
 
 def quantize_experts(
-    module: nn.Module, config: QuantizeConfig, name: str, device: torch.device | str | None = None
+    module: nn.Module,
+    config: QuantizeConfig,
+    name: str,
+    device: torch.device | str | None,
+    made: dict[int, nn.Parameter],
 ) -> None:
-    """Quantizes the weights of all experts, in place. Raises ValueError, naming the parameter, for a NaN."""
+    """Quantizes the weights of all experts, in place. Raises ValueError, naming the parameter, for a NaN.
+
+    `made` keeps what becomes of each, by its id: other modules may share it.
+    """
     for attribute, dense in list(expert_weights(module)):
-        values = dense.detach() if device is None else dense.detach().to(device)
-        module._parameters[attribute] = quantized_parameter(values, config, f"{name}.{attribute}")
-        del dense, values  # one at a time
+        key = id(dense)
+        if key not in made:
+            values = dense.detach() if device is None else dense.detach().to(device)
+            made[key] = quantized_parameter(values, config, f"{name}.{attribute}".removeprefix("."))
+            del values
+        module._parameters[attribute] = made[key]
+        del dense  # one at a time
     keep_in_state_dicts(module)
 
 
@@ -52,10 +63,12 @@ def keep_in_state_dicts(module: nn.Module) -> None:
         module.register_load_state_dict_pre_hook(_load)
 
 
-def dequantize_experts(module: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Makes the weights dense, in place."""
+def dequantize_experts(module: nn.Module, dtype: torch.dtype | None, made: dict[int, nn.Parameter]) -> None:
+    """Makes the weights dense, in place; `made` as for `quantize_experts`."""
     for name, weight in list(quantized_expert_weights(module)):
-        module._parameters[name] = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
+        if id(weight) not in made:
+            made[id(weight)] = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
+        module._parameters[name] = made[id(weight)]
 
 
 def _save(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
@@ -76,16 +89,31 @@ def _load(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Puts quantized weights together; torch copies these, or dense values, into the parameters."""
-    for name, weight in quantized_expert_weights(module):
-        entries: dict[str, Tensor] = entries_of(state_dict, f"{prefix}{name}")
-        if not entries or isinstance(entries.get(""), QuantizedTensor) or not is_quantized(entries):
+    """Loads the weights as those of Linear4bit; torch then copies each onto itself, or assigns it."""
+    assign = bool(local_metadata.get("assign_to_params_buffers", False))
+    for name, weight in list(quantized_expert_weights(module)):
+        name = f"{prefix}{name}"
+        entries: dict[str, Tensor] = entries_of(state_dict, name)
+        if not entries or isinstance(entries.get(""), QuantizedTensor):
             continue
         for key in entries:
-            del state_dict[f"{prefix}{name}.{key}" if key else f"{prefix}{name}"]
+            del state_dict[f"{name}.{key}" if key else name]
+        state_dict[name] = weight
         try:
-            loaded = weight_from_entries(entries)
+            with torch.no_grad():
+                loaded = loaded_weight(weight, entries, _config(weight), name, assign)
+                if assign:
+                    state_dict[name] = loaded
+                else:
+                    weight.data = loaded
         except (ValueError, TypeError) as error:
-            error_msgs.append(f"{prefix}{name}: {error}")
-            continue
-        state_dict[f"{prefix}{name}"] = loaded.like(dtype=weight.logical_dtype)
+            error_msgs.append(f"{name}: {error}")
+
+
+def _config(weight: QuantizedTensor) -> QuantizeConfig:
+    return QuantizeConfig(
+        format=weight.format,
+        block_size=weight.block_size,
+        double_quant=weight.double_quant,
+        scale_dtype=None if weight.scales is None else weight.scales.dtype,
+    )

@@ -27,6 +27,44 @@ def quantized_parameter(dense: Tensor, config: QuantizeConfig, name: str | None)
     return nn.Parameter(weight, requires_grad=False)
 
 
+def loaded_weight(
+    weight: QuantizedTensor,
+    entries: Mapping[str, Tensor],
+    config: QuantizeConfig,
+    name: str,
+    assign: bool,
+    transposed: bool = False,
+) -> QuantizedTensor:
+    """What `weight` becomes when load_state_dict finds `entries`, which are quantized or dense.
+
+    Raises ValueError or TypeError, which load_state_dict collects.
+    """
+    device = None if assign or weight.codes.is_meta else weight.codes.device
+    if is_quantized(entries):
+        loaded = weight_from_entries(entries, device)
+    else:
+        dense = entries[""]
+        if not isinstance(dense, Tensor):
+            raise TypeError(f"[load_state_dict] weight: got {type(dense).__name__}, want a tensor")
+        dense = dense.t().contiguous() if transposed else dense
+        if dense.shape != weight.shape:
+            want = list(weight.shape)
+            raise ValueError(f"[load_state_dict] shape: got {list(dense.shape)}, want {want}")
+        if dense.dtype not in FLOATS:
+            dense = dense.to(torch.float32)
+        dense = dense if device is None else dense.to(device)
+        loaded = quantized_parameter(dense, config, name).data  # type: ignore[assignment]
+    if loaded.format != weight.format:
+        raise ValueError(f"[load_state_dict] format: got {loaded.format}, want {weight.format}")
+    if loaded.shape != weight.shape:
+        want = list(weight.shape)
+        raise ValueError(f"[load_state_dict] shape: got {list(loaded.shape)}, want {want}")
+    if not assign:
+        # The copy load_state_dict promises; it also ends sharing with the checkpoint's memory.
+        loaded = loaded.map(torch.clone).like(dtype=weight.logical_dtype)
+    return loaded
+
+
 class QuantizedModule(nn.Module):
     """Mixin for a module whose parameter `weight` is a QuantizedTensor, made as `config` says."""
 
@@ -83,8 +121,11 @@ class QuantizedModule(nn.Module):
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
             return
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
-            self._load_weight(entries, name, bool(local_metadata.get("assign_to_params_buffers", False)))
+            with torch.no_grad():
+                loaded = loaded_weight(self.weight, entries, self.config, name, assign, self.fan_in_fan_out)
+                self.weight.data = loaded
         except (ValueError, TypeError) as error:
             error_msgs.append(f"{name}: {error}")
         rest = {k: v for k, v in state_dict.items() if k != name and not k.startswith(f"{name}.")}
@@ -93,35 +134,6 @@ class QuantizedModule(nn.Module):
             rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )
         missing_keys += [key for key in missing if key != name]
-
-    @torch.no_grad()
-    def _load_weight(self, entries: Mapping[str, Tensor], name: str, assign: bool) -> None:
-        weight = self.weight
-        assert isinstance(weight, QuantizedTensor)
-        device = None if assign or weight.codes.is_meta else weight.codes.device
-        if is_quantized(entries):
-            loaded = weight_from_entries(entries, device)
-        else:
-            dense = entries[""]
-            if not isinstance(dense, Tensor):
-                raise TypeError(f"[load_state_dict] weight: got {type(dense).__name__}, want a tensor")
-            dense = dense.t().contiguous() if self.fan_in_fan_out else dense
-            if dense.shape != weight.shape:
-                want = list(weight.shape)
-                raise ValueError(f"[load_state_dict] shape: got {list(dense.shape)}, want {want}")
-            if dense.dtype not in FLOATS:
-                dense = dense.to(torch.float32)
-            dense = dense if device is None else dense.to(device)
-            loaded = quantized_parameter(dense, self.config, name).data  # type: ignore[assignment]
-        if loaded.format != weight.format:
-            raise ValueError(f"[load_state_dict] format: got {loaded.format}, want {weight.format}")
-        if loaded.shape != weight.shape:
-            want = list(weight.shape)
-            raise ValueError(f"[load_state_dict] shape: got {list(loaded.shape)}, want {want}")
-        if not assign:
-            # The copy load_state_dict promises; it also ends sharing with the checkpoint's memory.
-            loaded = loaded.map(torch.clone).like(dtype=weight.logical_dtype)
-        weight.data = loaded
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight, in `dtype` or its own."""
