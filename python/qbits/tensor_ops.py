@@ -248,6 +248,8 @@ def store(self: QuantizedTensor, source: Tensor) -> None:
         new = {"codes": source.codes, "absmax": plain_absmax(source)}
     for name, tensor in self.tensors().items():
         tensor.copy_(new[name].reshape(tensor.shape))
+        if not tensor.is_inference():  # below autograd, which has to notice what it has saved, nothing counts
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _same_codes(self: QuantizedTensor, other: QuantizedTensor) -> bool:

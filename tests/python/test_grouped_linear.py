@@ -205,6 +205,8 @@ def test_refusals():
         grouped_linear_4bit(x, torch.zeros(E, N, K), offsets)
     with pytest.raises(TypeError, match=r"^\[grouped_linear_4bit\] x: got list, want a tensor"):
         grouped_linear_4bit([1.0], weight, offsets)
+    with pytest.raises(TypeError, match=r"^\[grouped_linear_4bit\] bias: got list, want a tensor"):
+        grouped_linear_4bit(x, weight, offsets, [1.0])
     with pytest.raises(RuntimeError, match=r"want qbits.functional.grouped_linear_4bit"):
         qbits.ops.grouped_linear_4bit(
             x.requires_grad_(), offsets, weight.codes, weight.absmax, "nf4", 64, N, K

@@ -157,11 +157,18 @@ def test_a_layer_uses_the_tensors_its_weight_has_now(layer, x, write):
     torch.testing.assert_close(layer(x), want)
 
 
-def test_a_weight_written_to_before_the_backward_pass_is_noticed(layer, x):
+@pytest.mark.parametrize("write", [lambda w: w.codes.add_(1), lambda w: w.mul_(2)])
+def test_a_weight_written_to_before_the_backward_pass_is_noticed(layer, x, write):
     y = layer(x.requires_grad_())
-    layer.weight.codes.add_(1)
+    with torch.no_grad():
+        write(layer.weight)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_bias_that_is_no_tensor_is_refused(layer, x):
+    with pytest.raises(TypeError, match=r"^\[linear_4bit\] bias: got list, want a tensor"):
+        linear_4bit(x, layer.weight, [1.0])
 
 
 def test_scales_that_require_grad_are_refused(layer, x):

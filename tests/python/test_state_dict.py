@@ -305,3 +305,8 @@ def test_a_meta_weight_is_its_own_entry():
 def test_none_for_a_weight_is_refused():
     with pytest.raises(RuntimeError, match=r"\[load_state_dict\] weight: got NoneType, want a tensor"):
         Linear4bit(64, 32).load_state_dict({"weight": None, "bias": torch.zeros(32)})
+
+
+def test_entries_without_the_weight_are_refused():
+    with pytest.raises(RuntimeError, match=r"\[load_state_dict\] weight: got NoneType, want a tensor"):
+        Linear4bit(64, 32).load_state_dict({"weight.other": torch.zeros(1), "bias": torch.zeros(32)})

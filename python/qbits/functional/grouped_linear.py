@@ -154,6 +154,8 @@ def grouped_linear_4bit(
     for what, value in (("x", x), ("offsets", offsets)):
         if not isinstance(value, Tensor):
             refuse_input(OP, what, value)
+    if bias is not None and not isinstance(bias, Tensor):
+        refuse_input(OP, "bias", bias)
     experts, n, k = weight.shape
     if offsets.shape != (experts + 1,):
         raise ValueError(f"[{OP}] offsets: got shape {list(offsets.shape)}, want [{experts + 1}]")

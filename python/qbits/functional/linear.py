@@ -209,7 +209,11 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
         ValueError: a shape or device does not fit, or the weight is not a 4-bit matrix.
         TypeError: a dtype does not fit, or `weight` is not a QuantizedTensor.
     """
-    if not _is_dynamo_compiling() and bypasses_dispatcher(x) and (bias is None or not bias.is_neg()):
+    if (
+        not _is_dynamo_compiling()
+        and bypasses_dispatcher(x)
+        and (bias is None or (isinstance(bias, Tensor) and not bias.is_neg()))
+    ):
         operands = getattr(weight, "operands", None)
         if operands is not None:
             try:
@@ -229,6 +233,8 @@ def _dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tens
         _refuse_weight("linear_4bit", weight)
     if not isinstance(x, Tensor):
         refuse_input("linear_4bit", "x", x)
+    if bias is not None and not isinstance(bias, Tensor):
+        refuse_input("linear_4bit", "bias", bias)
     if _is_dynamo_compiling() and autocast_dtype(x) is None:
         # Comes back here when the graph is lowered. Dynamo itself would read codes and scales as they were
         # before the graph's own writes to the weight.

@@ -43,7 +43,7 @@ def loaded_weight(
     if is_quantized(entries):
         loaded = weight_from_entries(entries, device)
     else:
-        dense = entries[""]
+        dense = entries.get("")
         if not isinstance(dense, Tensor):
             raise TypeError(f"[load_state_dict] weight: got {type(dense).__name__}, want a tensor")
         dense = dense.t().contiguous() if transposed else dense
