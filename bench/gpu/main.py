@@ -90,6 +90,8 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict[str, object]:
+    if not torch.cuda.is_available():
+        raise SystemExit("bench gpu: needs a CUDA device that torch can use")
     properties = torch.cuda.get_device_properties(0)
     nvcc = re.search(r"cuda_(\S+)", _said("nvcc", "--version") or "")
     return {
@@ -117,9 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup.compile_one(args.compile, args.shapes[0], args.rows)
         return 0
 
-    if not torch.cuda.is_available():
-        print("bench gpu: needs a CUDA device that torch can use")
-        return 1
     report = machine()
     run = Run(args.shapes, args.rows, args.peers)
     run.copy_bytes_per_s = timing.copy_bytes_per_s()
