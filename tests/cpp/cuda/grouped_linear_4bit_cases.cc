@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 #include <sstream>
+#include <utility>
 
 #include "qbits/dtype.h"
 
@@ -33,6 +34,10 @@ std::vector<int32_t> spread(int64_t experts, int64_t m, int way, uint64_t seed) 
 }
 
 }  // namespace
+
+GroupedCase grouped_case(LinearCase linear, std::vector<int32_t> offsets) {
+  return {std::move(linear), std::move(offsets)};
+}
 
 std::string to_string(const GroupedCase& c) {
   std::ostringstream text;

@@ -18,6 +18,9 @@ struct GroupedCase {
   int64_t experts() const { return std::ssize(offsets) - 1; }
 };
 
+// A function, for GCC 12 takes the members of a nested initializer for uninitialized.
+GroupedCase grouped_case(LinearCase linear, std::vector<int32_t> offsets);
+
 std::string to_string(const GroupedCase& c);
 
 // Every shape and way to spread the rows, with formats, dtypes, block sizes, nesting and biases taking turns.

@@ -15,6 +15,7 @@ namespace {
 
 using test::GroupedCase;
 using test::GroupedProblem;
+using test::LinearCase;
 
 struct RunStream {
   cudaStream_t handle = nullptr;
@@ -65,9 +66,9 @@ TEST(GroupedLinear4bitCuda, EveryPlanOfEveryCase) {
   }
 }
 
-const GroupedCase kMixture = {
-    {.format = "nf4", .block_size = 64, .n = 200, .k = 1024, .m = 60, .nested = true, .bias = true},
-    {0, 17, 17, 21, 58, 60}};
+const LinearCase kExpert = {
+    .format = "nf4", .block_size = 64, .n = 200, .k = 1024, .m = 60, .nested = true, .bias = true};
+const GroupedCase kMixture = test::grouped_case(kExpert, {0, 17, 17, 21, 58, 60});
 
 TEST(GroupedLinear4bitCuda, RowsOfNoExpertAreNotWritten) {
   QBITS_NEEDS_GPU();
@@ -183,8 +184,8 @@ TEST(GroupedLinear4bitCuda, AccuracyOfRoundedWeights) {
     for (const DType dtype : {DType::BFloat16, DType::Float16}) {
       for (const int32_t m : {4, 100}) {
         // One expert has every row, and so the plain product's error.
-        const GroupedCase c = {{.format = format, .block_size = 64, .n = 256, .k = 2048, .m = m, .dtype = dtype},
-                               {0, m}};
+        const LinearCase linear{.format = format, .block_size = 64, .n = 256, .k = 2048, .m = m, .dtype = dtype};
+        const GroupedCase c = test::grouped_case(linear, {0, m});
         for_both(c, 7, [](GroupedProblem& problem, const auto& args, const auto& plans, const std::string& what) {
           for (const Linear4bitPlan& plan : plans) {
             cuda::run(args, plan, Stream{});
