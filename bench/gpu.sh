@@ -5,7 +5,7 @@
 # Variables:
 #   OUT           where the logs, bench.json, its chart and summary.json go (out/gpu)
 #   QBITS_COMMIT  the commit that was built (git's HEAD)
-#   STAGES        which stages run ("install cpp pytest sanitizer bench"; there is also racecheck)
+#   STAGES        which stages run ("install cpp pytest sanitizer bench"; there are also racecheck, initcheck, synccheck)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-out/gpu}
@@ -56,6 +56,15 @@ racecheck() {
     ! grep 'Race reported' "$log" | grep -qvE 'linear_4bit_(stream|wgmma)_kernel'
 }
 
+# Memory that nothing wrote, and barriers that threads miss, in the same small tests.
+initcheck() {
+  compute_sanitizer initcheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' initcheck
+}
+
+synccheck() {
+  compute_sanitizer synccheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' synccheck
+}
+
 pytest() {
   local parallel=()
   python3 -c 'import xdist' 2>/dev/null && parallel=(-n auto)
@@ -70,7 +79,7 @@ bench() {
   return $status
 }
 
-export -f install cpp pytest compute_sanitizer sanitizer racecheck bench
+export -f install cpp pytest compute_sanitizer sanitizer racecheck initcheck synccheck bench
 
 # stage NAME SECONDS: runs the function of that name, keeps its log, records its result, goes on. At the limit it is
 # interrupted first, so that pytest still reports its failures.
@@ -90,6 +99,8 @@ stage bench 160
 stage pytest 200
 stage sanitizer 100
 stage racecheck 150
+stage initcheck 60
+stage synccheck 60
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
 import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree
@@ -136,7 +147,7 @@ counts = {
     "cpp": gtest_counts(work / "cpp"),
     "pytest": pytest_counts(work / "pytest.xml"),
     "sanitizer": gtest_counts(work / "sanitizer"),
-    "racecheck": gtest_counts(work / "racecheck"),
+    **{tool: gtest_counts(work / tool) for tool in ("racecheck", "initcheck", "synccheck")},
 }
 stages = {}
 for line in (work / "stages.tsv").read_text().splitlines():

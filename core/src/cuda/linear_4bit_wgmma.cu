@@ -77,6 +77,13 @@ std::array<float, 16> integer_fractions() {
   return values;
 }
 
+// Codes as the operand of scaled sums.
+std::array<float, 16> shifted_integers() {
+  std::array<float, 16> values{};
+  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - 8) * kZeroShift;
+  return values;
+}
+
 // A number that hardly any launch before had, and that what lies in memory by chance does not equal; 48 bits, then 0.
 uint64_t next_nonce() {
   static std::atomic<uint64_t> count = (uint64_t{std::random_device{}()} << 32) + std::random_device{}();
@@ -124,7 +131,9 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   switch (plan.decode) {
     case WgmmaDecode::Sums: {
       const bool half = dtype == DType::Float16;
-      const FittedCodebook& fit = fitted(*weight.format, half ? Fit::Float16 : Fit::BFloat16);
+      const FittedCodebook integers{.values = shifted_integers(), .factor = 1.0F};
+      const FittedCodebook& fit =
+          weight.is_affine() ? integers : fitted(*weight.format, half ? Fit::Float16 : Fit::BFloat16);
       for (int i = 0; i < 16; ++i) {
         wgmma.values[i] = half ? std::bit_cast<uint16_t>(__half(fit.values[i]))
                                : std::bit_cast<uint16_t>(__nv_bfloat16(fit.values[i]));
@@ -132,7 +141,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
       wgmma.factor = fit.factor;
       break;
     }
-    case WgmmaDecode::Weights16: {
+    case WgmmaDecode::Weights: {
       // The middle 16 bits of floats in [2, 8): the last 8 are 0, the first 8 the same in all.
       const FittedCodebook integers{.values = integer_fractions(), .factor = 1.0F};
       const FittedCodebook& fit = weight.is_affine() ? integers : fitted(*weight.format, Fit::Fractions);
@@ -142,10 +151,6 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
       wgmma.factor = fit.factor;
       break;
     }
-    case WgmmaDecode::Weights32:
-      for (int i = 0; i < 16; ++i) {
-        wgmma.values[i] = std::bit_cast<uint32_t>(weight.format->codebook[i]);
-      }
   }
 }
 

@@ -13,28 +13,37 @@ namespace qbits::cuda {
 template <class T, class Shape>
 using WgmmaDecoder = std::conditional_t<Shape::kTransposed, WgmmaColumnDecoder<T, Shape>, WgmmaRowDecoder<T, Shape>>;
 
-// A computing warpgroup's sums and the weights in flight.
+// A computing warpgroup's sums and the weights in flight. It goes by steps of 64 of the depth, unit by unit, which
+// lie in the ring where constants say, but for the unit's place.
 template <class T, class Shape>
 struct WgmmaComputer {
   using Layout = WgmmaLayout<Shape>;
+  using Ring = RingSlot<Shape::kUnits>;
   static constexpr int kSums = Shape::kColumns / 2;
   static constexpr int kComputeThreads = Shape::kComputeThreads;
   static constexpr bool kSumsScaled = Shape::kDecode == WgmmaDecode::Sums;
   static constexpr bool kTurns = Shape::kTurns;
-  static constexpr int kUnits = Shape::kUnits;
+  static constexpr int kStageSteps = Shape::kStageSteps;
+  static constexpr int kGroupStages = Shape::kUnitStages / Shape::kDepthGroups;  // of a unit, for this warpgroup
+  static constexpr int kSteps = kGroupStages * kStageSteps;
 
   float sums[kSums];
-  float products[kSumsScaled ? kSums : 1];  // of one unit
-  float product_scales[2][2];               // of the two rows of a thread, of this unit and the next
+  float products[kSumsScaled ? kSums : 1];  // of one step
+  float product_scales[2][2];               // of the two rows of a thread, of this step and the next
   uint32_t weights[2][4][4];
   uint32_t window;
   int group;
+  int first_stage;  // of a unit, for this warpgroup
   int lane;
   WgmmaDecoder<T, Shape> decoder;
-  typename WgmmaDecoder<T, Shape>::Raw raw;  // of the unit to be decoded next
+  typename WgmmaDecoder<T, Shape>::Raw raw;  // of the step to be decoded next
 
   __device__ WgmmaComputer(uint32_t window_, int group_, int warp, int lane_, bool wide_groups)
-      : window(window_), group(group_), lane(lane_), decoder(window_, group_, warp, lane_, wide_groups) {
+      : window(window_),
+        group(group_),
+        first_stage(group_ / Shape::kRowGroups * kGroupStages),
+        lane(lane_),
+        decoder(window_, group_ % Shape::kRowGroups, warp, lane_, wide_groups) {
     if (kTurns && group == Shape::kGroups - 1) group_arrive(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
@@ -43,90 +52,95 @@ struct WgmmaComputer {
     if (kTurns && group == 0) group_sync(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
-  // Begins to bring what a unit of the ring's stage is decoded from, and says where that stage lies.
-  __device__ int fetch_unit(RingSlot<Shape::kStages>& ring, int i) {
-    const int slot = ring.slot;
-    if (i % kUnits == 0) barrier_wait(window + Layout::kFull + slot * 8, ring.parity);
-    decoder.fetch(slot, i % kUnits, raw);
-    if (i % kUnits == kUnits - 1) ring.advance();
-    return slot;
+  __device__ int stage_of(const Ring& ring, int step) const {
+    return ring.slot * Shape::kUnitStages + first_stage + step / kStageSteps;
   }
 
-  __device__ void release_stage(int slot) const {
-    if (lane == 0) barrier_arrive(window + Layout::kEmpty + slot * 8);
+  // Begins to bring what a step is decoded from.
+  __device__ void fetch(const Ring& ring, int step) {
+    const int stage = stage_of(ring, step);
+    if (step % kStageSteps == 0) barrier_wait(window + Layout::kFull + stage * 8, ring.parity);
+    decoder.fetch(stage, step % kStageSteps, raw);
   }
 
-  __device__ void decode_unit(int slot, int i) {
-    decoder.decode(raw, slot, i % kUnits, weights[i % 2], product_scales[i % 2]);
+  // The stage of the step is read.
+  __device__ void release(const Ring& ring, int step) const {
+    if (lane == 0) barrier_arrive(window + Layout::kEmpty + stage_of(ring, step) * 8);
   }
 
-  __device__ void multiply_unit(int slot, int i, bool first) {
-    const uint64_t tile = tile_descriptor(Layout::kX + (slot * kUnits + i % kUnits) * Layout::kXBytes);
+  __device__ void decode(const Ring& ring, int step) {
+    decoder.decode(raw, stage_of(ring, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
+  }
+
+  __device__ void multiply(const Ring& ring, int step) {
+    const uint64_t tile =
+        tile_descriptor(Layout::kX + stage_of(ring, 0) * kStageSteps * Layout::kXBytes) + step * Layout::kXBytes / 16;
     if constexpr (kTurns) group_sync(kWgmmaTurnBarrier + group, kWgmmaTurnThreads);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if constexpr (kSumsScaled) {
-        wgmma<T>(products, weights[i % 2][k], tile + k * 2, k > 0);
+        wgmma<T>(products, weights[step % 2][k], tile + k * 2, k > 0);
       } else {
-        wgmma<T>(sums, weights[i % 2][k], tile + k * 2, k > 0 || !first);
+        wgmma<T>(sums, weights[step % 2][k], tile + k * 2, 1);
       }
     }
     wgmma_commit();
     if constexpr (kTurns) group_arrive(kWgmmaTurnBarrier + (group + 1) % Shape::kGroups, kWgmmaTurnThreads);
   }
 
-  // Takes in the products of a unit that is done.
-  __device__ void add_unit(int unit) {
+  // Takes in the products of a step that is done.
+  __device__ void add(int step) {
     if constexpr (kSumsScaled) {
       pin(products);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) sums[i] = fmaf(product_scales[unit % 2][i / 2 % 2], products[i], sums[i]);
+      for (int i = 0; i < kSums; ++i) sums[i] = fmaf(product_scales[step % 2][i / 2 % 2], products[i], sums[i]);
     }
   }
 
-  // The sums over `stages` stages. While a unit is multiplied the next one is decoded, and what the one after it is
+  // The sums over `units` units. While a step is multiplied the next one is decoded, and what the one after it is
   // decoded from begins to come: only then do products not wait for loads. Lanes of a warp have read their part of a
   // stage when its last product is done.
-  __device__ void run(RingSlot<Shape::kStages>& ring, int stages) {
-    if constexpr (kSumsScaled) {
+  __device__ void run(Ring& ring, int units) {
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) sums[i] = 0.0F;
-    }
-    const int units = stages * kUnits;
-    int slot = fetch_unit(ring, 0);
-    decode_unit(slot, 0);
-    int next_slot = units > 1 ? fetch_unit(ring, 1) : slot;
-    int last_slot = -1;
-    // Two units at a time, so that their buffers are known.
-    for (int first = 0; first < units; first += 2) {
+    for (int i = 0; i < kSums; ++i) sums[i] = 0.0F;
+    fetch(ring, 0);
+    decode(ring, 0);
+    fetch(ring, 1);
+    Ring last = ring;
+    for (int unit = 0; unit < units; ++unit) {
+      const Ring here = ring;
+      const bool more = unit + 1 < units;
+      ring.advance();
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (kUnits == 1 && i == 1 && first + 1 == units) break;
-        const bool ends_stage = i % kUnits == kUnits - 1;
-        int slot_after = next_slot;
-        multiply_unit(slot, i, first + i == 0);
+      for (int step = 0; step < kSteps; ++step) {
+        multiply(here, step);
         if constexpr (!kSumsScaled) {
           wgmma_wait<1>();
-          if (i % kUnits == 0 && last_slot >= 0) release_stage(last_slot);
-          if (ends_stage) last_slot = slot;
+          if (step > 0 && step % kStageSteps == 0) release(here, step - 1);
+          if (step == 0 && unit > 0) release(last, kSteps - 1);
         }
-        if ((kUnits == 2 && i == 0) || first + i + 1 < units) {
-          decode_unit(next_slot, i + 1);
-          if (first + i + 2 < units) slot_after = fetch_unit(ring, i);
+        if (step + 1 < kSteps) {
+          decode(here, step + 1);
+        } else if (more) {
+          decode(ring, 0);
+        }
+        if (step + 2 < kSteps) {
+          fetch(here, step + 2);
+        } else if (more) {
+          fetch(ring, step + 2 - kSteps);
         }
         if constexpr (kSumsScaled) {
           wgmma_wait<0>();
-          if (ends_stage) release_stage(slot);
-          add_unit(i);
+          if ((step + 1) % kStageSteps == 0) release(here, step);
+          add(step);
         }
-        slot = next_slot;
-        next_slot = slot_after;
       }
+      last = here;
     }
     if constexpr (!kSumsScaled) {
       wgmma_wait<0>();
-      release_stage(last_slot);
+      release(last, kSteps - 1);
     }
     pin(sums);
   }

@@ -17,15 +17,17 @@ struct WgmmaRowDecoder {
   uint32_t codes;       // of that row, in a stage
   uint32_t scales;      // of that row, in a stage
   uint32_t lane_table;  // its copy of the table
+  uint32_t top;         // of fractions
   uint32_t selector;    // that puts its byte of a word into lane_table
-  bool wide_groups;
+  uint32_t next_run;    // from the scale of 32 elements to that of the next
 
-  __device__ WgmmaRowDecoder(uint32_t window_, int group, int warp, int lane, bool wide_groups_)
-      : window(window_), wide_groups(wide_groups_) {
+  __device__ WgmmaRowDecoder(uint32_t window_, int group, int warp, int lane, bool wide_groups)
+      : window(window_), next_run(wide_groups ? 0 : Layout::kScaleGroupBytes) {
     row = group * 64 + warp * 16 + lane / 4;
     codes = window + Layout::kCodes + row * kLine + (row * kLine / 128 % (kLine / 16)) * 16;
     scales = window + Layout::kScales + scale_place(row);
-    lane_table = window | lane_copy<Shape::kDecode>(lane);
+    lane_table = window | lane * 4;
+    top = fraction_top(window);
     selector = 0x7604 | (lane % 4) << 4;
   }
 
@@ -34,12 +36,17 @@ struct WgmmaRowDecoder {
 
   // The lane's own byte of a word.
   __device__ uint32_t decode(uint32_t word, const WgmmaScale& s) const {
-    const ValuePair pair = look_up<Shape::kDecode, Layout::kTable>(__byte_perm(word, lane_table, selector));
-    if constexpr (Shape::kDecode == WgmmaDecode::Sums) return pair.bits;
-    return pack<T>(scaled<Shape>(pair.first, s), scaled<Shape>(pair.second, s));
+    const uint32_t pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
+    if constexpr (Shape::kDecode == WgmmaDecode::Weights) {
+      return pack<T>(scaled_first(pair, top, s), scaled_second(pair, top, s));
+    } else if constexpr (Shape::kAffine) {
+      const uint32_t zeros = __float_as_uint(s.zero);
+      return subtract_pairs<T>(subtract_pairs<T>(pair, __byte_perm(zeros, 0, 0x1010)), __byte_perm(zeros, 0, 0x3232));
+    }
+    return pair;
   }
 
-  // What a unit of 64 of the depth is decoded from.
+  // What a step of 64 of the depth is decoded from.
   struct Raw {
     uint4 upper[2];  // codes of 32 of the depth each
     uint4 lower[2];
@@ -47,20 +54,21 @@ struct WgmmaRowDecoder {
     float zero[2][2];
   };
 
-  __device__ void fetch(int slot, int unit, Raw& raw) const {
+  __device__ void fetch(int stage, int step, Raw& raw) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int chunk = unit * 2 + half;
-      const uint32_t at = (codes + slot * Layout::kCodeBytes) ^ (chunk * 16);
+      const int chunk = step * 2 + half;
+      const uint32_t at = (codes ^ (chunk * 16)) + stage * Layout::kCodeBytes;
       raw.upper[half] = load_shared<uint4>(at);
       raw.lower[half] = load_shared<uint4>(at + 8 * kLine);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int half = i / 2;
-      if (half == 1 && (Shape::kDecode == WgmmaDecode::Sums || wide_groups)) continue;
-      const uint32_t at =
-          scales + slot * Layout::kScaleBytes + (unit * 2 + half) * Layout::kScaleGroupBytes + i % 2 * 32;
+      if (half == 1 && Shape::kDecode == WgmmaDecode::Sums) break;
+      const uint32_t at = scales + stage * Layout::kScaleBytes +
+                          step * (64 / Layout::kScaleRun) * Layout::kScaleGroupBytes + (half == 1 ? next_run : 0) +
+                          i % 2 * 32;
       raw.scale[half][i % 2] = load_shared<float>(at);
       raw.zero[half][i % 2] = Shape::kAffine ? load_shared<float>(at + Layout::kZeros) : 0.0F;
     }
@@ -77,10 +85,9 @@ struct WgmmaRowDecoder {
     for (int half = 0; half < 2; ++half) {
       const uint4& upper = raw.upper[half];
       const uint4& lower = raw.lower[half];
-      const int run = wide_groups ? 0 : half;
-      const WgmmaScale scale[2] = {
-          make_scale<Shape>(run == 0 ? raw.scale[0][0] : raw.scale[1][0], run == 0 ? raw.zero[0][0] : raw.zero[1][0]),
-          make_scale<Shape>(run == 0 ? raw.scale[0][1] : raw.scale[1][1], run == 0 ? raw.zero[0][1] : raw.zero[1][1])};
+      const int run = Shape::kDecode == WgmmaDecode::Sums ? 0 : half;
+      const WgmmaScale scale[2] = {make_scale<Shape>(raw.scale[run][0], raw.zero[run][0]),
+                                   make_scale<Shape>(raw.scale[run][1], raw.zero[run][1])};
       out[half * 2][0] = decode(upper.x, scale[0]);
       out[half * 2][1] = decode(lower.x, scale[1]);
       out[half * 2][2] = decode(upper.y, scale[0]);
@@ -101,54 +108,51 @@ struct WgmmaColumnDecoder {
   static_assert(Shape::kGroups == 2 && Shape::kDecode != WgmmaDecode::Sums);
 
   uint32_t window;
-  uint32_t column;      // of the tile: the thread's first
-  uint32_t codes;       // of its first row, in a stage
-  uint32_t scales;      // of its first row, in a stage
-  uint32_t lane_table;  // its copy of the table
+  uint32_t column;        // of the tile: the thread's first
+  uint32_t codes;         // of the row that the lane reads for others, in a stage
+  uint32_t scales;        // of its first row, in a stage
+  uint32_t lane_table;    // its copy of the table
+  uint32_t top;           // of fractions
+  uint32_t selectors[2];  // that put its byte of the first, or the second, half of a word into lane_table
 
+  // Two warps share 16 bytes of a row: lane / 4 takes two of them, the even warp the first.
   __device__ WgmmaColumnDecoder(uint32_t window_, int group, int warp, int lane, bool wide_groups) : window(window_) {
-    const int t = lane % 4;
-    column = group * 64 + warp * 16 + lane / 4 * 2;
-    codes = window + Layout::kCodes + t * 128 + ((column / 32 ^ t) * 16) + column / 2 % 16;
+    column = group * 64 + warp / 2 * 32 + lane / 4 * 4 + warp % 2 * 2;
+    codes = window + Layout::kCodes + lane * 64 + ((column / 32 ^ (lane / 2 & 3)) * 16);
     scales = window + Layout::kScales + (wide_groups ? column / 64 * 2 : column / 32) * Layout::kScaleGroupBytes +
-             scale_place(t * 2);
-    lane_table = window | lane_copy<Shape::kDecode>(lane);
+             scale_place(lane % 4 * 2);
+    lane_table = window | lane * 4;
+    top = fraction_top(window);
+    selectors[0] = 0x7604 | warp % 2 << 4;
+    selectors[1] = 0x7604 | (2 + warp % 2) << 4;
   }
 
   __device__ int output_row(int half) const { return static_cast<int>(column) + half; }
 
-  // The codes of a unit, a byte of two columns each: rows that follow one another in pairs.
+  // The codes of a step: of each 8 rows the lane's pair of rows, 16 bits of each.
   struct Raw {
-    uint32_t bytes[16];
+    uint32_t rows[8];
   };
 
-  __device__ static int first_row(int unit, int pair) { return unit * 64 + pair * 8; }
-
-  __device__ void fetch(int slot, int unit, Raw& raw) const {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t at = codes + slot * Layout::kCodeBytes + first_row(unit, i / 2) * 64 + i % 2 * 64;
-      raw.bytes[i] = load_shared<uint8_t>(at);
-    }
+  __device__ void fetch(int stage, int step, Raw& raw) const {
+    const uint32_t at = codes + stage * Layout::kCodeBytes + step * 64 * 64;
+    load_matrices_transposed(at, raw.rows[0], raw.rows[1], raw.rows[2], raw.rows[3]);
+    load_matrices_transposed(at + 32 * 64, raw.rows[4], raw.rows[5], raw.rows[6], raw.rows[7]);
   }
 
-  __device__ ValuePair pair_of(uint32_t byte) const {
-    return look_up<Shape::kDecode, Layout::kTable>(byte * kTablePitch + lane_table);
-  }
-
-  __device__ void decode(const Raw& raw, int slot, int unit, uint32_t (&out)[4][4], float (&)[2]) const {
+  __device__ void decode(const Raw& raw, int stage, int step, uint32_t (&out)[4][4], float (&)[2]) const {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const ValuePair a = pair_of(raw.bytes[i * 2]);
-      const ValuePair b = pair_of(raw.bytes[i * 2 + 1]);
-      const uint32_t at = scales + slot * Layout::kScaleBytes + scale_place(first_row(unit, i));
+      const uint32_t a = look_up<Layout::kTable>(__byte_perm(raw.rows[i], lane_table, selectors[0]));
+      const uint32_t b = look_up<Layout::kTable>(__byte_perm(raw.rows[i], lane_table, selectors[1]));
+      const uint32_t at = scales + stage * Layout::kScaleBytes + scale_place(step * 64 + i * 8);
       const float2 scale = load_shared<float2>(at);
       float2 zero{};
       if constexpr (Shape::kAffine) zero = load_shared<float2>(at + Layout::kZeros);
       const WgmmaScale sa = make_scale<Shape>(scale.x, zero.x);
       const WgmmaScale sb = make_scale<Shape>(scale.y, zero.y);
-      out[i / 2][i % 2 * 2] = pack<T>(scaled<Shape>(a.first, sa), scaled<Shape>(b.first, sb));
-      out[i / 2][i % 2 * 2 + 1] = pack<T>(scaled<Shape>(a.second, sa), scaled<Shape>(b.second, sb));
+      out[i / 2][i % 2 * 2] = pack<T>(scaled_first(a, top, sa), scaled_first(b, top, sb));
+      out[i / 2][i % 2 * 2 + 1] = pack<T>(scaled_second(a, top, sa), scaled_second(b, top, sb));
     }
   }
 };

@@ -20,15 +20,16 @@ struct WgmmaTile {
   int base;
 };
 
-// Rounds and writes the sums of a warpgroup, 32 rows of x by 64 weight rows at a time: fragments are transposed
+// Rounds and writes the sums of a warpgroup, 32 (or 16) rows of x by 64 weight rows at a time: fragments are transposed
 // through a slab of shared memory, so that 128 bytes of a row of out leave together.
 template <class T, class Shape>
 __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, const WgmmaTile& tile, int group,
                            int thread) {
   using Layout = WgmmaLayout<Shape>;
+  constexpr int kSlabs = Layout::kGroupSlabs < 2 || Shape::kColumns == 256 ? 1 : 2;  // wide ones lack registers
+  constexpr int kRows = Shape::kColumns < 32 ? Shape::kColumns : 32;                 // of x, in a slab
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const int g = lane / 4;
   const int64_t rows = args.outputs;
   const T* const bias = static_cast<const T*>(args.bias);
   T* const out = static_cast<T*>(args.out);
@@ -42,36 +43,37 @@ __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
       if (bias != nullptr && row < rows) add[h] = to_float(bias[tile.base + row]);
     }
 #pragma unroll
-    for (int s = 0; s < Shape::kColumns / 32; ++s) {
-      const uint32_t slab = computer.window + Layout::kSlabs + (group * Shape::kSlabs + s % Shape::kSlabs) * 4096;
+    for (int s = 0; s < Shape::kColumns / kRows; ++s) {
+      const uint32_t slab = computer.window + Layout::kSlabs + (group * kSlabs + s % kSlabs) * Layout::kSlabBytes;
       if constexpr (Shape::kTransposed) {
         // The thread's two rows of a fragment are neighbours in out.
+        const int column = computer.decoder.output_row(0) % 64;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const float* const d = computer.sums + s * 16 + i / 2 * 4 + i % 2;
           const int m = i / 2 * 8 + lane % 4 * 2 + i % 2;
-          const int chunk = warp * 2 + g / 4;
-          store_shared(slab + m * 128 + (chunk ^ (m & 7)) * 16 + g % 4 * 4, round_pair<T>(d[0], d[2]));
+          store_shared(slab + m * Layout::kSlabPitch + (column / 8 ^ (m & 7)) * 16 + column % 8 * 2,
+                       round_pair<T>(d[0], d[2]));
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < kRows / 16; ++i) {
           const float* const d = computer.sums + s * 16 + i * 8;
           uint32_t packed[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2] + add[j % 2], d[j * 2 + 1] + add[j % 2]);
           const int m = (i * 2 + lane / 16) * 8 + lane % 8;
           const int chunk = warp * 2 + (lane / 8 & 1);
-          store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
+          store_matrices_transposed(slab + m * Layout::kSlabPitch + (chunk ^ (m & 7)) * 16, packed);
         }
       }
       group_sync(kWgmmaGroupBarrier + group, 128);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kRows / 16; ++i) {
         const int m = thread / 8 + i * 16;
         const int chunk = thread % 8;
-        const uint4 v = load_shared<uint4>(slab + m * 128 + (chunk ^ (m & 7)) * 16);
-        const int64_t row = tile.m0 + s * 32 + m;
+        const uint4 v = load_shared<uint4>(slab + m * Layout::kSlabPitch + (chunk ^ (m & 7)) * 16);
+        const int64_t row = tile.m0 + s * kRows + m;
         const int64_t column = n + chunk * 8;
         if (row >= tile.m_end || column >= rows) continue;
         T* const to = out + row * rows + column;
@@ -85,7 +87,7 @@ __device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
           }
         }
       }
-      if constexpr (Shape::kSlabs == 1) group_sync(kWgmmaGroupBarrier + group, 128);
+      if constexpr (kSlabs == 1) group_sync(kWgmmaGroupBarrier + group, 128);
     }
   }
 }
@@ -95,9 +97,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Layout = WgmmaLayout<Shape>;
   const int tid = threadIdx.x;
-  const int warpgroup = tid / 128;
   const int lane = tid % 32;
-  const int warp = __shfl_sync(0xffffffff, tid / 32, 0) % 4;
+  const int block_warp = __shfl_sync(0xffffffff, tid / 32, 0);  // which makes it uniform
+  const int warpgroup = block_warp / 4;
+  const int warp = block_warp % 4;
   const uint32_t window = shared_address(dynamic_shared()) - Layout::kBase;
   if ((window & 0xffffff) != 0) __trap();
 
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     prefetch_map(&args.codes);
     for (int i = 0; i < Shape::kStages; ++i) {
       barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
-      barrier_init(window + Layout::kEmpty + i * 8, Shape::kGroups * 4);
+      barrier_init(window + Layout::kEmpty + i * 8, Shape::kRowGroups * 4);
     }
     for (int i = 0; i < 2; ++i) {
       barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
@@ -116,11 +119,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   }
   __syncthreads();
 
-  // Calls f(segment, tile, begin, stages) for each part of a tile that this block computes, from `begin` of the depth.
-  // Of experts, whole warps call it, and tiles are whole.
+  // Calls f(segment, tile, begin) for each part of a tile that this block computes, from `begin` of the depth. Of
+  // experts, whole warps call it, and tiles are whole.
   const auto for_segments = [&](auto f) {
     if constexpr (Shape::kGrouped) {
-      const int stages = static_cast<int>((args.depth + Shape::kStageDepth - 1) / Shape::kStageDepth);
       const int weight_rows = static_cast<int>(Shape::kTransposed ? args.depth : args.outputs);
       const uint32_t row_tiles = args.schedule.row_tiles;
       ExpertPieces<Shape::kColumns> pieces(args.offsets, args.experts, static_cast<int>(args.m));
@@ -129,16 +131,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         if (piece.expert < 0) break;
         const WgmmaTile tile{piece.begin, piece.end, static_cast<int>(i % row_tiles) * Layout::kRows,
                              piece.expert * weight_rows};
-        f(WgmmaSegment{0, 0, args.schedule.units}, tile, 0, stages);
+        f(WgmmaSegment{0, 0, args.schedule.units}, tile, 0);
         __syncwarp();
       }
     } else {
       for_each_segment(args.schedule, static_cast<int>(blockIdx.x), [&](const WgmmaSegment& s) {
         const WgmmaSchedule::Position at = args.schedule.position(s.tile);
-        const int begin = s.first * kWgmmaUnitDepth;
-        const int end = min(s.last * kWgmmaUnitDepth, static_cast<int>(args.depth));
         const WgmmaTile tile{at.m_tile * Shape::kColumns, static_cast<int>(args.m), at.row_tile * Layout::kRows, 0};
-        f(s, tile, begin, (end - begin + Shape::kStageDepth - 1) / Shape::kStageDepth);
+        f(s, tile, s.first * kWgmmaUnitDepth);
       });
     }
   };
@@ -146,26 +146,27 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   const auto weight_row = [](const WgmmaTile& tile, int begin) {
     return tile.base + (Shape::kTransposed ? begin : tile.n0);
   };
+  const auto stages = [](const WgmmaSegment& s) { return (s.last - s.first) * Shape::kUnitStages; };
   const auto weight_column = [](const WgmmaTile& tile, int begin) { return Shape::kTransposed ? tile.n0 : begin; };
 
   const WgmmaShares<WgmmaComputer<T, Shape>> all{args};
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
-    WgmmaLoader<Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
+    WgmmaLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
     wait_for_kernels_before();
     let_next_kernel_start();
     if (warp == 0) {
       if (Shape::kGrouped || lane == 0) {
         RingSlot<Shape::kStages> ring;
-        for_segments([&](const WgmmaSegment&, const WgmmaTile& tile, int begin, int stages) {
+        for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if (lane != 0) return;
-          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages);
+          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s));
         });
       }
     } else if (warp == 1) {
       if (!Shape::kGrouped && lane == 0) {
         int i = 0;
-        for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int, int) {
+        for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!args.schedule.is_shared(s)) return;
           barrier_wait(window + Layout::kShareLeft + i * 8, 0);
           const int shares = args.schedule.last_block(s.tile) - args.schedule.first_block(s.tile) + 1;
@@ -178,29 +179,25 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     } else {
       const int thread = tid - 64;
       RingSlot<Shape::kStages> ring;
-      const auto load_all = [&](auto pair, float offset) {
-        for_segments([&](const WgmmaSegment&, const WgmmaTile& tile, int begin, int stages) {
-          constexpr bool kPair = decltype(pair)::value;
+      loader.for_scale_kind([&](auto kind) {
+        using Kind = decltype(kind);
+        constexpr bool kNested = Kind::kPair && !Shape::kAffine;
+        if constexpr (kNested) loader.load_nested(thread);
+        const float offset = kNested ? *args.weight.offset : 0.0F;
+        for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if constexpr (Shape::kGrouped && Shape::kTransposed) {
             loader.rows = tile.base + static_cast<uint32_t>(args.depth);
           }
           const int n = weight_row(tile, begin);
           const int k = weight_column(tile, begin);
-          if (args.scale_count > 0) {
-            loader.template load_scale_vectors<kPair>(ring, n, k, stages, thread, offset);
+          if constexpr (Kind::kCount > 0) {
+            loader.template load_scale_vectors<Kind::kPair, Kind::kSize, Kind::kCount>(ring, n, k, stages(s), thread,
+                                                                                       offset);
           } else {
-            loader.template load_scales<kPair>(ring, n, k, stages, thread, offset);
+            loader.template load_scales<Kind::kPair>(ring, n, k, stages(s), thread, offset);
           }
         });
-      };
-      if constexpr (Shape::kAffine) {
-        load_all(std::true_type{}, 0.0F);
-      } else if (args.weight.nested_absmax != nullptr) {
-        loader.load_nested(thread);
-        load_all(std::true_type{}, *args.weight.offset);
-      } else {
-        load_all(std::false_type{}, 0.0F);
-      }
+      });
     }
     __syncwarp();
     if (args.schedule.splits > 1) {
@@ -210,16 +207,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   } else {
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
-    if (thread < 256) fill_table<Shape::kDecode>(window + Layout::kTable, args.values, thread);
+    if (thread < 256) fill_table(window + Layout::kTable, args.values, thread);
     wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
-    RingSlot<Shape::kStages> ring;
+    RingSlot<Shape::kUnits> ring;
     int i = 0;
-    for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int, int stages) {
-      computer.run(ring, stages);
+    for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
+      computer.run(ring, s.last - s.first);
       if constexpr (Shape::kGrouped) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
-      if (args.schedule.splits > 1) return add_splits(computer, args, tile.m0, tile.n0, thread);
+      if (args.schedule.splits == 2) return add_splits<2>(computer, args, tile.m0, tile.n0, thread);
+      if (args.schedule.splits == 4) return add_splits<4>(computer, args, tile.m0, tile.n0, thread);
+      if constexpr (Shape::kDepthGroups > 1) __trap();  // no such plan
       if (!args.schedule.is_shared(s)) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
       all.leave(computer, s.tile, thread);
       __syncwarp();
@@ -228,7 +227,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     });
     i = 0;
     if constexpr (!Shape::kGrouped) {
-      for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int, int) {
+      for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
         if (!args.schedule.is_shared(s)) return;
         barrier_wait(window + Layout::kShareCounted + i * 8, 0);
         if (load_shared<uint32_t>(window + Layout::kShareLast + i++ * 4) == 0) return;

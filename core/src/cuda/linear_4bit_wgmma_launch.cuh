@@ -4,11 +4,6 @@
 
 namespace qbits::cuda {
 
-// How scaled weights are decoded: fractions of 16 bits are exact for integers, and exact enough for bfloat16.
-template <class T, bool kAffine>
-inline constexpr WgmmaDecode kWgmmaWeights =
-    kAffine || std::is_same_v<T, __nv_bfloat16> ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
-
 // Runs the instantiation of a plan; each has a file of its own.
 template <class T, bool kAffine, bool kTransposed, bool kGrouped>
 void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stream);

@@ -15,12 +15,24 @@ struct WgmmaRawScale<true> {
   uint32_t second = 0;  // absmax of 256 scales, or an affine zero
 };
 
+// How scales come. kPair: two values make one, affine or double-quantized. kSize: bytes of the first, of which one load
+// brings kCount, for 256 (the gradient: 128) elements of a row; 0: each comes by itself.
+template <bool kPairOf, int kSizeOf, int kCountOf>
+struct WgmmaScaleKind {
+  static constexpr bool kPair = kPairOf;
+  static constexpr int kSize = kSizeOf;
+  static constexpr int kCount = kCountOf;
+};
+
 // The loading warpgroup: one warp for x, one for codes, two for scales.
-template <class Shape>
+template <class T, class Shape>
 struct WgmmaLoader {
   using Layout = WgmmaLayout<Shape>;
   static constexpr int kThreadRows = Layout::kScaleRows / kWgmmaScaleThreads;
-  static constexpr int kStageRuns = Layout::kScaleGroups / 2;                 // of 64, of a row in a stage
+  static constexpr int kRunGroups = 64 / Layout::kScaleRun;
+  static constexpr int kStageRuns = Layout::kScaleGroups / kRunGroups;  // of 64, of a row in a stage
+  static constexpr int kVectorStages = Shape::kTransposed ? 1 : Shape::kUnitStages;
+  static constexpr int kVectorRuns = kVectorStages * kStageRuns;
   static constexpr int kStepN = Shape::kTransposed ? Shape::kStageDepth : 0;  // from stage to stage
   static constexpr int kStepK = Shape::kTransposed ? 0 : Shape::kStageDepth;
 
@@ -28,19 +40,38 @@ struct WgmmaLoader {
   uint32_t window;
   uint32_t rows;  // of the weight: scales from there on count as 0
 
-  // Codes from element (n, k) of the weight on, and x from row m0, along the depth.
+  // Calls f with a WgmmaScaleKind. Each has code of its own, since a branch would wait for loads under way.
+  template <class F>
+  __device__ void for_scale_kind(const F& f) const {
+    const auto for_size = [&](auto pair, auto size) {
+      constexpr bool kPair = decltype(pair)::value;
+      constexpr int kSize = decltype(size)::value;
+      if (args.scale_count == 0) return f(WgmmaScaleKind<kPair, kSize, 0>());
+      if (args.scale_count == kVectorRuns) return f(WgmmaScaleKind<kPair, kSize, kVectorRuns>());
+      if (kVectorRuns > 2 && args.scale_count == 2) return f(WgmmaScaleKind<kPair, kSize, 2>());
+      f(WgmmaScaleKind<kPair, kSize, 1>());
+    };
+    if constexpr (Shape::kAffine) {
+      if (args.scale_size == 2) return for_size(std::true_type(), std::integral_constant<int, 2>());
+      for_size(std::true_type(), std::integral_constant<int, 4>());
+    } else {
+      if (args.weight.nested_absmax != nullptr) return for_size(std::true_type(), std::integral_constant<int, 1>());
+      for_size(std::false_type(), std::integral_constant<int, 4>());
+    }
+  }
+
   // Of x from row m0 and column `begin` on, of the weight from element (n, k) on.
   __device__ void load_stages(RingSlot<Shape::kStages>& ring, int m0, int begin, int n, int k, int stages) const {
     for (int stage = 0; stage < stages; ++stage) {
       const uint32_t full = window + Layout::kFull + ring.slot * 8;
       barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
-      barrier_arrive_expecting(full, Layout::kCodeBytes + Shape::kUnits * Layout::kXBytes);
+      barrier_arrive_expecting(full, Layout::kCodeBytes + Shape::kStageSteps * Layout::kXBytes);
       copy_box(window + Layout::kCodes + ring.slot * Layout::kCodeBytes, &args.codes, (k + stage * kStepK) / 2,
                n + stage * kStepN, full);
 #pragma unroll
-      for (int unit = 0; unit < Shape::kUnits; ++unit) {
-        copy_box(window + Layout::kX + (ring.slot * Shape::kUnits + unit) * Layout::kXBytes, &args.x,
-                 begin + (stage * Shape::kUnits + unit) * kWgmmaStepDepth, m0, full);
+      for (int step = 0; step < Shape::kStageSteps; ++step) {
+        copy_box(window + Layout::kX + (ring.slot * Shape::kStageSteps + step) * Layout::kXBytes, &args.x,
+                 begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth, m0, full);
       }
       ring.advance();
     }
@@ -76,22 +107,21 @@ struct WgmmaLoader {
     return (n * static_cast<uint32_t>(w.cols / 32) + k / 32) >> run_shift;
   }
 
+  // Without branches, which would wait for loads under way.
   __device__ float affine_value(uint32_t bits) const {
-    switch (args.weight.scale_dtype) {
-      case DType::BFloat16:
-        return __uint_as_float(bits << 16);
-      case DType::Float16:
-        return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-      default:
-        return __uint_as_float(bits);
-    }
+    const float half = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+    const float other = __uint_as_float(args.weight.scale_dtype == DType::Float32 ? bits : bits << 16);
+    return args.weight.scale_dtype == DType::Float16 ? half : other;
   }
 
   template <bool kPair>
   __device__ void store_scale(uint32_t scales, int row, int group, const WgmmaRawScale<kPair>& raw,
                               float offset) const {
     const uint32_t at = scales + group * Layout::kScaleGroupBytes + scale_place(row);
-    if constexpr (Shape::kAffine) {
+    if constexpr (Shape::kAffine && Shape::kDecode == WgmmaDecode::Sums) {
+      store_shared(at, affine_value(raw.first) * (1 / kZeroShift));
+      store_shared(at + Layout::kZeros, split_zero<T>(affine_value(raw.second)));
+    } else if constexpr (Shape::kAffine) {
       // A code q comes as the fraction shift + (q - 8) / 4.
       const float scale = affine_value(raw.first);
       store_shared(at, 4.0F * scale);
@@ -131,58 +161,41 @@ struct WgmmaLoader {
     uint32_t word[4];
   };
 
-  __device__ static Vector load_vector(const void* array, size_t first, int bytes) {
+  template <int kBytes>
+  __device__ static Vector load_vector(const void* array, size_t first) {
     const uint8_t* const at = static_cast<const uint8_t*>(array) + first;
     Vector v;
-    switch (bytes) {
-      case 16: {
-        const uint4 w = __ldg(reinterpret_cast<const uint4*>(at));
-        v.word[0] = w.x;
-        v.word[1] = w.y;
-        v.word[2] = w.z;
-        v.word[3] = w.w;
-        break;
-      }
-      case 8: {
-        const uint2 w = __ldg(reinterpret_cast<const uint2*>(at));
-        v.word[0] = w.x;
-        v.word[1] = w.y;
-        break;
-      }
-      case 4:
-        v.word[0] = __ldg(reinterpret_cast<const uint32_t*>(at));
-        break;
-      case 2:
-        v.word[0] = __ldg(reinterpret_cast<const uint16_t*>(at));
-        break;
-      default:
-        v.word[0] = __ldg(at);
+    if constexpr (kBytes == 16) {
+      const uint4 w = __ldg(reinterpret_cast<const uint4*>(at));
+      v.word[0] = w.x;
+      v.word[1] = w.y;
+      v.word[2] = w.z;
+      v.word[3] = w.w;
+    } else if constexpr (kBytes == 8) {
+      const uint2 w = __ldg(reinterpret_cast<const uint2*>(at));
+      v.word[0] = w.x;
+      v.word[1] = w.y;
+    } else if constexpr (kBytes == 4) {
+      v.word[0] = __ldg(reinterpret_cast<const uint32_t*>(at));
+    } else if constexpr (kBytes == 2) {
+      v.word[0] = __ldg(reinterpret_cast<const uint16_t*>(at));
+    } else {
+      v.word[0] = __ldg(at);
     }
     return v;
   }
 
-  __device__ static uint32_t element(const Vector& v, int i, int size) {
-    if (size == 4) return v.word[i];
-    if (size == 2) return i % 2 == 0 ? v.word[i / 2] & 0xffff : v.word[i / 2] >> 16;
+  template <int kSize>
+  __device__ static uint32_t element(const Vector& v, int i) {
+    if constexpr (kSize == 4) return v.word[i];
+    if constexpr (kSize == 2) return i % 2 == 0 ? v.word[i / 2] & 0xffff : v.word[i / 2] >> 16;
     return v.word[0] >> (8 * i) & 0xff;
   }
 
-  // The bits of the scale of run `run` of 64, of the kVectorRuns that a vector covers.
-  __device__ uint32_t run_of(const Vector& v, int run, int size) const {
-    if (args.scale_count == kVectorRuns) return element(v, run, size);
-    if (args.scale_count == 2) return element(v, run / 2, size);
-    return element(v, 0, size);
-  }
-
-  static constexpr int kVectorStages = Shape::kTransposed ? 1 : kWgmmaUnitDepth / Shape::kStageDepth;
-  static constexpr int kVectorRuns = kVectorStages * kStageRuns;
-
-  // kPair: a scale is two values, affine or double-quantized.
-  template <bool kPair>
+  template <bool kPair, int kSize, int kCount>
   __device__ void load_scale_vectors(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
                                      float offset) {
-    constexpr int kAhead = kThreadRows == 2 ? 2 : 1;
-    const int size = Shape::kAffine ? args.scale_size : kPair ? 1 : 4;
+    constexpr int kAhead = kThreadRows <= 2 ? 2 : 1;
     struct Row {
       Vector first;
       Vector second;  // of affine zeros; word 0: absmax of 256 scales
@@ -199,10 +212,10 @@ struct WgmmaLoader {
           continue;
         }
         const uint32_t position = scale_position(row, k);
-        const size_t at = size_t{position} * size;
-        raw[i].first = load_vector(args.weight.scales, at, size * args.scale_count);
+        const size_t at = size_t{position} * kSize;
+        raw[i].first = load_vector<kSize * kCount>(args.weight.scales, at);
         if constexpr (Shape::kAffine) {
-          raw[i].second = load_vector(args.weight.zeros, at, size * args.scale_count);
+          raw[i].second = load_vector<kSize * kCount>(args.weight.zeros, at);
         } else if constexpr (kPair) {
           raw[i].second.word[0] =
               __ldg(reinterpret_cast<const uint32_t*>(args.weight.nested_absmax) + position / kNestedBlockSize);
@@ -218,9 +231,12 @@ struct WgmmaLoader {
         const int row = i / kStageRuns;
         const int run = part * kStageRuns + i % kStageRuns;
         WgmmaRawScale<kPair> one;
-        one.first = run_of(raw[row].first, run, size);
-        if constexpr (kPair) one.second = Shape::kAffine ? run_of(raw[row].second, run, size) : raw[row].second.word[0];
-        store_scale(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * 2, one, offset);
+        const int element_of_run = run * kCount / kVectorRuns;
+        one.first = element<kSize>(raw[row].first, element_of_run);
+        if constexpr (kPair) {
+          one.second = Shape::kAffine ? element<kSize>(raw[row].second, element_of_run) : raw[row].second.word[0];
+        }
+        store_scale(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, one, offset);
       }
       __syncwarp();
       if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
@@ -267,15 +283,16 @@ struct WgmmaLoader {
       if (args.wide_groups) {
 #pragma unroll
         for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
-          store_scale(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * 2, raw[i], offset);
+          store_scale(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, raw[i],
+                      offset);
         }
       } else {
 #pragma unroll 1
         for (int i = 0; i < kThreadRows * Layout::kScaleGroups; ++i) {
           const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
           const int group = i % Layout::kScaleGroups;
-          store_scale(scales, row, group, start_at(n0 + row + stage * kStepN, k0 + group * 32 + stage * kStepK),
-                      offset);
+          store_scale(scales, row, group,
+                      start_at(n0 + row + stage * kStepN, k0 + group * Layout::kScaleRun + stage * kStepK), offset);
         }
       }
       __syncwarp();

@@ -36,6 +36,7 @@ __device__ inline uint64_t tile_descriptor(uint32_t address) {
 #define QBITS_D64(d, i) QBITS_D32(d, i), QBITS_D32(d, i + 32)
 #define QBITS_D128(d, i) QBITS_D64(d, i), QBITS_D64(d, i + 64)
 
+#define QBITS_SUMS_16 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define QBITS_SUMS_32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define QBITS_SUMS_64                                      \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
@@ -70,12 +71,14 @@ __device__ inline uint64_t tile_descriptor(uint32_t address) {
       QBITS_WGMMA(#n, "bf16", sums, a0, a1, a2, a3, b, keep, QBITS_OPERANDS_##n);                        \
     }                                                                                                    \
   }
+#define QBITS_OPERANDS_16 QBITS_D8(d, 0)
 #define QBITS_OPERANDS_32 QBITS_D16(d, 0)
 #define QBITS_OPERANDS_64 QBITS_D32(d, 0)
 #define QBITS_OPERANDS_128 QBITS_D64(d, 0)
 #define QBITS_OPERANDS_256 QBITS_D128(d, 0)
 
 // d = a b + (keep_sums ? d : 0)
+QBITS_WGMMA_OVERLOAD(16, 8, QBITS_SUMS_16, "8", "9", "10", "11", "12", "13")
 QBITS_WGMMA_OVERLOAD(32, 16, QBITS_SUMS_32, "16", "17", "18", "19", "20", "21")
 QBITS_WGMMA_OVERLOAD(64, 32, QBITS_SUMS_64, "32", "33", "34", "35", "36", "37")
 QBITS_WGMMA_OVERLOAD(128, 64, QBITS_SUMS_128, "64", "65", "66", "67", "68", "69")

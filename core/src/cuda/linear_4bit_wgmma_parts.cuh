@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_mma_parts.cuh"
 #include "cuda/linear_4bit_ptx.cuh"
 #include "cuda/linear_4bit_wgmma_mma.cuh"
@@ -9,15 +10,19 @@
 
 namespace qbits::cuda {
 
-inline constexpr float kFractionShift = 4.0F;  // Weights16: added to values, a power of two so that it leaves exactly
+inline constexpr float kFractionShift = 4.0F;    // Weights: added to values, a power of two so that it leaves exactly
+inline constexpr float kZeroShift = 1.0F / 256;  // Sums of affine codes: of operands, lest large zeros overflow float16
 inline constexpr int kWgmmaScaleThreads = 64;
 inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
 
-// What a block computes, and its rings.
+// What a block computes, and its rings. One group of 64 weight rows: two warpgroups share its depth, of each unit the
+// first half and the second.
 template <int kColumnsOf, int kGroupsOf, WgmmaDecode kDecodeOf, bool kAffineOf, bool kTransposedOf, bool kGroupedOf>
 struct WgmmaShape {
   static constexpr int kColumns = kColumnsOf;
-  static constexpr int kGroups = kGroupsOf;  // computing warpgroups
+  static constexpr int kRowGroups = kGroupsOf;  // of 64 weight rows
+  static constexpr int kDepthGroups = kRowGroups == 1 ? 2 : 1;
+  static constexpr int kGroups = kRowGroups * kDepthGroups;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
   static constexpr bool kTransposed = kTransposedOf;  // the gradient
@@ -28,9 +33,11 @@ struct WgmmaShape {
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kComputeThreads = 128 * kGroups;
   static constexpr int kStageDepth = wgmma_stage_depth(kColumns);
-  static constexpr int kUnits = kStageDepth / kWgmmaStepDepth;  // of a stage, each with a tile of x
-  static constexpr int kStages = kColumns == 256 ? 4 : kColumns == 128 ? 3 : kColumns == 64 ? 5 : 6;
-  static constexpr int kSlabs = kGroups == 2 && kColumns < 256 ? 2 : 1;  // of each warpgroup, on the way out
+  static constexpr int kStageSteps = kStageDepth / kWgmmaStepDepth;  // each with a tile of x
+  static constexpr int kUnitStages = kWgmmaUnitDepth / kStageDepth;
+  static constexpr int kUnits = kColumns == 256 ? 1 : kColumns == 128 ? 2 : kColumns == 64 || kGroups > 2 ? 3 : 4;
+  static constexpr int kStages = kUnits * kUnitStages;  // of the ring
+  static_assert(kUnitStages % kDepthGroups == 0);
   // A launch gives 168 registers to each of 384 threads, 128 to each of 512.
   static constexpr int kLoadRegisters = 56;
   static constexpr int kComputeRegisters = kGroups == 2 ? 224 : 152;
@@ -72,22 +79,28 @@ inline constexpr int kWgmmaTurnThreads = 256;
 
 template <class Shape>
 struct WgmmaLayout {
-  static constexpr int kRows = Shape::kGroups * 64;
+  static constexpr int kRows = Shape::kRowGroups * 64;
   static constexpr int kXBytes = Shape::kColumns * 128;
   static constexpr int kCodeBytes = kRows * Shape::kStageDepth / 2;
-  // Scales are kept for runs of 32. They lie in the gaps of the table, 32 in each.
+  // Scales are kept for runs of 32, of 64 where sums are scaled. They lie in the gaps of the table, 32 in each. Slabs,
+  // which hold 32 rows of out on their way there, take the gaps that are left.
+  static constexpr int kScaleRun = Shape::kDecode == WgmmaDecode::Sums ? 64 : 32;
   static constexpr int kScaleRows = Shape::kTransposed ? Shape::kStageDepth : kRows;
-  static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / 32;
+  static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / kScaleRun;
   static constexpr int kScaleGroupBytes = kScaleRows / 32 * kTablePitch;
   static constexpr int kZeros = kScaleGroups * kScaleGroupBytes;  // of affine codes, from their scales
   static constexpr int kScaleBytes = kZeros * (Shape::kAffine ? 2 : 1);
   static constexpr uint32_t kBase = 1024;
   static constexpr uint32_t kTable = kBase;
   static constexpr uint32_t kScales = kTable + kTableLine;
+  static constexpr int kSlabPitch = kTablePitch;  // from row to row
+  static constexpr int kSlabBytes = 32 * kSlabPitch;
+  static constexpr uint32_t kSlabs = kScales + Shape::kStages * kScaleBytes;
+  static constexpr int kGroupSlabs = (256 * kTablePitch - Shape::kStages * kScaleBytes) / kSlabBytes / Shape::kGroups;
+  static_assert(kGroupSlabs >= 1);
   static constexpr uint32_t kX = kTable + 256 * kTablePitch;
-  static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kUnits * kXBytes;
-  static constexpr uint32_t kSlabs = kCodes + Shape::kStages * kCodeBytes;
-  static constexpr uint32_t kNested = kSlabs + Shape::kGroups * Shape::kSlabs * 4096;
+  static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kStageSteps * kXBytes;
+  static constexpr uint32_t kNested = kCodes + Shape::kStages * kCodeBytes;
   static constexpr uint32_t kFull = kNested + 1024;
   static constexpr uint32_t kEmpty = kFull + Shape::kStages * 8;
   // Of the block's first and last shared tile: its sums are left, its share is counted, and whether it was the last.
@@ -98,9 +111,9 @@ struct WgmmaLayout {
   static constexpr int kBytes = kEnd - kBase;
   // Sums on their way to another block of the cluster, in place of the ring; fragments store without bank conflicts.
   static constexpr int kSumPitch = kRows + 4;
-  static_assert(Shape::kColumns * kSumPitch * 4 <= static_cast<int>(kSlabs - kX));
+  static constexpr int kSumBytes = Shape::kColumns * kSumPitch * 4;  // of a depth group
+  static_assert(Shape::kDepthGroups * kSumBytes <= static_cast<int>(kNested - kX));
   static_assert(kBytes <= 227 * 1024 && kX % 1024 == 0 && kCodes % 1024 == 0);
-  static_assert(Shape::kStages * kScaleBytes <= 256 * kTablePitch);
 };
 
 // A position in a ring of stages and the parity of its barriers.
@@ -110,31 +123,46 @@ struct RingSlot {
   uint32_t parity = 0;
 
   __device__ void advance() {
-    if (++slot == kStages) {
+    if (kStages == 1 || ++slot == kStages) {
       slot = 0;
       parity ^= 1;
     }
   }
 };
 
-// Value pairs of the 256 bytes, the high nibble first. Pairs of 16-bit values are repeated for 32 lanes, pairs of
-// floats for 16: no two lanes that are served together share a bank.
-template <WgmmaDecode kDecode>
-__device__ void fill_table(uint32_t table, const uint32_t (&values)[16], int byte) {
-  uint4 line;
-  if constexpr (kDecode == WgmmaDecode::Weights32) {
-    line = make_uint4(values[byte >> 4], values[byte & 15], values[byte >> 4], values[byte & 15]);
-  } else {
-    const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
-    line = make_uint4(pair, pair, pair, pair);
+// Value pairs of the 256 bytes, the high nibble first, repeated for 32 lanes: no two lanes share a bank.
+__device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], int byte) {
+  const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
+  for (int i = 0; i < 8; ++i) {
+    store_shared(table + byte * kTablePitch + ((i + byte) & 7) * 16, make_uint4(pair, pair, pair, pair));
   }
-  for (int i = 0; i < 8; ++i) store_shared(table + byte * kTablePitch + ((i + byte) & 7) * 16, line);
+}
+
+// Sums of affine codes: a zero less 8, shifted, as two numbers of T, the first in the low half. From a code less 8 the
+// first subtracts exactly, for both are multiples of a power of two by which their difference is under 2^(significand
+// bits); so that the second rounds the difference to the zero once.
+template <class T>
+__device__ uint32_t split_zero(float zero) {
+  constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));
+  const float z = (zero - 8.0F) * kZeroShift;
+  const float bound = fabsf(z) + 8.0F * kZeroShift;
+  if (!(bound < 0x1p24F)) return pack<T>(z, 0.0F);
+  const float power = __uint_as_float((__float_as_uint(bound) & 0x7f800000) + 0x00800000);  // over bound
+  const float first = __fsub_rn(__fadd_rn(z, power * kRound), power * kRound);
+  return pack<T>(first, z - first);
+}
+
+template <class T>
+__device__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  const Pair difference = __hsub2(reinterpret_cast<const Pair&>(a), reinterpret_cast<const Pair&>(b));
+  return reinterpret_cast<const uint32_t&>(difference);
 }
 
 // Scales of one row for 32 elements as the decoder wants them.
 struct WgmmaScale {
   float scale;
-  float zero;  // Weights16: what is added to scaled fractions
+  float zero;  // Weights: what is added to scaled fractions
 };
 
 template <class Shape>
@@ -142,46 +170,30 @@ __device__ WgmmaScale make_scale(float scale, float zero) {
   return {scale, Shape::kAffine ? zero : -kFractionShift * scale};
 }
 
-// What the table says of a byte.
-struct ValuePair {
-  uint32_t bits;  // Sums: an operand register
-  float first;    // Weights: of the two codes, before the scale
-  float second;
-};
-
-// The bits of a lane's copy of the table in an offset.
-template <WgmmaDecode kDecode>
-__device__ uint32_t lane_copy(int lane) {
-  return kDecode == WgmmaDecode::Weights32 ? lane % 16 * 8 : lane * 4;
-}
-
 // The place in gaps of a row of scales.
 __device__ constexpr uint32_t scale_place(uint32_t row) { return row / 32 * kTablePitch + row % 32 * 4; }
 
-// `offset`: the byte times kTablePitch, with the lane's copy in the low bits.
-template <WgmmaDecode kDecode, uint32_t kTable>
-__device__ ValuePair look_up(uint32_t offset) {
-  ValuePair pair{};
+// What the table says of a byte. `offset`: the byte times kTablePitch, four times the lane in the low bits.
+template <uint32_t kTable>
+__device__ uint32_t look_up(uint32_t offset) {
+  uint32_t pair = 0;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (kDecode == WgmmaDecode::Weights32) {
-    asm("ld.shared.v2.f32 {%0,%1}, [%2+%3];\n" : "=f"(pair.first), "=f"(pair.second) : "r"(offset), "n"(kTable));
-  } else {
-    asm("ld.shared.b32 %0, [%1+%2];\n" : "=r"(pair.bits) : "r"(offset), "n"(kTable));
-  }
-  if constexpr (kDecode == WgmmaDecode::Weights16) {
-    // The middle 16 bits of a float in [2, 8) each.
-    pair.first = __uint_as_float(__byte_perm(pair.bits, 0x40000000, 0x7104));
-    pair.second = __uint_as_float(__byte_perm(pair.bits, 0x40000000, 0x7324));
-  }
+  asm("ld.shared.b32 %0, [%1+%2];\n" : "=r"(pair) : "r"(offset), "n"(kTable));
 #endif
   return pair;
 }
 
-// A weight in float32, rounded once at most.
-template <class Shape>
-__device__ float scaled(float value, const WgmmaScale& s) {
-  if constexpr (Shape::kDecode == WgmmaDecode::Weights16) return fmaf(value, s.scale, s.zero);
-  return __fmul_rn(value, s.scale);
+// Weights: the first, and the second, of a pair of fractions, scaled in float32. A fraction is the middle 16 bits of a
+// float in [2, 8), of which `top` has the rest.
+__device__ inline float scaled_first(uint32_t pair, uint32_t top, const WgmmaScale& s) {
+  return fmaf(__uint_as_float(__byte_perm(pair, top, 0x7104)), s.scale, s.zero);
 }
+__device__ inline float scaled_second(uint32_t pair, uint32_t top, const WgmmaScale& s) {
+  return fmaf(__uint_as_float(__byte_perm(pair, top, 0x7324)), s.scale, s.zero);
+}
+
+// The rest of a fraction, as something the compiler does not know: the selectors shall be the constants in the
+// instructions. The window's low bits are 0.
+__device__ inline uint32_t fraction_top(uint32_t window) { return 0x40000000 | (window & 0xffffff); }
 
 }  // namespace qbits::cuda

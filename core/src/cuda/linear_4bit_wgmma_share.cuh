@@ -60,25 +60,35 @@ struct WgmmaShares {
     }
   }
 
-  // The sums of all shares.
+  // The sums of all shares, some of which are under way at once.
   __device__ void gather(Computer& computer, int tile, int thread) const {
-    constexpr int kBatch = kSums < 32 ? kSums : 32;  // loads in flight, in floats
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) computer.sums[i] = 0.0F;
+    constexpr int kPart = kSums < 32 ? kSums : 32;
+    constexpr int kAtOnce = kSums > 64 ? 1 : 4;  // as registers allow
+    const int first = args.schedule.first_block(tile);
     const int last = args.schedule.last_block(tile);
-    for (int b = args.schedule.first_block(tile); b <= last; ++b) {
-      const float4* const from = share(tile, b, thread);
 #pragma unroll
-      for (int part = 0; part < kSums; part += kBatch) {
-        float4 batch[kBatch / 4];
+    for (int part = 0; part < kSums; part += kPart) {
 #pragma unroll
-        for (int i = 0; i < kBatch / 4; ++i) batch[i] = __ldcg(from + (part / 4 + i) * kThreads);
+      for (int i = 0; i < kPart; ++i) computer.sums[part + i] = 0.0F;
+      for (int block = first; block <= last; block += kAtOnce) {
+        float4 shares[kAtOnce][kPart / 4];
 #pragma unroll
-        for (int i = 0; i < kBatch / 4; ++i) {
-          computer.sums[part + i * 4] += batch[i].x;
-          computer.sums[part + i * 4 + 1] += batch[i].y;
-          computer.sums[part + i * 4 + 2] += batch[i].z;
-          computer.sums[part + i * 4 + 3] += batch[i].w;
+        for (int j = 0; j < kAtOnce; ++j) {
+          const bool exists = block + j <= last;
+          const float4* const from = share(tile, exists ? block + j : last, thread) + part / 4 * kThreads;
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) shares[j][i] = exists ? __ldcg(from + i * kThreads) : float4{};
+        }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) {
+            float* const sums = computer.sums + part + i * 4;
+            sums[0] += shares[j][i].x;
+            sums[1] += shares[j][i].y;
+            sums[2] += shares[j][i].z;
+            sums[3] += shares[j][i].w;
+          }
         }
       }
     }
@@ -86,46 +96,64 @@ struct WgmmaShares {
 };
 
 // Where the blocks of a cluster share a tile: its sums are added in their order, each block writes some rows of out.
-template <class T, class Shape>
+template <int kSplits, class T, class Shape>
 __device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int m0, int n0, int thread) {
   using Layout = WgmmaLayout<Shape>;
   constexpr int kPitch = Layout::kSumPitch;
   const int t = thread % 4;
-  const int splits = args.schedule.splits;
+  const uint32_t own = computer.window + Layout::kX + computer.group / Shape::kRowGroups * Layout::kSumBytes;
   group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);  // nobody reads the rings any more
 #pragma unroll
   for (int i = 0; i < Shape::kColumns / 2; ++i) {
     const int m = i / 4 * 8 + 2 * t + i % 2;
     const int n = computer.decoder.output_row(i % 4 / 2);
-    store_shared(computer.window + Layout::kX + (m * kPitch + n) * 4, computer.sums[i]);
+    store_shared(own + (m * kPitch + n) * 4, computer.sums[i]);
   }
   cluster_sync();
   const int64_t rows = args.outputs;
   const T* const bias = static_cast<const T*>(args.bias);
   T* const out = static_cast<T*>(args.out);
   constexpr int kVectors = Layout::kRows / 4;
-  const int share = Shape::kColumns / splits;
-  for (int e = thread; e < share * kVectors; e += Shape::kComputeThreads) {
-    const int m = static_cast<int>(cluster_rank()) * share + e / kVectors;
-    const int n = e % kVectors * 4;
-    if (m0 + m >= args.m || n0 + n >= rows) continue;
+  constexpr int kShare = Shape::kColumns / kSplits;
+  constexpr int kMine = (kShare * kVectors + Shape::kComputeThreads - 1) / Shape::kComputeThreads;
+  constexpr bool kAll = kMine * Shape::kComputeThreads == kShare * kVectors;  // threads have something to do
+  constexpr int kParts = kSplits * Shape::kDepthGroups;
+  const int first = static_cast<int>(cluster_rank()) * kShare;
+  const auto m_of = [&](int i) { return first + (thread + i * Shape::kComputeThreads) / kVectors; };
+  const auto n_of = [&](int i) { return (thread + i * Shape::kComputeThreads) % kVectors * 4; };
+  // All are under way before the first is added.
+  float4 parts[kMine][kParts];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      const uint32_t from = computer.window + Layout::kX + p % Shape::kDepthGroups * Layout::kSumBytes;
+      parts[i][p] = load_cluster(from + (m_of(i) * kPitch + n_of(i)) * 4, p / Shape::kDepthGroups);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int m = m_of(i);
+    const int n = n_of(i);
+    if (m0 + m >= args.m || n0 + n >= rows || (!kAll && m >= first + kShare)) continue;
     float4 sum{};
-    for (int s = 0; s < splits; ++s) {
-      const float4 v = load_cluster(computer.window + Layout::kX + (m * kPitch + n) * 4, s);
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      const float4& v = parts[i][p];
       sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
     }
     const float values[4] = {sum.x, sum.y, sum.z, sum.w};
     alignas(8) T rounded[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float add = bias != nullptr && n0 + n + i < rows ? to_float(bias[n0 + n + i]) : 0.0F;
-      rounded[i] = from_float<T>(values[i] + add);
+    for (int j = 0; j < 4; ++j) {
+      const float add = bias != nullptr && n0 + n + j < rows ? to_float(bias[n0 + n + j]) : 0.0F;
+      rounded[j] = from_float<T>(values[j] + add);
     }
     T* const to = out + int64_t{m0 + m} * rows + n0 + n;
     if (rows % 4 == 0) {
       *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
     } else {
-      for (int i = 0; i < 4 && n0 + n + i < rows; ++i) to[i] = rounded[i];
+      for (int j = 0; j < 4 && n0 + n + j < rows; ++j) to[j] = rounded[j];
     }
   }
 }

@@ -8,7 +8,6 @@ namespace qbits::cuda {
 
 template <class T, bool kAffine, bool kTransposed, bool kGrouped>
 void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stream) {
-  constexpr WgmmaDecode kWeights = kWgmmaWeights<T, kAffine>;
   const auto is = [&](int columns, int groups, WgmmaDecode decode) {
     return plan.columns == columns && plan.groups == groups && plan.decode == decode;
   };
@@ -16,17 +15,22 @@ void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stre
   if (is(columns, groups, decode))                                                                                \
     return launch_wgmma_shape<T, WgmmaShape<columns, groups, decode, kAffine, kTransposed, kGrouped>>(args, plan, \
                                                                                                       stream);
-  QBITS_WGMMA_TILE(256, 2, kWeights)
-  QBITS_WGMMA_TILE(128, 2, kWeights)
+  QBITS_WGMMA_TILE(256, 2, WgmmaDecode::Weights)
+  QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Weights)
   if constexpr (!kTransposed) {
-    QBITS_WGMMA_TILE(64, 2, kWeights)
+    QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Weights)
     if constexpr (!kAffine) {
       QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Sums)
-      QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
-      QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
-      if constexpr (!kGrouped) {
-        QBITS_WGMMA_TILE(32, 3, WgmmaDecode::Sums)
-      }
+    }
+    QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
+    QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
+    if constexpr (!kGrouped) {
+      QBITS_WGMMA_TILE(32, 3, WgmmaDecode::Sums)
+      QBITS_WGMMA_TILE(32, 1, WgmmaDecode::Sums)
+      QBITS_WGMMA_TILE(64, 1, WgmmaDecode::Sums)
+      QBITS_WGMMA_TILE(16, 3, WgmmaDecode::Sums)
+      QBITS_WGMMA_TILE(16, 2, WgmmaDecode::Sums)
+      QBITS_WGMMA_TILE(16, 1, WgmmaDecode::Sums)
     }
   }
 #undef QBITS_WGMMA_TILE

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "ops/ceil_div.h"
@@ -21,17 +22,13 @@ struct Tile {
   double finish;  // to write the sums
 };
 
-constexpr double kLaunch = 3.0;         // from launch to the first product
-constexpr double kCluster = 1.5;        // for the blocks of a cluster to add their sums
-constexpr double kSharing = 1.0;        // for the sums of shared tiles, and for each share of one,
-constexpr double kShare = 1.2;          // to hear of it,
-constexpr double kShareBytes = 80'000;  // and a microsecond to leave and take so much
-constexpr double kApart = 1.15;         // by which wide tiles are slower where blocks are apart in depth and share no x
-
-// Where scales are in the weights, fractions of 16 bits are the cheaper decoder where they do.
-WgmmaDecode weights_decode(const Linear4bitProblem& p) {
-  return p.coding == Coding::Affine || p.dtype == DType::BFloat16 ? WgmmaDecode::Weights16 : WgmmaDecode::Weights32;
-}
+constexpr double kLaunch = 2.2;            // from launch to the first product
+constexpr double kCluster[] = {1.9, 2.7};  // for the blocks of a cluster of 2, of 4 to add their sums
+constexpr double kSharing = 2.8;           // for the sums of shared tiles, and for each share of one,
+constexpr double kShare = 0.65;            // to hear of it,
+constexpr double kShareBytes = 74'000;     // and a microsecond to leave and take so much
+constexpr double kWideApart = 1.5;         // a stage of wide tiles that do not keep step,
+constexpr double kApart = 1.15;            // and by how much it is slower where they are apart in depth and share no x
 
 std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   if (p.compute_capability != 90) return "compute capability is not 9.0";
@@ -43,27 +40,33 @@ std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   return "";
 }
 
-struct Timed {
-  WgmmaPlan plan;
-  double time;
-};
-
 // Every plan of a problem without obstacle.
-std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
-  const WgmmaDecode weights = weights_decode(p);
-  const bool sums = !transposed && p.coding == Coding::Codebook && p.block_size % 64 == 0 && p.k % 64 == 0;
-  const double slower = weights == WgmmaDecode::Weights32 ? 1.1 : 1.0;
-  const Tile tiles[] = {{256, 2, weights, 1.50 * slower, 1.5}, {128, 2, weights, 1.06 * slower, 1.0},
-                        {64, 2, weights, 0.80 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.98, 1.0},
-                        {64, 2, WgmmaDecode::Sums, 0.61, 0.7}, {32, 3, WgmmaDecode::Sums, 0.70, 0.5},
-                        {32, 2, WgmmaDecode::Sums, 0.50, 0.5}};
+std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) {
+  const bool sums = !transposed && p.block_size % 64 == 0 && p.k % 64 == 0;
+  const double with_zeros = p.coding == Coding::Affine ? 1.15 : 1.0;
+  // Wide tiles of the same weight rows, one after the other in x, share codes in the L2 as long as they keep step.
+  const int64_t m_tiles = ceil_div(p.m, 256);
+  const double wide = transposed ? 1.45 : 1.33 + 0.17 / static_cast<double>(m_tiles);
+  const Tile tiles[] = {
+      {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, transposed ? 1.20 : 0.97, 1.0},
+      {64, 2, WgmmaDecode::Weights, 0.72, 0.7},           {128, 2, WgmmaDecode::Sums, 0.92, 1.0},
+      {64, 2, WgmmaDecode::Sums, 0.61 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
+      {32, 3, WgmmaDecode::Sums, 0.63 * with_zeros, 0.5}, {32, 2, WgmmaDecode::Sums, 0.45 * with_zeros, 0.5},
+      {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.57 * with_zeros, 0.5},
+      {16, 2, WgmmaDecode::Sums, 0.41 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
+  };
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
   const int64_t depth = transposed ? p.n : p.k;
-  std::vector<Timed> found;
+  std::vector<WgmmaPlan> found;
+  const auto add = [&](WgmmaPlan plan, double time) {
+    plan.time = time;
+    found.push_back(std::move(plan));
+  };
   for (const Tile& tile : tiles) {
     if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && (tile.columns < 128 || tile.groups > 2))) continue;
-    if (grouped && tile.groups != 2) continue;
+    if (tile.decode == WgmmaDecode::Sums && tile.columns == 128 && p.coding == Coding::Affine) continue;  // registers
+    if (grouped && (tile.groups != 2 || tile.columns < 32)) continue;
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);
     const int64_t tiles = likely_pieces(p, tile.columns) * row_tiles;
     const int64_t most = max_pieces(p, tile.columns) * row_tiles;
@@ -75,33 +78,41 @@ std::vector<Timed> timed_plans(const Linear4bitProblem& p, bool transposed) {
     WgmmaPlan plan{.columns = tile.columns, .groups = tile.groups, .decode = tile.decode};
     plan.blocks = blocks;
     plan.whole_tiles = tiles;
-    found.push_back({plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks))});
+    if (tile.groups > 1) add(plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks)));
     if (grouped) continue;  // how many tiles there are, by which to share them, only the device knows
     for (const int splits : {2, 4}) {
       if (units < splits || tiles > linear_4bit_resident_clusters(p.sm_count, splits)) continue;
       WgmmaPlan split = plan;
       split.splits = splits;
       split.blocks = tiles * splits;
-      found.push_back({split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster});
+      add(split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster[splits / 4]);
     }
-    // The tiles of the last wave are shared, or of the last two.
+    if (tile.groups == 1) continue;
+    // The tiles of the last wave are shared, or of the last two; or each by as many blocks as there are for it, which
+    // then have no other.
     const int64_t waves = tiles / p.sm_count;
-    plan.blocks = std::min<int64_t>(p.sm_count, tiles * units);
-    for (const int64_t whole_waves : {waves, waves - 1}) {
+    const auto share = [&](int64_t whole_waves, int64_t share_blocks) {
+      plan.blocks = std::min<int64_t>(share_blocks, tiles * units);
       plan.whole_tiles = whole_waves * p.sm_count;
       plan.shared_tiles = tiles - plan.whole_tiles;
-      if (whole_waves < 0 || plan.shared_tiles == 0 || units == 1) continue;
-      if ((plan.shared_tiles * units + 1) * (plan.blocks + 1) > kMaxInt32) continue;
+      if (whole_waves < 0 || plan.shared_tiles == 0 || units == 1) return;
+      if ((plan.shared_tiles * units + 1) * (plan.blocks + 1) > kMaxInt32) return;
       const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
       plan.workspace_bytes = 2 * plan.blocks * (tile_bytes + 8);
       const double share_units = static_cast<double>(ceil_div(plan.shared_tiles * units, plan.blocks));
-      const double apart = tile.columns == 256 ? kApart * unit : unit;
-      const double shares = 1.0 + static_cast<double>(units) / share_units;
-      found.push_back({plan, kLaunch + whole * static_cast<double>(whole_waves) + apart * share_units + tile.finish +
-                                 kSharing + shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes)});
-    }
+      // Shared wide tiles do not keep step, nor do the whole ones after them.
+      const double step = tile.columns == 256 ? kWideApart * (kWgmmaUnitDepth / 128) : unit;
+      const double apart = tile.columns == 256 ? kApart * step : step;
+      const double full = tile.finish + step * static_cast<double>(units);
+      const bool even = plan.blocks % plan.shared_tiles == 0;  // otherwise blocks have parts of two tiles
+      const double shares = static_cast<double>(units) / share_units + (even ? 0.0 : 1.0);
+      add(plan, kLaunch + full * static_cast<double>(whole_waves) + apart * share_units + tile.finish + kSharing +
+                    shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes));
+    };
+    share(waves, p.sm_count);
+    share(waves - 1, p.sm_count);
+    if (p.sm_count / tiles > 1 && p.sm_count % tiles != 0) share(0, p.sm_count / tiles * tiles);
   }
-  for (Timed& timed : found) timed.plan.time = timed.time;
   return found;
 }
 
@@ -118,20 +129,15 @@ WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64
 
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {
   if (std::string why = obstacle(p, transposed); !why.empty()) return {.obstacle = why};
-  const Timed* best = nullptr;
-  const std::vector<Timed> plans = timed_plans(p, transposed);
-  for (const Timed& timed : plans) {
-    if (best == nullptr || timed.time < best->time) best = &timed;
-  }
-  if (best == nullptr) return {.obstacle = "2^31 tiles or more"};
-  return best->plan;
+  const std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
+  const auto best = std::ranges::min_element(plans, {}, &WgmmaPlan::time);
+  if (best == plans.end()) return {.obstacle = "2^31 tiles or more"};
+  return *best;
 }
 
 std::vector<WgmmaPlan> linear_4bit_wgmma_plans(const Linear4bitProblem& p, bool transposed) {
-  std::vector<WgmmaPlan> plans;
-  if (!obstacle(p, transposed).empty()) return plans;
-  for (const Timed& timed : timed_plans(p, transposed)) plans.push_back(timed.plan);
-  return plans;
+  if (!obstacle(p, transposed).empty()) return {};
+  return timed_plans(p, transposed);
 }
 
 }  // namespace qbits

@@ -19,15 +19,14 @@ constexpr int wgmma_stage_depth(int columns) { return columns == 256 ? 64 : 128;
 
 // Where a weight meets its scale.
 enum class WgmmaDecode : uint8_t {
-  Sums,       // a fitted codebook is multiplied; sums of 64 products are scaled in float32
-  Weights16,  // weights are scaled in float32 and rounded once, from a table of 16-bit fractions
-  Weights32,  // the same from a table of floats
+  Sums,     // a fitted codebook, or codes less their zero, are multiplied; sums of 64 products are scaled in float32
+  Weights,  // weights are scaled in float32, from a table of 16-bit fractions, and rounded once
 };
 
 struct WgmmaPlan {
   int columns = 256;  // rows of x in a tile
-  int groups = 2;     // computing warpgroups: the tile has 64 times as many weight rows
-  WgmmaDecode decode = WgmmaDecode::Weights32;
+  int groups = 2;     // the tile has 64 times as many weight rows: 1, only where splits > 1, to 3
+  WgmmaDecode decode = WgmmaDecode::Weights;
   int splits = 1;  // blocks of a cluster that share its one tile; 1, 2 or 4
   int64_t blocks = 0;
   int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
