@@ -120,10 +120,10 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   wgmma.factor = 1.0F;
   wgmma.weight = make_view(weight);
   const bool nested = !weight.is_affine() && weight.absmax.is_nested();
-  wgmma.scale_size = weight.is_affine() ? static_cast<int>(itemsize(weight.scale_dtype)) : nested ? 1 : 4;
+  const int64_t scale_size = weight.is_affine() ? itemsize(weight.scale_dtype) : nested ? 1 : 4;
   const int64_t span = transposed ? 128 : 256;
   const int64_t count = std::max<int64_t>(span / weight.block_size, 1);
-  const size_t bytes = static_cast<size_t>(count * wgmma.scale_size);
+  const size_t bytes = static_cast<size_t>(count * scale_size);
   const bool whole = weight.cols % span == 0 && wgmma.wide_groups;
   const bool aligned =
       is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));

@@ -191,10 +191,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
           const int n = weight_row(tile, begin);
           const int k = weight_column(tile, begin);
           if constexpr (Kind::kCount > 0) {
-            loader.template load_scale_vectors<Kind::kPair, Kind::kSize, Kind::kCount>(ring, n, k, stages(s), thread,
-                                                                                       offset);
+            loader.template load_scale_vectors<Kind>(ring, n, k, stages(s), thread, offset);
           } else {
-            loader.template load_scales<Kind::kPair>(ring, n, k, stages(s), thread, offset);
+            loader.template load_scales<Kind>(ring, n, k, stages(s), thread, offset);
           }
         });
       });

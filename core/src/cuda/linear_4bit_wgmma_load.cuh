@@ -15,12 +15,12 @@ struct WgmmaRawScale<true> {
   uint32_t second = 0;  // absmax of 256 scales, or an affine zero
 };
 
-// How scales come. kPair: two values make one, affine or double-quantized. kSize: bytes of the first, of which one load
-// brings kCount, for 256 (the gradient: 128) elements of a row; 0: each comes by itself.
-template <bool kPairOf, int kSizeOf, int kCountOf>
+// How scales come. kPair: two values make one, affine or double-quantized. Scale: the type of the first, and of affine
+// zeros, of which one load brings kCount, for 256 (the gradient: 128) elements of a row; 0: each comes by itself.
+template <bool kPairOf, class ScaleOf, int kCountOf>
 struct WgmmaScaleKind {
   static constexpr bool kPair = kPairOf;
-  static constexpr int kSize = kSizeOf;
+  using Scale = ScaleOf;
   static constexpr int kCount = kCountOf;
 };
 
@@ -43,20 +43,21 @@ struct WgmmaLoader {
   // Calls f with a WgmmaScaleKind. Each has code of its own, since a branch would wait for loads under way.
   template <class F>
   __device__ void for_scale_kind(const F& f) const {
-    const auto for_size = [&](auto pair, auto size) {
+    const auto for_type = [&](auto pair, auto scale) {
       constexpr bool kPair = decltype(pair)::value;
-      constexpr int kSize = decltype(size)::value;
-      if (args.scale_count == 0) return f(WgmmaScaleKind<kPair, kSize, 0>());
-      if (args.scale_count == kVectorRuns) return f(WgmmaScaleKind<kPair, kSize, kVectorRuns>());
-      if (kVectorRuns > 2 && args.scale_count == 2) return f(WgmmaScaleKind<kPair, kSize, 2>());
-      f(WgmmaScaleKind<kPair, kSize, 1>());
+      using Scale = decltype(scale);
+      if (args.scale_count == 0) return f(WgmmaScaleKind<kPair, Scale, 0>());
+      if (args.scale_count == kVectorRuns) return f(WgmmaScaleKind<kPair, Scale, kVectorRuns>());
+      if (kVectorRuns > 2 && args.scale_count == 2) return f(WgmmaScaleKind<kPair, Scale, 2>());
+      f(WgmmaScaleKind<kPair, Scale, 1>());
     };
     if constexpr (Shape::kAffine) {
-      if (args.scale_size == 2) return for_size(std::true_type(), std::integral_constant<int, 2>());
-      for_size(std::true_type(), std::integral_constant<int, 4>());
+      if (args.weight.scale_dtype == DType::Float16) return for_type(std::true_type(), __half());
+      if (args.weight.scale_dtype == DType::BFloat16) return for_type(std::true_type(), __nv_bfloat16());
+      for_type(std::true_type(), 0.0F);
     } else {
-      if (args.weight.nested_absmax != nullptr) return for_size(std::true_type(), std::integral_constant<int, 1>());
-      for_size(std::false_type(), std::integral_constant<int, 4>());
+      if (args.weight.nested_absmax != nullptr) return for_type(std::true_type(), uint8_t());
+      for_type(std::false_type(), 0.0F);
     }
   }
 
@@ -78,23 +79,16 @@ struct WgmmaLoader {
   }
 
   // The scale at a position of the arrays.
-  template <bool kPair>
-  __device__ WgmmaRawScale<kPair> start_scale(uint32_t i) const {
+  template <class Kind>
+  __device__ WgmmaRawScale<Kind::kPair> start_scale(uint32_t i) const {
     const Weight4bitView& w = args.weight;
-    WgmmaRawScale<kPair> raw;
+    constexpr int kSize = sizeof(typename Kind::Scale);
+    WgmmaRawScale<Kind::kPair> raw;
+    raw.first = load_vector<kSize>(w.scales, size_t{i} * kSize).word[0];
     if constexpr (Shape::kAffine) {
-      if (w.scale_dtype == DType::Float32) {
-        raw.first = __ldg(static_cast<const uint32_t*>(w.scales) + i);
-        raw.second = __ldg(static_cast<const uint32_t*>(w.zeros) + i);
-      } else {
-        raw.first = __ldg(static_cast<const uint16_t*>(w.scales) + i);
-        raw.second = __ldg(static_cast<const uint16_t*>(w.zeros) + i);
-      }
-    } else if constexpr (kPair) {
-      raw.first = __ldg(static_cast<const uint8_t*>(w.scales) + i);
+      raw.second = load_vector<kSize>(w.zeros, size_t{i} * kSize).word[0];
+    } else if constexpr (Kind::kPair) {
       raw.second = __ldg(reinterpret_cast<const uint32_t*>(w.nested_absmax) + i / kNestedBlockSize);
-    } else {
-      raw.first = __ldg(static_cast<const uint32_t*>(w.scales) + i);
     }
     return raw;
   }
@@ -107,26 +101,30 @@ struct WgmmaLoader {
     return (n * static_cast<uint32_t>(w.cols / 32) + k / 32) >> run_shift;
   }
 
-  // Without branches, which would wait for loads under way.
-  __device__ float affine_value(uint32_t bits) const {
-    const float half = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-    const float other = __uint_as_float(args.weight.scale_dtype == DType::Float32 ? bits : bits << 16);
-    return args.weight.scale_dtype == DType::Float16 ? half : other;
+  template <class Scale>
+  __device__ static float affine_value(uint32_t bits) {
+    if constexpr (std::is_same_v<Scale, __half>) {
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+    }
+    return __uint_as_float(std::is_same_v<Scale, float> ? bits : bits << 16);
   }
 
-  template <bool kPair>
-  __device__ void store_scale(uint32_t scales, int row, int group, const WgmmaRawScale<kPair>& raw,
+  template <class Kind>
+  __device__ void store_scale(uint32_t scales, int row, int group, const WgmmaRawScale<Kind::kPair>& raw,
                               float offset) const {
     const uint32_t at = scales + group * Layout::kScaleGroupBytes + scale_place(row);
-    if constexpr (Shape::kAffine && Shape::kDecode == WgmmaDecode::Sums) {
-      store_shared(at, affine_value(raw.first) * (1 / kZeroShift));
-      store_shared(at + Layout::kZeros, split_zero<T>(affine_value(raw.second)));
-    } else if constexpr (Shape::kAffine) {
-      // A code q comes as the fraction shift + (q - 8) / 4.
-      const float scale = affine_value(raw.first);
-      store_shared(at, 4.0F * scale);
-      store_shared(at + Layout::kZeros, -(4.0F * kFractionShift - 8.0F + affine_value(raw.second)) * scale);
-    } else if constexpr (kPair) {
+    if constexpr (Shape::kAffine) {
+      const float scale = affine_value<typename Kind::Scale>(raw.first);
+      const float zero = affine_value<typename Kind::Scale>(raw.second);
+      if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
+        store_shared(at, scale * (1 / kZeroShift));
+        store_shared(at + Layout::kZeros, split_zero<T>(zero));
+      } else {
+        // A code q comes as the fraction shift + (q - 8) / 4.
+        store_shared(at, 4.0F * scale);
+        store_shared(at + Layout::kZeros, -(4.0F * kFractionShift - 8.0F + zero) * scale);
+      }
+    } else if constexpr (Kind::kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
       store_shared(at, __fadd_rn(__fmul_rn(value, __uint_as_float(raw.second)), offset) * args.factor);
     } else {
@@ -192,10 +190,14 @@ struct WgmmaLoader {
     return v.word[0] >> (8 * i) & 0xff;
   }
 
-  template <bool kPair, int kSize, int kCount>
+  template <class Kind>
   __device__ void load_scale_vectors(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
                                      float offset) {
-    constexpr int kAhead = kThreadRows <= 2 ? 2 : 1;
+    constexpr bool kPair = Kind::kPair;
+    constexpr int kSize = sizeof(typename Kind::Scale);
+    constexpr int kCount = Kind::kCount;
+    constexpr int kWords = (kSize * kCount + 3) / 4 + (Shape::kAffine ? (kSize * kCount + 3) / 4 : kPair ? 1 : 0);
+    constexpr int kAhead = kThreadRows * kWords <= 16 ? 2 : 1;  // as registers allow
     struct Row {
       Vector first;
       Vector second;  // of affine zeros; word 0: absmax of 256 scales
@@ -236,7 +238,7 @@ struct WgmmaLoader {
         if constexpr (kPair) {
           one.second = Shape::kAffine ? element<kSize>(raw[row].second, element_of_run) : raw[row].second.word[0];
         }
-        store_scale(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, one, offset);
+        store_scale<Kind>(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, one, offset);
       }
       __syncwarp();
       if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
@@ -261,13 +263,14 @@ struct WgmmaLoader {
   }
 
   // The same for rows whose scales do not come in vectors, rare enough to be waited for longer.
-  template <bool kPair>
+  template <class Kind>
   __device__ void load_scales(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread, float offset) {
+    constexpr bool kPair = Kind::kPair;
     constexpr int kAhead = 1;
     WgmmaRawScale<kPair> ahead[kAhead][kThreadRows * kStageRuns];
     const uint32_t cols = args.weight.cols;
     const auto start_at = [&](uint32_t n, uint32_t k) {
-      return n < rows && k < cols ? start_scale<kPair>(scale_position(n, k)) : WgmmaRawScale<kPair>{};
+      return n < rows && k < cols ? start_scale<Kind>(scale_position(n, k)) : WgmmaRawScale<kPair>{};
     };
     const auto start = [&](int stage, WgmmaRawScale<kPair>(&raw)[kThreadRows* kStageRuns]) {
       const uint32_t n = n0 + thread + stage * kStepN;
@@ -283,16 +286,17 @@ struct WgmmaLoader {
       if (args.wide_groups) {
 #pragma unroll
         for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
-          store_scale(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, raw[i],
-                      offset);
+          store_scale<Kind>(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, raw[i],
+                            offset);
         }
       } else {
 #pragma unroll 1
         for (int i = 0; i < kThreadRows * Layout::kScaleGroups; ++i) {
           const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
           const int group = i % Layout::kScaleGroups;
-          store_scale(scales, row, group,
-                      start_at(n0 + row + stage * kStepN, k0 + group * Layout::kScaleRun + stage * kStepK), offset);
+          store_scale<Kind>(scales, row, group,
+                            start_at(n0 + row + stage * kStepN, k0 + group * Layout::kScaleRun + stage * kStepK),
+                            offset);
         }
       }
       __syncwarp();

@@ -55,7 +55,6 @@ struct WgmmaArgs {
   void* workspace;         // of shared tiles: a flag for each share, then the sums of each
   uint64_t nonce;          // the value of a flag that is set, of this launch alone
   bool wide_groups;        // scales change every 64 elements of a row at most
-  int scale_size;          // bytes of one
   int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
   float factor;            // joins the scales
   uint32_t values[16];     // of each code, as the decoder wants them
@@ -143,12 +142,15 @@ __device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], 
 // bits); so that the second rounds the difference to the zero once.
 template <class T>
 __device__ uint32_t split_zero(float zero) {
-  constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));
-  const float z = (zero - 8.0F) * kZeroShift;
-  const float bound = fabsf(z) + 8.0F * kZeroShift;
-  if (!(bound < 0x1p24F)) return pack<T>(z, 0.0F);
-  const float power = __uint_as_float((__float_as_uint(bound) & 0x7f800000) + 0x00800000);  // over bound
-  const float first = __fsub_rn(__fadd_rn(z, power * kRound), power * kRound);
+  constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples
+  const float z = fmaf(zero, kZeroShift, -8.0F * kZeroShift);
+  float round = 16.0F * kZeroShift * kRound;
+  if (!(fabsf(z) < 8.0F * kZeroShift)) {  // no code's
+    const float bound = fabsf(z) + 8.0F * kZeroShift;
+    if (!(bound < 0x1p24F)) return pack<T>(z, 0.0F);
+    round = __uint_as_float((__float_as_uint(bound) & 0x7f800000) + 0x00800000) * kRound;
+  }
+  const float first = __fsub_rn(__fadd_rn(z, round), round);
   return pack<T>(first, z - first);
 }
 

@@ -24,12 +24,12 @@ void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stre
     }
     QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
     QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
+    QBITS_WGMMA_TILE(16, 2, WgmmaDecode::Sums)
     if constexpr (!kGrouped) {
       QBITS_WGMMA_TILE(32, 3, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(32, 1, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(64, 1, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(16, 3, WgmmaDecode::Sums)
-      QBITS_WGMMA_TILE(16, 2, WgmmaDecode::Sums)
       QBITS_WGMMA_TILE(16, 1, WgmmaDecode::Sums)
     }
   }

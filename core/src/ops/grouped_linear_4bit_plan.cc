@@ -34,10 +34,7 @@ Linear4bitPlan grouped_linear_4bit_plan(const Linear4bitProblem& p) {
     return plan;
   }
   if (rows <= kStreamRows) {
-    if (auto stream = linear_4bit_stream_plan(p)) {
-      stream->reason = "few rows an expert";
-      return *stream;
-    }
+    if (const auto few = linear_4bit_few_rows_plan(p, rows)) return *few;
   }
   if (const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false); wgmma.obstacle.empty()) {
     return linear_4bit_wgmma_plan_of(wgmma);

@@ -96,16 +96,6 @@ std::optional<Linear4bitPlan> hopper_plan(const Linear4bitProblem& p, bool trans
   return {};
 }
 
-// Where wgmma's smallest tiles are faster than the kernel that streams the weight, by measurements on an H200: from 9
-// rows of x on, where sums are scaled, with weights enough for all multiprocessors.
-std::optional<Linear4bitPlan> few_rows_wgmma_plan(const Linear4bitProblem& p) {
-  constexpr int64_t kElements = int64_t{1} << 24;
-  if (p.m <= 8 || p.coding != Coding::Codebook || p.n * p.k < kElements) return {};
-  const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false);
-  if (!wgmma.obstacle.empty() || wgmma.decode != WgmmaDecode::Sums) return {};
-  return linear_4bit_wgmma_plan_of(wgmma);
-}
-
 int grad_x_mma_tile(int64_t m) { return m <= kLinear4bitGradXTiles[0].m ? 0 : 1; }
 
 Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int wanted) {
@@ -127,6 +117,20 @@ int64_t max_pieces(const Linear4bitProblem& p, int64_t columns) {
 int64_t likely_pieces(const Linear4bitProblem& p, int64_t columns) {
   const int64_t experts = std::clamp<int64_t>(p.experts, 1, p.m);
   return experts * ceil_div(ceil_div(p.m, experts), columns);
+}
+
+std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& p, int64_t rows) {
+  auto stream = linear_4bit_stream_plan(p);
+  if (!stream) return {};
+  constexpr int64_t kElements = int64_t{1} << 24;
+  const int64_t products = std::clamp<int64_t>(p.experts, 1, p.m);
+  if (rows > 8 && p.n * p.k >= ceil_div(kElements, products)) {
+    const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false);
+    const bool fast = wgmma.decode == WgmmaDecode::Sums && (p.coding == Coding::Codebook || wgmma.splits > 1);
+    if (wgmma.obstacle.empty() && fast) return linear_4bit_wgmma_plan_of(wgmma);
+  }
+  stream->reason = "few rows";
+  return stream;
 }
 
 Linear4bitPlan linear_4bit_simt_row_plan(const Linear4bitProblem& p) {
@@ -210,11 +214,7 @@ Linear4bitPlan linear_4bit_plan(const Linear4bitProblem& p) {
     plan.reason = obstacle;
     return plan;
   }
-  if (auto stream = linear_4bit_stream_plan(p)) {
-    if (const auto wgmma = few_rows_wgmma_plan(p)) return *wgmma;
-    stream->reason = "fewest bytes a clock";
-    return *stream;
-  }
+  if (const auto few = linear_4bit_few_rows_plan(p, p.m)) return *few;
   if (const auto hopper = hopper_plan(p, false)) return *hopper;
   const int index = mma_tile(p.m);
   Linear4bitPlan plan = mma(p, mma_isa(p), index, wanted_splits(kLinear4bitTiles[index], p.m, p.n, p.k, p.sm_count));

@@ -123,6 +123,11 @@ QBITS_API int64_t max_pieces(const Linear4bitProblem& problem, int64_t columns);
 // As many as there are if every expert has its share of the rows: what plans are made for.
 QBITS_API int64_t likely_pieces(const Linear4bitProblem& problem, int64_t columns);
 
+// The Stream plan, if there is one; or that of wgmma's smallest tiles where they are faster, by measurements on an
+// H200: from 9 rows of a product on, where sums are scaled and weights are enough for all multiprocessors, but affine
+// ones not for more than clusters can share.
+std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& problem, int64_t rows);
+
 // Plans of the kernels that compute any problem, and of the others where nothing is in their way. Mma: without splits,
 // in the smallest tile for `rows` rows of x. `transposed`: of the gradient.
 Linear4bitPlan linear_4bit_simt_row_plan(const Linear4bitProblem& problem);
