@@ -65,32 +65,43 @@ TEST(Linear4bitWgmmaPlan, SharesCoverTilesOnce) {
   }
 }
 
+void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool transposed) {
+  const WgmmaSchedule schedule = linear_4bit_wgmma_schedule(plan, p.m, transposed ? p.k : p.n, transposed ? p.n : p.k);
+  EXPECT_EQ(schedule.m_tiles * schedule.row_tiles, plan.whole_tiles + plan.shared_tiles);
+  EXPECT_GT(plan.blocks, 0);
+  EXPECT_EQ(plan.blocks % plan.splits, 0);
+  EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0);
+  EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits);
+  EXPECT_TRUE(plan.groups > 1 || plan.splits > 1);
+  EXPECT_TRUE(plan.decode == WgmmaDecode::Weights || (!transposed && p.k % 64 == 0));
+  constexpr int kMostUnits = 100'000;
+  if (schedule.m_tiles * schedule.row_tiles * schedule.units < kMostUnits) ExpectEverythingOnce(schedule);
+}
+
 TEST(Linear4bitWgmmaPlan, EveryOutputAndAllOfTheDepthAreCovered) {
   for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
-    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
-      for (const int64_t n : {8, 1000, 4096, 28672}) {
-        for (const int64_t k : {32, 96, 4096, 14336}) {
-          for (const int64_t m : {1, 32, 33, 128, 1000, 8192}) {
-            for (const bool transposed : {false, true}) {
-              const Linear4bitProblem p = {.coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype};
-              const WgmmaPlan plan = linear_4bit_wgmma_plan(p, transposed);
-              ASSERT_EQ(plan.obstacle, "");
-              const WgmmaSchedule schedule =
-                  linear_4bit_wgmma_schedule(plan, m, transposed ? k : n, transposed ? n : k);
-              EXPECT_EQ(schedule.m_tiles * schedule.row_tiles, plan.whole_tiles + plan.shared_tiles);
-              EXPECT_GT(plan.blocks, 0);
-              EXPECT_EQ(plan.blocks % plan.splits, 0);
-              EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0);
-              EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits);
-              ExpectEverythingOnce(schedule);
-              if (plan.decode == WgmmaDecode::Sums) {
-                EXPECT_TRUE(!transposed && k % 64 == 0);
-              }
-            }
+    for (const int64_t n : {8, 1000, 4096, 28672}) {
+      for (const int64_t k : {32, 96, 4096, 14336}) {
+        for (const int64_t m : {1, 32, 33, 128, 1000}) {
+          for (const bool transposed : {false, true}) {
+            const Linear4bitProblem p = {.coding = coding, .block_size = 64, .n = n, .k = k, .m = m};
+            EXPECT_EQ(linear_4bit_wgmma_plan(p, transposed).obstacle, "");
+            const std::vector<WgmmaPlan> plans = linear_4bit_wgmma_plans(p, transposed);
+            EXPECT_FALSE(plans.empty());
+            for (const WgmmaPlan& plan : plans) ExpectCoversProblem(plan, p, transposed);
           }
         }
       }
     }
+  }
+}
+
+TEST(Linear4bitWgmmaPlan, TheFastestIsPlanned) {
+  for (const int64_t m : {1, 64, 8192}) {
+    Linear4bitProblem p = kProblem;
+    p.m = m;
+    const WgmmaPlan best = linear_4bit_wgmma_plan(p, false);
+    for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, false)) EXPECT_LE(best.time, plan.time);
   }
 }
 
