@@ -45,24 +45,28 @@ sanitizer() {
   compute_sanitizer memcheck '-*Large*:*DeliberateError*' sanitizer
 }
 
+# For the tools below. One unit of the depth: products are neither split nor shared.
+small_tests='Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*'
+export small_tests
+
 # Racecheck takes many times as long as the tests: small ones that use each kernel with shared memory. It takes an
 # arrival on an mbarrier to order what the arriving thread did, not what its warp did before a __syncwarp, so what it says
 # of the Stream and wgmma kernels, where one lane arrives for all, is no failure; with every lane arriving it finds
 # nothing.
 racecheck() {
   local log=$work/racecheck.txt
-  compute_sanitizer racecheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' racecheck | tee "$log"
+  compute_sanitizer racecheck "$small_tests" racecheck | tee "$log"
   grep -q 'RACECHECK SUMMARY' "$log" && ! grep -q 'FAILED' "$log" &&
     ! grep 'Race reported' "$log" | grep -qvE 'linear_4bit_(stream|wgmma)_kernel'
 }
 
 # Memory that nothing wrote, and barriers that threads miss, in the same small tests.
 initcheck() {
-  compute_sanitizer initcheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' initcheck
+  compute_sanitizer initcheck "$small_tests" initcheck
 }
 
 synccheck() {
-  compute_sanitizer synccheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' synccheck
+  compute_sanitizer synccheck "$small_tests" synccheck
 }
 
 pytest() {
@@ -144,10 +148,8 @@ def version(package):
 
 
 counts = {
-    "cpp": gtest_counts(work / "cpp"),
     "pytest": pytest_counts(work / "pytest.xml"),
-    "sanitizer": gtest_counts(work / "sanitizer"),
-    **{tool: gtest_counts(work / tool) for tool in ("racecheck", "initcheck", "synccheck")},
+    **{name: gtest_counts(work / name) for name in ("cpp", "sanitizer", "racecheck", "initcheck", "synccheck")},
 }
 stages = {}
 for line in (work / "stages.tsv").read_text().splitlines():

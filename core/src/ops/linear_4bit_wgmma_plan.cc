@@ -95,22 +95,23 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     // then have no other.
     const int64_t waves = tiles / p.sm_count;
     const auto share = [&](int64_t whole_waves, int64_t share_blocks) {
-      plan.blocks = std::min<int64_t>(share_blocks, tiles * units);
-      plan.whole_tiles = whole_waves * p.sm_count;
-      plan.shared_tiles = tiles - plan.whole_tiles;
-      if (whole_waves < 0 || plan.shared_tiles == 0 || units == 1) return;
-      if ((plan.shared_tiles * units + 1) * (plan.blocks + 1) > kMaxInt32) return;
+      WgmmaPlan shared = plan;
+      shared.blocks = std::min<int64_t>(share_blocks, tiles * units);
+      shared.whole_tiles = whole_waves * p.sm_count;
+      shared.shared_tiles = tiles - shared.whole_tiles;
+      if (whole_waves < 0 || shared.shared_tiles == 0 || units == 1) return;
+      if ((shared.shared_tiles * units + 1) * (shared.blocks + 1) > kMaxInt32) return;
       const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
-      plan.workspace_bytes = 2 * plan.blocks * (tile_bytes + 8);
-      const double share_units = static_cast<double>(ceil_div(plan.shared_tiles * units, plan.blocks));
+      shared.workspace_bytes = 2 * shared.blocks * (tile_bytes + 8);
+      const double share_units = static_cast<double>(ceil_div(shared.shared_tiles * units, shared.blocks));
       // Shared wide tiles do not keep step, nor do the whole ones after them.
       const double step = tile.columns == 256 ? kWideApart * (kWgmmaUnitDepth / 128) : unit;
       const double apart = tile.columns == 256 ? kApart * step : step;
       const double full = tile.finish + step * static_cast<double>(units);
-      const bool even = plan.blocks % plan.shared_tiles == 0;  // otherwise blocks have parts of two tiles
+      const bool even = shared.blocks % shared.shared_tiles == 0;  // otherwise blocks have parts of two tiles
       const double shares = static_cast<double>(units) / share_units + (even ? 0.0 : 1.0);
-      add(plan, kLaunch + full * static_cast<double>(whole_waves) + apart * share_units + tile.finish + kSharing +
-                    shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes));
+      add(shared, kLaunch + full * static_cast<double>(whole_waves) + apart * share_units + tile.finish + kSharing +
+                      shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes));
     };
     share(waves, p.sm_count);
     share(waves - 1, p.sm_count);
