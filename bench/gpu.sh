@@ -41,13 +41,12 @@ compute_sanitizer() {
 }
 
 # All but those of tens of gigabytes and those that make CUDA report an error, which memcheck would count.
-sanitizer() {
-  compute_sanitizer memcheck '-*Large*:*DeliberateError*' sanitizer
-}
+most_tests='-*Large*:*DeliberateError*'
+export most_tests
 
-# For the tools below. One unit of the depth: products are neither split nor shared.
-small_tests='Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*'
-export small_tests
+sanitizer() {
+  compute_sanitizer memcheck "$most_tests" sanitizer
+}
 
 # Racecheck takes many times as long as the tests: small ones that use each kernel with shared memory. It takes an
 # arrival on an mbarrier to order what the arriving thread did, not what its warp did before a __syncwarp, so what it says
@@ -55,18 +54,19 @@ export small_tests
 # nothing.
 racecheck() {
   local log=$work/racecheck.txt
-  compute_sanitizer racecheck "$small_tests" racecheck | tee "$log"
+  compute_sanitizer racecheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*' racecheck | tee "$log"
   grep -q 'RACECHECK SUMMARY' "$log" && ! grep -q 'FAILED' "$log" &&
     ! grep 'Race reported' "$log" | grep -qvE 'linear_4bit_(stream|wgmma)_kernel'
 }
 
-# Memory that nothing wrote, and barriers that threads miss, in the same small tests.
+# Memory that nothing wrote.
 initcheck() {
-  compute_sanitizer initcheck "$small_tests" initcheck
+  compute_sanitizer initcheck "$most_tests" initcheck
 }
 
+# Barriers that threads miss.
 synccheck() {
-  compute_sanitizer synccheck "$small_tests" synccheck
+  compute_sanitizer synccheck "$most_tests" synccheck
 }
 
 pytest() {
@@ -103,8 +103,8 @@ stage bench 160
 stage pytest 200
 stage sanitizer 100
 stage racecheck 150
-stage initcheck 60
-stage synccheck 60
+stage initcheck 90
+stage synccheck 90
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
 import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree

@@ -70,18 +70,18 @@ const FittedCodebook& fitted(const Format& format, Fit fit) {
   return table[row * static_cast<size_t>(Fit::Count) + static_cast<size_t>(fit)];
 }
 
-// Codes as fractions, a quarter apart.
-std::array<float, 16> integer_fractions() {
-  std::array<float, 16> values{};
-  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - 8) / 4.0F;
-  return values;
+// Codes less their centre, `unit` apart.
+FittedCodebook affine_codes(float unit) {
+  FittedCodebook fit{.factor = 1.0F};
+  for (int i = 0; i < 16; ++i) fit.values[i] = (static_cast<float>(i) - kAffineCentre) * unit;
+  return fit;
 }
 
-// Codes as the operand of scaled sums.
-std::array<float, 16> shifted_integers() {
-  std::array<float, 16> values{};
-  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - 8) * kZeroShift;
-  return values;
+// to_bits: of a value, the 16 that the decoder wants.
+template <class ToBits>
+void set_values(WgmmaArgs& wgmma, const FittedCodebook& fit, ToBits to_bits) {
+  wgmma.factor = fit.factor;
+  for (int i = 0; i < 16; ++i) wgmma.values[i] = to_bits(fit.values[i]);
 }
 
 // A number that hardly any launch before had, and that what lies in memory by chance does not equal; 48 bits, then 0.
@@ -117,7 +117,6 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   wgmma.workspace = workspace;
   wgmma.nonce = next_nonce();
   wgmma.wide_groups = weight.cols % 64 == 0 && weight.block_size % 64 == 0;
-  wgmma.factor = 1.0F;
   wgmma.weight = make_view(weight);
   const bool nested = !weight.is_affine() && weight.absmax.is_nested();
   const int64_t scale_size = weight.is_affine() ? itemsize(weight.scale_dtype) : nested ? 1 : 4;
@@ -128,29 +127,18 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   const bool aligned =
       is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));
   wgmma.scale_count = whole && aligned ? static_cast<int>(count) : 0;
-  switch (plan.decode) {
-    case WgmmaDecode::Sums: {
-      const bool half = dtype == DType::Float16;
-      const FittedCodebook integers{.values = shifted_integers(), .factor = 1.0F};
-      const FittedCodebook& fit =
-          weight.is_affine() ? integers : fitted(*weight.format, half ? Fit::Float16 : Fit::BFloat16);
-      for (int i = 0; i < 16; ++i) {
-        wgmma.values[i] = half ? std::bit_cast<uint16_t>(__half(fit.values[i]))
-                               : std::bit_cast<uint16_t>(__nv_bfloat16(fit.values[i]));
-      }
-      wgmma.factor = fit.factor;
-      break;
-    }
-    case WgmmaDecode::Weights: {
-      // The middle 16 bits of floats in [2, 8): the last 8 are 0, the first 8 the same in all.
-      const FittedCodebook integers{.values = integer_fractions(), .factor = 1.0F};
-      const FittedCodebook& fit = weight.is_affine() ? integers : fitted(*weight.format, Fit::Fractions);
-      for (int i = 0; i < 16; ++i) {
-        wgmma.values[i] = std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8 & 0xffff;
-      }
-      wgmma.factor = fit.factor;
-      break;
-    }
+  const bool sums = plan.decode == WgmmaDecode::Sums;
+  const bool half = dtype == DType::Float16;
+  const auto codes = [&](Fit fit) {
+    return weight.is_affine() ? affine_codes(sums ? kZeroShift : 1.0F) : fitted(*weight.format, fit);
+  };
+  if (sums && !half) {
+    set_values(wgmma, codes(Fit::BFloat16), [](float v) { return std::bit_cast<uint16_t>(__nv_bfloat16(v)); });
+  } else if (!sums && half && !weight.is_affine()) {  // kFractions
+    set_values(wgmma, codes(Fit::Fractions),
+               [](float v) { return std::bit_cast<uint32_t>(kFractionShift + v) >> 8 & 0xffff; });
+  } else {
+    set_values(wgmma, codes(Fit::Float16), [](float v) { return std::bit_cast<uint16_t>(__half(v)); });
   }
 }
 

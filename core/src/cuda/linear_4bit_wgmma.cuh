@@ -18,7 +18,7 @@ using WgmmaDecoder = std::conditional_t<Shape::kTransposed, WgmmaColumnDecoder<T
 template <class T, class Shape>
 struct WgmmaComputer {
   using Layout = WgmmaLayout<Shape>;
-  using Ring = RingSlot<Shape::kUnits>;
+  using Ring = RingPlace<Shape::kCodeUnits, Shape::kUnits, Shape::kCodesApart>;
   static constexpr int kSums = Shape::kColumns / 2;
   static constexpr int kComputeThreads = Shape::kComputeThreads;
   static constexpr bool kSumsScaled = Shape::kDecode == WgmmaDecode::Sums;
@@ -52,29 +52,36 @@ struct WgmmaComputer {
     if (kTurns && group == 0) group_sync(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
-  __device__ int stage_of(const Ring& ring, int step) const {
+  template <int kUnits>
+  __device__ int stage_of(const RingSlot<kUnits>& ring, int step) const {
     return ring.slot * Shape::kUnitStages + first_stage + step / kStageSteps;
   }
 
-  // Begins to bring what a step is decoded from.
-  __device__ void fetch(const Ring& ring, int step) {
-    const int stage = stage_of(ring, step);
-    if (step % kStageSteps == 0) barrier_wait(window + Layout::kFull + stage * 8, ring.parity);
+  // Begins to bring what a step is decoded from. Where none comes, anything: to branch would cost moves of registers.
+  __device__ void fetch(const Ring& ring, int step, bool comes = true) {
+    const int stage = stage_of(ring.codes, step);
+    if (step % kStageSteps == 0 && comes) barrier_wait(window + Layout::kFull + stage * 8, ring.codes.parity);
     decoder.fetch(stage, step % kStageSteps, raw);
   }
 
-  // The stage of the step is read.
+  // The stage of the step is read: of x, and of codes where they are not apart.
   __device__ void release(const Ring& ring, int step) const {
-    if (lane == 0) barrier_arrive(window + Layout::kEmpty + stage_of(ring, step) * 8);
+    if (lane == 0) barrier_arrive(window + Layout::kXEmpty + stage_of(ring.x(), step) * 8);
+  }
+  __device__ void release_codes(const Ring& ring, int step) const {
+    if (lane == 0) barrier_arrive(window + Layout::kEmpty + stage_of(ring.codes, step) * 8);
   }
 
   __device__ void decode(const Ring& ring, int step) {
-    decoder.decode(raw, stage_of(ring, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
+    decoder.decode(raw, stage_of(ring.codes, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
   }
 
   __device__ void multiply(const Ring& ring, int step) {
-    const uint64_t tile =
-        tile_descriptor(Layout::kX + stage_of(ring, 0) * kStageSteps * Layout::kXBytes) + step * Layout::kXBytes / 16;
+    const uint64_t tile = tile_descriptor(window + Layout::kX + stage_of(ring.x(), 0) * kStageSteps * Layout::kXBytes) +
+                          step * Layout::kXBytes / 16;
+    if (Shape::kCodesApart && step % kStageSteps == 0) {
+      barrier_wait(window + Layout::kXFull + stage_of(ring.x(), step) * 8, ring.x().parity);
+    }
     if constexpr (kTurns) group_sync(kWgmmaTurnBarrier + group, kWgmmaTurnThreads);
     wgmma_fence();
 #pragma unroll
@@ -119,16 +126,17 @@ struct WgmmaComputer {
           wgmma_wait<1>();
           if (step > 0 && step % kStageSteps == 0) release(here, step - 1);
           if (step == 0 && unit > 0) release(last, kSteps - 1);
+          if (Shape::kCodesApart && (step + 1) % kStageSteps == 0) release_codes(here, step);
         }
         if (step + 1 < kSteps) {
           decode(here, step + 1);
-        } else if (more) {
+        } else {
           decode(ring, 0);
         }
         if (step + 2 < kSteps) {
           fetch(here, step + 2);
-        } else if (more) {
-          fetch(ring, step + 2 - kSteps);
+        } else {
+          fetch(ring, step + 2 - kSteps, more);
         }
         if constexpr (kSumsScaled) {
           wgmma_wait<0>();

@@ -19,13 +19,11 @@ struct WgmmaRowDecoder {
   uint32_t lane_table;  // its copy of the table
   uint32_t top;         // of fractions
   uint32_t selector;    // that puts its byte of a word into lane_table
-  uint32_t next_run;    // from the scale of 32 elements to that of the next
 
-  __device__ WgmmaRowDecoder(uint32_t window_, int group, int warp, int lane, bool wide_groups)
-      : window(window_), next_run(wide_groups ? 0 : Layout::kScaleGroupBytes) {
+  __device__ WgmmaRowDecoder(uint32_t window_, int group, int warp, int lane, bool) : window(window_) {
     row = group * 64 + warp * 16 + lane / 4;
     codes = window + Layout::kCodes + row * kLine + (row * kLine / 128 % (kLine / 16)) * 16;
-    scales = window + Layout::kScales + scale_place(row);
+    scales = window + Layout::kScales + Layout::scale_place(row, 0);
     lane_table = window | lane * 4;
     top = fraction_top(window);
     selector = 0x7604 | (lane % 4) << 4;
@@ -38,7 +36,7 @@ struct WgmmaRowDecoder {
   __device__ uint32_t decode(uint32_t word, const WgmmaScale& s) const {
     const uint32_t pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
     if constexpr (Shape::kDecode == WgmmaDecode::Weights) {
-      return pack<T>(scaled_first(pair, top, s), scaled_second(pair, top, s));
+      return pack<T>(scaled<T, Shape, 0>(pair, top, s), scaled<T, Shape, 1>(pair, top, s));
     } else if constexpr (Shape::kAffine) {
       const uint32_t zeros = __float_as_uint(s.zero);
       return subtract_pairs<T>(subtract_pairs<T>(pair, __byte_perm(zeros, 0, 0x1010)), __byte_perm(zeros, 0, 0x3232));
@@ -62,15 +60,23 @@ struct WgmmaRowDecoder {
       raw.upper[half] = load_shared<uint4>(at);
       raw.lower[half] = load_shared<uint4>(at + 8 * kLine);
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int half = i / 2;
-      if (half == 1 && Shape::kDecode == WgmmaDecode::Sums) break;
-      const uint32_t at = scales + stage * Layout::kScaleBytes +
-                          step * (64 / Layout::kScaleRun) * Layout::kScaleGroupBytes + (half == 1 ? next_run : 0) +
-                          i % 2 * 32;
-      raw.scale[half][i % 2] = load_shared<float>(at);
-      raw.zero[half][i % 2] = Shape::kAffine ? load_shared<float>(at + Layout::kZeros) : 0.0F;
+    const uint32_t at = scales + stage * Layout::kScaleBytes + Layout::scale_place(0, step * (64 / Layout::kScaleRun));
+    load_scales(at, raw.scale);
+    if constexpr (Shape::kAffine) load_scales(at + Layout::kZeros, raw.zero);
+  }
+
+  // Of the runs of a step, of the upper and lower row.
+  __device__ static void load_scales(uint32_t at, float (&to)[2][2]) {
+    if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
+      const float2 v = load_shared<float2>(at);
+      to[0][0] = v.x;
+      to[0][1] = v.y;
+    } else {
+      const float4 v = load_shared<float4>(at);
+      to[0][0] = v.x;
+      to[1][0] = v.y;
+      to[0][1] = v.z;
+      to[1][1] = v.w;
     }
   }
 
@@ -86,8 +92,8 @@ struct WgmmaRowDecoder {
       const uint4& upper = raw.upper[half];
       const uint4& lower = raw.lower[half];
       const int run = Shape::kDecode == WgmmaDecode::Sums ? 0 : half;
-      const WgmmaScale scale[2] = {make_scale<Shape>(raw.scale[run][0], raw.zero[run][0]),
-                                   make_scale<Shape>(raw.scale[run][1], raw.zero[run][1])};
+      const WgmmaScale scale[2] = {make_scale<T, Shape>(raw.scale[run][0], raw.zero[run][0]),
+                                   make_scale<T, Shape>(raw.scale[run][1], raw.zero[run][1])};
       out[half * 2][0] = decode(upper.x, scale[0]);
       out[half * 2][1] = decode(lower.x, scale[1]);
       out[half * 2][2] = decode(upper.y, scale[0]);
@@ -120,7 +126,7 @@ struct WgmmaColumnDecoder {
     column = group * 64 + warp / 2 * 32 + lane / 4 * 4 + warp % 2 * 2;
     codes = window + Layout::kCodes + lane * 64 + ((column / 32 ^ (lane / 2 & 3)) * 16);
     scales = window + Layout::kScales + (wide_groups ? column / 64 * 2 : column / 32) * Layout::kScaleGroupBytes +
-             scale_place(lane % 4 * 2);
+             Layout::scale_place(lane % 4 * 2, 0);
     lane_table = window | lane * 4;
     top = fraction_top(window);
     selectors[0] = 0x7604 | warp % 2 << 4;
@@ -142,18 +148,25 @@ struct WgmmaColumnDecoder {
 
   __device__ void decode(const Raw& raw, int stage, int step, uint32_t (&out)[4][4], float (&)[2]) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t a = look_up<Layout::kTable>(__byte_perm(raw.rows[i], lane_table, selectors[0]));
-      const uint32_t b = look_up<Layout::kTable>(__byte_perm(raw.rows[i], lane_table, selectors[1]));
-      const uint32_t at = scales + stage * Layout::kScaleBytes + scale_place(step * 64 + i * 8);
-      const float2 scale = load_shared<float2>(at);
-      float2 zero{};
-      if constexpr (Shape::kAffine) zero = load_shared<float2>(at + Layout::kZeros);
-      const WgmmaScale sa = make_scale<Shape>(scale.x, zero.x);
-      const WgmmaScale sb = make_scale<Shape>(scale.y, zero.y);
-      out[i / 2][i % 2 * 2] = pack<T>(scaled_first(a, top, sa), scaled_first(b, top, sb));
-      out[i / 2][i % 2 * 2 + 1] = pack<T>(scaled_second(a, top, sa), scaled_second(b, top, sb));
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t at = scales + stage * Layout::kScaleBytes + Layout::scale_place(step * 64 + i * 16, 0);
+      const float4 scale = load_shared<float4>(at);
+      float4 zero{};
+      if constexpr (Shape::kAffine) zero = load_shared<float4>(at + Layout::kZeros);
+      decode_rows(raw.rows[i * 2], make_scale<T, Shape>(scale.x, zero.x), make_scale<T, Shape>(scale.y, zero.y),
+                  out[i][0], out[i][1]);
+      decode_rows(raw.rows[i * 2 + 1], make_scale<T, Shape>(scale.z, zero.z), make_scale<T, Shape>(scale.w, zero.w),
+                  out[i][2], out[i][3]);
     }
+  }
+
+  // Of two rows of the weight, for both columns.
+  __device__ void decode_rows(uint32_t codes_of, const WgmmaScale& sa, const WgmmaScale& sb, uint32_t& first,
+                              uint32_t& second) const {
+    const uint32_t a = look_up<Layout::kTable>(__byte_perm(codes_of, lane_table, selectors[0]));
+    const uint32_t b = look_up<Layout::kTable>(__byte_perm(codes_of, lane_table, selectors[1]));
+    first = pack<T>(scaled<T, Shape, 0>(a, top, sa), scaled<T, Shape, 0>(b, top, sb));
+    second = pack<T>(scaled<T, Shape, 1>(a, top, sa), scaled<T, Shape, 1>(b, top, sb));
   }
 };
 

@@ -107,9 +107,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   if (tid == 0) {
     prefetch_map(&args.x);
     prefetch_map(&args.codes);
-    for (int i = 0; i < Shape::kStages; ++i) {
+    for (int i = 0; i < Shape::kCodeStages; ++i) {
       barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
       barrier_init(window + Layout::kEmpty + i * 8, Shape::kRowGroups * 4);
+    }
+    for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
+      barrier_init(window + Layout::kXFull + i * 8, 1);
+      barrier_init(window + Layout::kXEmpty + i * 8, Shape::kRowGroups * 4);
     }
     for (int i = 0; i < 2; ++i) {
       barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
@@ -157,7 +161,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     let_next_kernel_start();
     if (warp == 0) {
       if (Shape::kGrouped || lane == 0) {
-        RingSlot<Shape::kStages> ring;
+        typename WgmmaLoader<T, Shape>::Ring ring;
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if (lane != 0) return;
           loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s));
@@ -178,7 +182,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       }
     } else {
       const int thread = tid - 64;
-      RingSlot<Shape::kStages> ring;
+      RingSlot<Shape::kCodeStages> ring;
       loader.for_scale_kind([&](auto kind) {
         using Kind = decltype(kind);
         constexpr bool kNested = Kind::kPair && !Shape::kAffine;
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
-    RingSlot<Shape::kUnits> ring;
+    typename WgmmaComputer<T, Shape>::Ring ring;
     int i = 0;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
       computer.run(ring, s.last - s.first);

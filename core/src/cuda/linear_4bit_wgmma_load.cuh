@@ -61,20 +61,40 @@ struct WgmmaLoader {
     }
   }
 
-  // Of x from row m0 and column `begin` on, of the weight from element (n, k) on.
-  __device__ void load_stages(RingSlot<Shape::kStages>& ring, int m0, int begin, int n, int k, int stages) const {
-    for (int stage = 0; stage < stages; ++stage) {
-      const uint32_t full = window + Layout::kFull + ring.slot * 8;
-      barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
-      barrier_arrive_expecting(full, Layout::kCodeBytes + Shape::kStageSteps * Layout::kXBytes);
-      copy_box(window + Layout::kCodes + ring.slot * Layout::kCodeBytes, &args.codes, (k + stage * kStepK) / 2,
-               n + stage * kStepN, full);
+  using Ring = RingPlace<Shape::kCodeStages, Shape::kStages, Shape::kCodesApart>;
+
+  // Of x from row m0 and column `begin` on, of the weight from element (n, k) on. Codes that are apart lead.
+  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages) const {
+    constexpr int kLead = Shape::kCodeStages - Shape::kStages;
+    constexpr int kStageXBytes = Shape::kStageSteps * Layout::kXBytes;
+    for (int stage = -kLead; stage < stages; ++stage) {
+      const int ahead = stage + kLead;
+      const int slot = ring.codes.slot;
+      const uint32_t codes_full = window + Layout::kFull + slot * 8;
+      if (ahead < stages) {
+        barrier_wait(window + Layout::kEmpty + slot * 8, ring.codes.parity ^ 1);
+        barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : kStageXBytes));
+        copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
+                 n + ahead * kStepN, codes_full);
+        if constexpr (Shape::kCodesApart) ring.codes.advance();
+      }
+      if (Shape::kCodesApart && stage < 0) continue;
+      const int x_slot = ring.x().slot;
+      const uint32_t full = window + Layout::kXFull + x_slot * 8;
+      if constexpr (Shape::kCodesApart) {
+        barrier_wait(window + Layout::kXEmpty + x_slot * 8, ring.x().parity ^ 1);
+        barrier_arrive_expecting(full, kStageXBytes);
+      }
 #pragma unroll
       for (int step = 0; step < Shape::kStageSteps; ++step) {
-        copy_box(window + Layout::kX + (ring.slot * Shape::kStageSteps + step) * Layout::kXBytes, &args.x,
+        copy_box(window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes, &args.x,
                  begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth, m0, full);
       }
-      ring.advance();
+      if constexpr (Shape::kCodesApart) {
+        ring.x_apart.advance();
+      } else {
+        ring.codes.advance();
+      }
     }
   }
 
@@ -109,26 +129,30 @@ struct WgmmaLoader {
     return __uint_as_float(std::is_same_v<Scale, float> ? bits : bits << 16);
   }
 
+  // `runs`: how many from there on have the scale.
   template <class Kind>
-  __device__ void store_scale(uint32_t scales, int row, int group, const WgmmaRawScale<Kind::kPair>& raw,
+  __device__ void store_scale(uint32_t scales, int row, int run, int runs, const WgmmaRawScale<Kind::kPair>& raw,
                               float offset) const {
-    const uint32_t at = scales + group * Layout::kScaleGroupBytes + scale_place(row);
+    const uint32_t at = scales + Layout::scale_place(row, run);
+    const auto put = [&](uint32_t to, auto v) {
+      store_shared(to, v);
+      if (!Shape::kTransposed && runs > 1) store_shared(to + 4, v);
+    };
     if constexpr (Shape::kAffine) {
       const float scale = affine_value<typename Kind::Scale>(raw.first);
       const float zero = affine_value<typename Kind::Scale>(raw.second);
       if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
-        store_shared(at, scale * (1 / kZeroShift));
-        store_shared(at + Layout::kZeros, split_zero<T>(zero));
+        put(at, scale * (1 / kZeroShift));
+        put(at + Layout::kZeros, split_zero<T>(zero));
       } else {
-        // A code q comes as the fraction shift + (q - 8) / 4.
-        store_shared(at, 4.0F * scale);
-        store_shared(at + Layout::kZeros, -(4.0F * kFractionShift - 8.0F + zero) * scale);
+        put(at, scale);
+        put(at + Layout::kZeros, (kAffineCentre - zero) * scale);
       }
     } else if constexpr (Kind::kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
-      store_shared(at, __fadd_rn(__fmul_rn(value, __uint_as_float(raw.second)), offset) * args.factor);
+      put(at, __fadd_rn(__fmul_rn(value, __uint_as_float(raw.second)), offset) * args.factor);
     } else {
-      store_shared(at, __uint_as_float(raw.first) * args.factor);
+      put(at, __uint_as_float(raw.first) * args.factor);
     }
   }
 
@@ -191,7 +215,7 @@ struct WgmmaLoader {
   }
 
   template <class Kind>
-  __device__ void load_scale_vectors(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread,
+  __device__ void load_scale_vectors(RingSlot<Shape::kCodeStages>& ring, int n0, int k0, int stages, int thread,
                                      float offset) {
     constexpr bool kPair = Kind::kPair;
     constexpr int kSize = sizeof(typename Kind::Scale);
@@ -238,7 +262,8 @@ struct WgmmaLoader {
         if constexpr (kPair) {
           one.second = Shape::kAffine ? element<kSize>(raw[row].second, element_of_run) : raw[row].second.word[0];
         }
-        store_scale<Kind>(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, one, offset);
+        store_scale<Kind>(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, kRunGroups, one,
+                          offset);
       }
       __syncwarp();
       if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
@@ -264,7 +289,8 @@ struct WgmmaLoader {
 
   // The same for rows whose scales do not come in vectors, rare enough to be waited for longer.
   template <class Kind>
-  __device__ void load_scales(RingSlot<Shape::kStages>& ring, int n0, int k0, int stages, int thread, float offset) {
+  __device__ void load_scales(RingSlot<Shape::kCodeStages>& ring, int n0, int k0, int stages, int thread,
+                              float offset) {
     constexpr bool kPair = Kind::kPair;
     constexpr int kAhead = 1;
     WgmmaRawScale<kPair> ahead[kAhead][kThreadRows * kStageRuns];
@@ -286,15 +312,15 @@ struct WgmmaLoader {
       if (args.wide_groups) {
 #pragma unroll
         for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
-          store_scale<Kind>(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, raw[i],
-                            offset);
+          store_scale<Kind>(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups,
+                            kRunGroups, raw[i], offset);
         }
       } else {
 #pragma unroll 1
         for (int i = 0; i < kThreadRows * Layout::kScaleGroups; ++i) {
           const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
           const int group = i % Layout::kScaleGroups;
-          store_scale<Kind>(scales, row, group,
+          store_scale<Kind>(scales, row, group, 1,
                             start_at(n0 + row + stage * kStepN, k0 + group * Layout::kScaleRun + stage * kStepK),
                             offset);
         }

@@ -10,7 +10,7 @@
 
 namespace qbits::cuda {
 
-inline constexpr float kFractionShift = 4.0F;    // Weights: added to values, a power of two so that it leaves exactly
+inline constexpr float kFractionShift = 4.0F;    // of fractions: a power of two, so that it leaves exactly
 inline constexpr float kZeroShift = 1.0F / 256;  // Sums of affine codes: of operands, lest large zeros overflow float16
 inline constexpr int kWgmmaScaleThreads = 64;
 inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
@@ -37,6 +37,13 @@ struct WgmmaShape {
   static constexpr int kUnitStages = kWgmmaUnitDepth / kStageDepth;
   static constexpr int kUnits = kColumns == 256 ? 1 : kColumns == 128 ? 2 : kColumns == 64 || kGroups > 2 ? 3 : 4;
   static constexpr int kStages = kUnits * kUnitStages;  // of the ring
+  // Codes and scales are read two steps before x of their stage. Where the ring holds but one unit, they would be
+  // wanted when the stage has hardly been given back, so they have a ring of their own. (The gradient, bound by its
+  // instructions, loses 3 % by it.)
+  static constexpr bool kCodesApart = kColumns == 256 && !kTransposed;
+  static constexpr int kCodeUnits = kCodesApart ? 2 * kUnits : kUnits;
+  static constexpr int kCodeStages = kCodeUnits * kUnitStages;
+  static_assert(!kCodesApart || kDecode == WgmmaDecode::Weights);
   static_assert(kUnitStages % kDepthGroups == 0);
   // A launch gives 168 registers to each of 384 threads, 128 to each of 512.
   static constexpr int kLoadRegisters = 56;
@@ -88,22 +95,37 @@ struct WgmmaLayout {
   static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / kScaleRun;
   static constexpr int kScaleGroupBytes = kScaleRows / 32 * kTablePitch;
   static constexpr int kZeros = kScaleGroups * kScaleGroupBytes;  // of affine codes, from their scales
+  // Where a row's scale of a run lies, so that a thread takes several at once: the column decoder those of rows r,
+  // r + 1, r + 8 and r + 9, the row decoder all of rows r and r + 8 for a step.
+  static __device__ constexpr uint32_t scale_place(uint32_t row, uint32_t run) {
+    if constexpr (Shape::kTransposed) {
+      return run * kScaleGroupBytes + row / 32 * kTablePitch + row % 32 / 16 * 64 + row % 8 / 2 * 16 + row / 8 % 2 * 8 +
+             row % 2 * 4;
+    }
+    constexpr int kRuns = 64 / kScaleRun;         // of a step
+    constexpr int kGap = kTableLine / 4 / kRuns;  // rows in a gap
+    return run / kRuns * (kRuns * kScaleGroupBytes) + row / kGap * kTablePitch + row % kGap / 16 * 64 +
+           (row % 8 * 2 + row / 8 % 2) * kRuns * 4 + run % kRuns * 4;
+  }
   static constexpr int kScaleBytes = kZeros * (Shape::kAffine ? 2 : 1);
   static constexpr uint32_t kBase = 1024;
   static constexpr uint32_t kTable = kBase;
   static constexpr uint32_t kScales = kTable + kTableLine;
   static constexpr int kSlabPitch = kTablePitch;  // from row to row
   static constexpr int kSlabBytes = 32 * kSlabPitch;
-  static constexpr uint32_t kSlabs = kScales + Shape::kStages * kScaleBytes;
-  static constexpr int kGroupSlabs = (256 * kTablePitch - Shape::kStages * kScaleBytes) / kSlabBytes / Shape::kGroups;
+  static constexpr uint32_t kSlabs = kScales + Shape::kCodeStages * kScaleBytes;
+  static constexpr int kGroupSlabs =
+      (256 * kTablePitch - Shape::kCodeStages * kScaleBytes) / kSlabBytes / Shape::kGroups;
   static_assert(kGroupSlabs >= 1);
   static constexpr uint32_t kX = kTable + 256 * kTablePitch;
   static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kStageSteps * kXBytes;
-  static constexpr uint32_t kNested = kCodes + Shape::kStages * kCodeBytes;
+  static constexpr uint32_t kNested = kCodes + Shape::kCodeStages * kCodeBytes;
   static constexpr uint32_t kFull = kNested + 1024;
-  static constexpr uint32_t kEmpty = kFull + Shape::kStages * 8;
+  static constexpr uint32_t kEmpty = kFull + Shape::kCodeStages * 8;
+  static constexpr uint32_t kXFull = Shape::kCodesApart ? kEmpty + Shape::kCodeStages * 8 : kFull;
+  static constexpr uint32_t kXEmpty = Shape::kCodesApart ? kXFull + Shape::kStages * 8 : kEmpty;
   // Of the block's first and last shared tile: its sums are left, its share is counted, and whether it was the last.
-  static constexpr uint32_t kShareLeft = kEmpty + Shape::kStages * 8;
+  static constexpr uint32_t kShareLeft = kXEmpty + Shape::kStages * 8;
   static constexpr uint32_t kShareCounted = kShareLeft + 2 * 8;
   static constexpr uint32_t kShareLast = kShareCounted + 2 * 8;
   static constexpr uint32_t kEnd = kShareLast + 2 * 4;
@@ -126,6 +148,26 @@ struct RingSlot {
       slot = 0;
       parity ^= 1;
     }
+  }
+};
+
+// Places of a unit, or of a stage, in both rings; in one where codes are not apart.
+template <int kCodes, int kX, bool kApart>
+struct RingPlace {
+  RingSlot<kCodes> codes;
+  RingSlot<kX> x_apart;
+
+  __device__ const auto& x() const {
+    if constexpr (kApart) {
+      return x_apart;
+    } else {
+      return codes;
+    }
+  }
+
+  __device__ void advance() {
+    codes.advance();
+    if constexpr (kApart) x_apart.advance();
   }
 };
 
@@ -161,19 +203,22 @@ __device__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
   return reinterpret_cast<const uint32_t&>(difference);
 }
 
+// Weights: codes come as float16, which becomes float32 without the byte permutations that the matrix unit's register
+// traffic holds up; but where products are of float16, rounding codes to it would err as much as theirs. There they
+// come as fractions, the middle 16 bits of a float in [2, 8).
+template <class T, class Shape>
+inline constexpr bool kFractions = !Shape::kAffine && std::is_same_v<T, __half>;
+
 // Scales of one row for 32 elements as the decoder wants them.
 struct WgmmaScale {
   float scale;
-  float zero;  // Weights: what is added to scaled fractions
+  float zero;  // Weights: what is added to scaled codes
 };
 
-template <class Shape>
+template <class T, class Shape>
 __device__ WgmmaScale make_scale(float scale, float zero) {
-  return {scale, Shape::kAffine ? zero : -kFractionShift * scale};
+  return {scale, kFractions<T, Shape> ? -kFractionShift * scale : zero};
 }
-
-// The place in gaps of a row of scales.
-__device__ constexpr uint32_t scale_place(uint32_t row) { return row / 32 * kTablePitch + row % 32 * 4; }
 
 // What the table says of a byte. `offset`: the byte times kTablePitch, four times the lane in the low bits.
 template <uint32_t kTable>
@@ -185,17 +230,19 @@ __device__ uint32_t look_up(uint32_t offset) {
   return pair;
 }
 
-// Weights: the first, and the second, of a pair of fractions, scaled in float32. A fraction is the middle 16 bits of a
-// float in [2, 8), of which `top` has the rest.
-__device__ inline float scaled_first(uint32_t pair, uint32_t top, const WgmmaScale& s) {
-  return fmaf(__uint_as_float(__byte_perm(pair, top, 0x7104)), s.scale, s.zero);
-}
-__device__ inline float scaled_second(uint32_t pair, uint32_t top, const WgmmaScale& s) {
-  return fmaf(__uint_as_float(__byte_perm(pair, top, 0x7324)), s.scale, s.zero);
+// Weights: the first (kHalf 0), or the second, of a pair of codes, scaled in float32. `top`: the rest of a fraction.
+template <class T, class Shape, int kHalf>
+__device__ float scaled(uint32_t pair, uint32_t top, const WgmmaScale& s) {
+  if constexpr (kFractions<T, Shape>) {
+    return fmaf(__uint_as_float(__byte_perm(pair, top, kHalf == 0 ? 0x7104 : 0x7324)), s.scale, s.zero);
+  }
+  const __half2& codes = reinterpret_cast<const __half2&>(pair);
+  const float code = kHalf == 0 ? __low2float(codes) : __high2float(codes);
+  return Shape::kAffine ? fmaf(code, s.scale, s.zero) : code * s.scale;
 }
 
-// The rest of a fraction, as something the compiler does not know: the selectors shall be the constants in the
-// instructions. The window's low bits are 0.
+// As something the compiler does not know: the selectors shall be the constants in the instructions. The window's low
+// bits are 0.
 __device__ inline uint32_t fraction_top(uint32_t window) { return 0x40000000 | (window & 0xffffff); }
 
 }  // namespace qbits::cuda

@@ -23,7 +23,7 @@ struct Tile {
   int columns;
   double stage;  // 64 of depth
 };
-constexpr Tile kTiles[] = {{256, 0.68}, {128, 0.42}};
+constexpr Tile kTiles[] = {{256, 0.70}, {128, 0.42}};
 constexpr double kLaunch = 6.0;   // from launch to the first product
 constexpr double kFinish = 3.0;   // to write the sums
 constexpr double kDecode = 1.92;  // to dequantize a stage of weights,

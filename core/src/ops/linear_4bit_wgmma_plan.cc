@@ -24,10 +24,10 @@ struct Tile {
 
 constexpr double kLaunch = 2.2;            // from launch to the first product
 constexpr double kCluster[] = {1.9, 2.7};  // for the blocks of a cluster of 2, of 4 to add their sums
-constexpr double kSharing = 2.8;           // for the sums of shared tiles, and for each share of one,
+constexpr double kSharing = 4.0;           // for the sums of shared tiles that a block has, and for each share of one,
 constexpr double kShare = 0.65;            // to hear of it,
 constexpr double kShareBytes = 74'000;     // and a microsecond to leave and take so much
-constexpr double kWideApart = 1.5;         // a stage of wide tiles that do not keep step,
+constexpr double kWideApart = 1.43;        // a stage of wide tiles that do not keep step,
 constexpr double kApart = 1.15;            // and by how much it is slower where they are apart in depth and share no x
 
 std::string obstacle(const Linear4bitProblem& p, bool transposed) {
@@ -47,16 +47,17 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
   const double with_zeros = affine ? 1.15 : 1.0;
   const double many_zeros = affine ? 1.3 : 1.0;  // three row groups share two warps that load scales
   // Wide tiles of the same weight rows, one after the other in x, share codes in the L2 as long as they keep step; many
-  // of them lower the clock.
-  const double m_tiles = static_cast<double>(ceil_div(p.m, 256));
-  const double wide = transposed ? 1.45 : 1.36 + 0.14 / m_tiles + 0.0035 * std::min(m_tiles, 16.0);
+  // and long ones lower the clock.
+  const double m_tiles = std::min(static_cast<double>(ceil_div(p.m, 256)), 32.0);
+  const double wide =
+      transposed ? 1.38 + 0.005 * m_tiles : 1.29 + 0.004 * std::min(m_tiles, 16.0) * static_cast<double>(p.k) / 8192;
   const Tile tiles[] = {
-      {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, transposed ? 1.20 : 0.97, 1.0},
-      {64, 2, WgmmaDecode::Weights, 0.72, 0.7},           {128, 2, WgmmaDecode::Sums, 0.92, 1.0},
-      {64, 2, WgmmaDecode::Sums, 0.61 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
-      {32, 3, WgmmaDecode::Sums, 0.63 * many_zeros, 0.5}, {32, 2, WgmmaDecode::Sums, 0.45 * with_zeros, 0.5},
-      {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.57 * many_zeros, 0.5},
-      {16, 2, WgmmaDecode::Sums, 0.41 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
+      {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, transposed ? 1.15 : 0.88, 1.0},
+      {64, 2, WgmmaDecode::Weights, 0.70, 0.7},           {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
+      {64, 2, WgmmaDecode::Sums, 0.58 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
+      {32, 3, WgmmaDecode::Sums, 0.60 * many_zeros, 0.5}, {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
+      {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.54 * many_zeros, 0.5},
+      {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
   };
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
@@ -105,13 +106,14 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       shared.workspace_bytes = 2 * shared.blocks * (tile_bytes + 8);
       const double share_units = static_cast<double>(ceil_div(shared.shared_tiles * units, shared.blocks));
       // Shared wide tiles do not keep step, nor do the whole ones after them.
-      const double step = tile.columns == 256 ? kWideApart * (kWgmmaUnitDepth / 128) : unit;
+      const double step = tile.columns == 256 ? std::max(kWideApart, wide) * (kWgmmaUnitDepth / 128) : unit;
       const double apart = tile.columns == 256 ? kApart * step : step;
       const double full = tile.finish + step * static_cast<double>(units);
       const bool even = shared.blocks % shared.shared_tiles == 0;  // otherwise blocks have parts of two tiles
       const double shares = static_cast<double>(units) / share_units + (even ? 0.0 : 1.0);
-      add(shared, kLaunch + full * static_cast<double>(whole_waves) + apart * share_units + tile.finish + kSharing +
-                      shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes));
+      const double parts = std::max(static_cast<double>(shared.shared_tiles) / static_cast<double>(shared.blocks), 1.0);
+      add(shared, kLaunch + full * static_cast<double>(whole_waves) + apart * share_units + tile.finish +
+                      kSharing * parts + shares * (kShare + static_cast<double>(tile_bytes) / kShareBytes));
     };
     share(waves, p.sm_count);
     share(waves - 1, p.sm_count);
