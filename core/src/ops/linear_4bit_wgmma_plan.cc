@@ -48,9 +48,8 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
   const double many_zeros = affine ? 1.3 : 1.0;  // three row groups share two warps that load scales
   // Wide tiles of the same weight rows, one after the other in x, share codes in the L2 as long as they keep step; many
   // and long ones lower the clock.
-  const double m_tiles = std::min(static_cast<double>(ceil_div(p.m, 256)), 32.0);
-  const double wide =
-      transposed ? 1.38 + 0.005 * m_tiles : 1.29 + 0.004 * std::min(m_tiles, 16.0) * static_cast<double>(p.k) / 8192;
+  const double m_tiles = std::min(static_cast<double>(ceil_div(p.m, 256)), 16.0);
+  const double wide = transposed ? 1.38 + 0.012 * m_tiles : 1.29 + 0.004 * m_tiles * static_cast<double>(p.k) / 8192;
   const Tile tiles[] = {
       {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, transposed ? 1.15 : 0.88, 1.0},
       {64, 2, WgmmaDecode::Weights, 0.70, 0.7},           {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
