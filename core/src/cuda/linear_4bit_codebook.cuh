@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -20,20 +21,25 @@ inline constexpr float kAffineCentre = 8.0F;
 template <class T>
 inline constexpr int kSignificandBits = std::is_same_v<T, __half> ? 11 : 8;
 
-// The fitted codebooks of the format table, computed once: a pure function of constants.
 template <class T>
+FittedCodebook fit_operand(std::span<const float> codebook) {
+  return fit_codebook(codebook, kSignificandBits<T>);
+}
+
+// kFit of a format's codebook; of the format table's computed once, for it is a pure function of constants.
+template <FittedCodebook (*kFit)(std::span<const float>)>
 FittedCodebook fitted(const Format& format) {
   static const std::vector<FittedCodebook> table = [] {
     std::vector<FittedCodebook> fits(formats().size());
     for (size_t i = 0; i < fits.size(); ++i) {
-      if (formats()[i].codebook.size() == 16) fits[i] = fit_codebook(formats()[i].codebook, kSignificandBits<T>);
+      if (formats()[i].codebook.size() == 16) fits[i] = kFit(formats()[i].codebook);
     }
     return fits;
   }();
   for (size_t i = 0; i < table.size(); ++i) {
     if (&formats()[i] == &format) return table[i];
   }
-  return fit_codebook(format.codebook, kSignificandBits<T>);
+  return kFit(format.codebook);
 }
 
 // The value of each code of a format as bits of T, and the factor by which the true values are smaller.
@@ -42,14 +48,15 @@ struct OperandCodebook {
   float factor = 1.0F;
 };
 
+// affine_unit: what affine codes are apart.
 template <class T>
-OperandCodebook operand_codebook(const Weight4bitArgs& weight) {
+OperandCodebook operand_codebook(const Weight4bitArgs& weight, float affine_unit = 1.0F) {
   OperandCodebook book{};
   std::array<float, 16> values{};
   if (weight.is_affine()) {
-    for (int code = 0; code < 16; ++code) values[code] = static_cast<float>(code) - kAffineCentre;
+    for (int code = 0; code < 16; ++code) values[code] = (static_cast<float>(code) - kAffineCentre) * affine_unit;
   } else {
-    const FittedCodebook fit = fitted<T>(*weight.format);
+    const FittedCodebook fit = fitted<fit_operand<T>>(*weight.format);
     values = fit.values;
     book.factor = fit.factor;
   }

@@ -165,13 +165,13 @@ __global__ void __launch_bounds__(kMmaThreads, GradXMmaLayout<kTile>::kMinBlocks
       for (int rt = 0; rt < kRowTiles; ++rt) {
         const int row = (warp_m * kRowTiles + rt) * 16 + fragment_row;
         const int chunk = swizzle_rows<kGradChunks>(row, step * 2 + lane / 16);
-        load_matrices<false>(a[rt], grad_tile + row * kGradPitch + chunk * 16);
+        load_matrices<false>(a[rt], shared_address(grad_tile + row * kGradPitch + chunk * 16));
       }
 #pragma unroll
       for (int pair = 0; pair < kColumnTiles / 2; ++pair) {
         const int row = step * 16 + fragment_row;
         const int chunk = swizzle_rows<kWeightChunks>(row, warp_n * kColumnTiles + pair * 2 + lane / 16);
-        load_matrices<true>(b[pair], weight_tile + row * kWeightPitch + chunk * 16);
+        load_matrices<true>(b[pair], shared_address(weight_tile + row * kWeightPitch + chunk * 16));
       }
 #pragma unroll
       for (int rt = 0; rt < kRowTiles; ++rt) {

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <atomic>
-#include <cmath>
+#include <bit>
 #include <random>
-#include <string>
-#include <vector>
+#include <span>
+#include <string_view>
 
 #include "cuda/linear_4bit_wgmma_host.h"
 #include "cuda/linear_4bit_wgmma_launch.cuh"
@@ -50,38 +50,26 @@ CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMa
   return map;
 }
 
-// The fitted codebooks of the format table, computed once: pure functions of constants.
-enum class Fit { BFloat16, Float16, Fractions, Count };
-
-const FittedCodebook& fitted(const Format& format, Fit fit) {
-  static const std::vector<FittedCodebook> table = [] {
-    std::vector<FittedCodebook> fits(formats().size() * static_cast<size_t>(Fit::Count));
-    for (size_t i = 0; i < formats().size(); ++i) {
-      const std::span<const float> codebook = formats()[i].codebook;
-      if (codebook.size() != 16) continue;
-      FittedCodebook* const row = &fits[i * static_cast<size_t>(Fit::Count)];
-      row[static_cast<size_t>(Fit::BFloat16)] = fit_codebook(codebook, 8);
-      row[static_cast<size_t>(Fit::Float16)] = fit_codebook(codebook, 11);
-      row[static_cast<size_t>(Fit::Fractions)] = fit_codebook_shifted(codebook, kFractionShift, 16);
-    }
-    return fits;
-  }();
-  const auto row = static_cast<size_t>(&format - formats().data());
-  return table[row * static_cast<size_t>(Fit::Count) + static_cast<size_t>(fit)];
+FittedCodebook fit_fractions(std::span<const float> codebook) {
+  return fit_codebook_shifted(codebook, kFractionShift, 16);
 }
 
-// Codes less their centre, `unit` apart.
-FittedCodebook affine_codes(float unit) {
-  FittedCodebook fit{.factor = 1.0F};
-  for (int i = 0; i < 16; ++i) fit.values[i] = (static_cast<float>(i) - kAffineCentre) * unit;
-  return fit;
+// For kFractions: the middle 16 bits of floats in [2, 8).
+OperandCodebook fraction_codebook(const Format& format) {
+  const FittedCodebook fit = fitted<fit_fractions>(format);
+  OperandCodebook book{.factor = fit.factor};
+  for (int i = 0; i < 16; ++i) {
+    book.values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8);
+  }
+  return book;
 }
 
-// to_bits: of a value, the 16 that the decoder wants.
-template <class ToBits>
-void set_values(WgmmaArgs& wgmma, const FittedCodebook& fit, ToBits to_bits) {
-  wgmma.factor = fit.factor;
-  for (int i = 0; i < 16; ++i) wgmma.values[i] = to_bits(fit.values[i]);
+OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaDecode decode) {
+  const bool sums = decode == WgmmaDecode::Sums;
+  const float affine_unit = sums ? kZeroShift : 1.0F;
+  if (dtype == DType::BFloat16 && sums) return operand_codebook<__nv_bfloat16>(weight, affine_unit);
+  if (dtype == DType::BFloat16 || sums || weight.is_affine()) return operand_codebook<__half>(weight, affine_unit);
+  return fraction_codebook(*weight.format);
 }
 
 // A number that hardly any launch before had, and that what lies in memory by chance does not equal; 48 bits, then 0.
@@ -127,19 +115,9 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   const bool aligned =
       is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));
   wgmma.scale_count = whole && aligned ? static_cast<int>(count) : 0;
-  const bool sums = plan.decode == WgmmaDecode::Sums;
-  const bool half = dtype == DType::Float16;
-  const auto codes = [&](Fit fit) {
-    return weight.is_affine() ? affine_codes(sums ? kZeroShift : 1.0F) : fitted(*weight.format, fit);
-  };
-  if (sums && !half) {
-    set_values(wgmma, codes(Fit::BFloat16), [](float v) { return std::bit_cast<uint16_t>(__nv_bfloat16(v)); });
-  } else if (!sums && half && !weight.is_affine()) {  // kFractions
-    set_values(wgmma, codes(Fit::Fractions),
-               [](float v) { return std::bit_cast<uint32_t>(kFractionShift + v) >> 8 & 0xffff; });
-  } else {
-    set_values(wgmma, codes(Fit::Float16), [](float v) { return std::bit_cast<uint16_t>(__half(v)); });
-  }
+  const OperandCodebook book = wgmma_codebook(weight, dtype, plan.decode);
+  std::ranges::copy(book.values, wgmma.values);
+  wgmma.factor = book.factor;
 }
 
 void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream stream) {

@@ -137,13 +137,13 @@ struct WgmmaColumnDecoder {
 
   // The codes of a step: of each 8 rows the lane's pair of rows, 16 bits of each.
   struct Raw {
-    uint32_t rows[8];
+    uint32_t rows[2][4];
   };
 
   __device__ void fetch(int stage, int step, Raw& raw) const {
     const uint32_t at = codes + stage * Layout::kCodeBytes + step * 64 * 64;
-    load_matrices_transposed(at, raw.rows[0], raw.rows[1], raw.rows[2], raw.rows[3]);
-    load_matrices_transposed(at + 32 * 64, raw.rows[4], raw.rows[5], raw.rows[6], raw.rows[7]);
+    load_matrices<true>(raw.rows[0], at);
+    load_matrices<true>(raw.rows[1], at + 32 * 64);
   }
 
   __device__ void decode(const Raw& raw, int stage, int step, uint32_t (&out)[4][4], float (&)[2]) const {
@@ -153,10 +153,10 @@ struct WgmmaColumnDecoder {
       const float4 scale = load_shared<float4>(at);
       float4 zero{};
       if constexpr (Shape::kAffine) zero = load_shared<float4>(at + Layout::kZeros);
-      decode_rows(raw.rows[i * 2], make_scale<T, Shape>(scale.x, zero.x), make_scale<T, Shape>(scale.y, zero.y),
-                  out[i][0], out[i][1]);
-      decode_rows(raw.rows[i * 2 + 1], make_scale<T, Shape>(scale.z, zero.z), make_scale<T, Shape>(scale.w, zero.w),
-                  out[i][2], out[i][3]);
+      decode_rows(raw.rows[i / 2][i % 2 * 2], make_scale<T, Shape>(scale.x, zero.x),
+                  make_scale<T, Shape>(scale.y, zero.y), out[i][0], out[i][1]);
+      decode_rows(raw.rows[i / 2][i % 2 * 2 + 1], make_scale<T, Shape>(scale.z, zero.z),
+                  make_scale<T, Shape>(scale.w, zero.w), out[i][2], out[i][3]);
     }
   }
 

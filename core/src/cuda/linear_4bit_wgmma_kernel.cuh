@@ -146,11 +146,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       });
     }
   };
+  const auto stages = [](const WgmmaSegment& s) { return (s.last - s.first) * Shape::kUnitStages; };
   // Where a segment's part of the weight begins.
   const auto weight_row = [](const WgmmaTile& tile, int begin) {
     return tile.base + (Shape::kTransposed ? begin : tile.n0);
   };
-  const auto stages = [](const WgmmaSegment& s) { return (s.last - s.first) * Shape::kUnitStages; };
   const auto weight_column = [](const WgmmaTile& tile, int begin) { return Shape::kTransposed ? tile.n0 : begin; };
 
   const WgmmaShares<WgmmaComputer<T, Shape>> all{args};

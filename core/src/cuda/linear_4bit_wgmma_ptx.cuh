@@ -110,12 +110,6 @@ __device__ void store_shared(uint32_t address, const V& v) {
   *static_cast<V*>(__cvta_shared_to_generic(address)) = v;
 }
 
-// Four 8 x 8 matrices of 16-bit elements, transposed; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ inline void load_matrices_transposed(uint32_t address, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  QBITS_WGMMA_ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n" : "=r"(a), "=r"(b), "=r"(c),
-                  "=r"(d) : "r"(address) : "memory");
-}
-
 // Stores four 8 x 8 fragments transposed; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void store_matrices_transposed(uint32_t address, const uint32_t (&r)[4]) {
   QBITS_WGMMA_ASM("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};\n" ::"r"(address), "r"(r[0]),
