@@ -112,6 +112,16 @@ TEST(Linear4bitWgmmaPlan, TheFastestIsPlanned) {
   }
 }
 
+TEST(Linear4bitWgmmaPlan, SumsAreScaledWhereWeightsComeSlower) {
+  Linear4bitProblem p = kProblem;
+  p.n = 8192;
+  p.k = 8192;
+  p.m = 128;
+  EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Weights);
+  p.dtype = DType::Float16;
+  EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Sums);
+}
+
 TEST(Linear4bitWgmmaPlan, ObstaclesAreNamed) {
   const auto obstacle = [](auto change, bool transposed = false) {
     Linear4bitProblem p = kProblem;
