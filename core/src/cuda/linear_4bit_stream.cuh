@@ -190,6 +190,7 @@ __device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarrie
     mbarrier_init(&barriers.sums_full, args.warps);
     mbarrier_init(&barriers.sums_free, 1);
     mbarrier_init(&barriers.splits_full, 1);
+    mbarrier_init(&barriers.nested, 2);
     mbarrier_init_fence();
   }
   __syncwarp();

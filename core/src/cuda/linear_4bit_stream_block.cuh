@@ -48,6 +48,7 @@ struct StreamBarriers {
   uint64_t sums_full;                           // all warps have left the sums of a tile
   uint64_t sums_free;
   uint64_t splits_full;  // all blocks of a cluster have left what this one finishes
+  uint64_t nested;       // the map of double quantization is there
 };
 static_assert(sizeof(StreamBarriers) <= Linear4bitStream::kBarrierBytes);
 

@@ -116,7 +116,9 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     if (staged) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) Block::nested_code()[i * 64 + turn * 32 + block.lane] = nested[i];
-    barrier_sync(2, 64);
+    __syncwarp();
+    if (block.lane == 0) mbarrier_arrive(&barriers.nested);
+    mbarrier_wait(&barriers.nested, 0);
     staged = true;
   };
   StreamStage stage{.parity = 1};

@@ -57,7 +57,8 @@ struct WgmmaComputer {
     return ring.slot * Shape::kUnitStages + first_stage + step / kStageSteps;
   }
 
-  // Begins to bring what a step is decoded from. Where none comes, anything: to branch would cost moves of registers.
+  // Begins to bring what a step is decoded from. Where none comes, anything: to branch would cost moves of registers
+  // each time (to decode it would cost more, once a tile).
   __device__ void fetch(const Ring& ring, int step, bool comes = true) {
     const int stage = stage_of(ring.codes, step);
     if (step % kStageSteps == 0 && comes) barrier_wait(window + Layout::kFull + stage * 8, ring.codes.parity);
@@ -130,7 +131,7 @@ struct WgmmaComputer {
         }
         if (step + 1 < kSteps) {
           decode(here, step + 1);
-        } else {
+        } else if (more) {
           decode(ring, 0);
         }
         if (step + 2 < kSteps) {
