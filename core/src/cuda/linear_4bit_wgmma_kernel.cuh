@@ -219,8 +219,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
       computer.run(ring, s.last - s.first);
       if constexpr (Shape::kGrouped) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
-      if (args.schedule.splits == 2) return add_splits<2>(computer, args, tile.m0, tile.n0, thread);
-      if (args.schedule.splits == 4) return add_splits<4>(computer, args, tile.m0, tile.n0, thread);
+      if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile.m0, tile.n0, thread);
+      if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile.m0, tile.n0, thread);
       if constexpr (Shape::kDepthGroups > 1) __trap();  // no such plan
       if (!args.schedule.is_shared(s)) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
       all.leave(computer, s.tile, thread);

@@ -95,9 +95,35 @@ struct WgmmaShares {
   }
 };
 
+// Where two clusters share a tile: each block leaves the sums of its rows of out and is counted; of the two that have
+// the same rows, the second adds what the first left. False in the first.
+template <class Shape, int kMine>
+__device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int tile, int thread, float4 (&sums)[kMine]) {
+  const WgmmaSchedule& schedule = args.schedule;
+  const int place = tile * schedule.splits + static_cast<int>(cluster_rank());
+  uint64_t* const counts = static_cast<uint64_t*>(args.workspace);
+  float4* const shares = reinterpret_cast<float4*>(counts + schedule.whole_tiles * schedule.splits);
+  const int cluster = static_cast<int>(blockIdx.x) / schedule.splits % 2;
+  const auto share = [&](int of) { return shares + (int64_t{place} * 2 + of) * (kMine * Shape::kComputeThreads) + thread; };
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) __stcg(share(cluster) + i * Shape::kComputeThreads, sums[i]);
+  const uint32_t last = window + WgmmaLayout<Shape>::kShareLast;
+  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
+  if (thread == 0) store_shared(last, uint32_t{count_share(counts + place, 2, args.nonce)});
+  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
+  if (load_shared<uint32_t>(last) == 0) return false;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const float4 v = __ldcg(share(cluster ^ 1) + i * Shape::kComputeThreads);
+    sums[i] = make_float4(sums[i].x + v.x, sums[i].y + v.y, sums[i].z + v.z, sums[i].w + v.w);
+  }
+  return true;
+}
+
 // Where the blocks of a cluster share a tile: its sums are added in their order, each block writes some rows of out.
 template <int kSplits, class T, class Shape>
-__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int m0, int n0, int thread) {
+__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int tile, int m0, int n0,
+                           int thread) {
   using Layout = WgmmaLayout<Shape>;
   constexpr int kPitch = Layout::kSumPitch;
   const int t = thread % 4;
@@ -131,18 +157,25 @@ __device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
       parts[i][p] = load_cluster(from + (m_of(i) * kPitch + n_of(i)) * 4, p / Shape::kDepthGroups);
     }
   }
+  float4 sums[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    sums[i] = parts[i][0];
+#pragma unroll
+    for (int p = 1; p < kParts; ++p) {
+      const float4& v = parts[i][p];
+      sums[i] = make_float4(sums[i].x + v.x, sums[i].y + v.y, sums[i].z + v.z, sums[i].w + v.w);
+    }
+  }
+  if constexpr (kSplits == 2) {
+    if (args.schedule.clusters > 1 && !add_other_cluster<Shape>(args, computer.window, tile, thread, sums)) return;
+  }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     const int m = m_of(i);
     const int n = n_of(i);
     if (m0 + m >= args.m || n0 + n >= rows || (!kAll && m >= first + kShare)) continue;
-    float4 sum{};
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const float4& v = parts[i][p];
-      sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
-    }
-    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+    const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
     alignas(8) T rounded[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {

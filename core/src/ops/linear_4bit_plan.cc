@@ -298,6 +298,7 @@ std::string to_string(const Linear4bitPlan& plan) {
       text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
              kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
              std::to_string(w.shared_tiles) + " shared";
+      if (w.clusters > 1) text += ", by " + std::to_string(w.clusters) + " clusters";
       break;
     }
     case Linear4bitKernel::Ahead: {
@@ -310,7 +311,7 @@ std::string to_string(const Linear4bitPlan& plan) {
   if (plan.splits > 1) {
     text += ", " + std::to_string(plan.splits) + " splits";
     if (plan.split_depth > 0) text += " of " + std::to_string(plan.split_depth);
-    if (plan.workspace_bytes == 0) text += ", a cluster";
+    if (plan.workspace_bytes == 0 || plan.kernel == Linear4bitKernel::Wgmma) text += ", a cluster";
   }
   if (plan.workspace_bytes > 0) text += ", workspace " + std::to_string(plan.workspace_bytes) + " B";
   if (!plan.reason.empty()) text += " (" + plan.reason + ")";

@@ -24,6 +24,7 @@ struct Tile {
 
 constexpr double kLaunch = 2.2;            // from launch to the first product
 constexpr double kCluster[] = {1.9, 2.7};  // for the blocks of a cluster of 2, of 4 to add their sums
+constexpr double kPairs = 2.0;             // for two clusters to hear of each other
 constexpr double kSharing = 4.0;           // for the sums of shared tiles that a block has, and for each share of one,
 constexpr double kShare = 0.65;            // to hear of it,
 constexpr double kShareBytes = 74'000;     // and a microsecond to leave and take so much
@@ -94,6 +95,16 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       split.blocks = tiles * splits;
       add(split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster[splits / 4]);
     }
+    if (units >= 4 && tiles <= linear_4bit_resident_clusters(p.sm_count, 2) / 2) {
+      WgmmaPlan pairs = plan;
+      pairs.splits = 2;
+      pairs.clusters = 2;
+      pairs.blocks = tiles * 4;
+      const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
+      pairs.workspace_bytes = 2 * tiles * (tile_bytes + 8);
+      add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + tile.finish + kCluster[0] + kPairs +
+                     static_cast<double>(tile_bytes) / kShareBytes);
+    }
     if (tile.groups == 1) continue;
     // The tiles of the last wave are shared, or of the last two; or each by as many blocks as there are for it, which
     // then have no other.
@@ -133,7 +144,8 @@ WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64
           .whole_tiles = static_cast<int>(plan.whole_tiles),
           .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
           .blocks = static_cast<int>(plan.blocks),
-          .splits = plan.splits};
+          .splits = plan.splits,
+          .clusters = plan.clusters};
 }
 
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {

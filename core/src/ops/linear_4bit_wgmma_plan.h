@@ -27,11 +27,12 @@ struct WgmmaPlan {
   int columns = 256;  // rows of x in a tile
   int groups = 2;     // the tile has 64 times as many weight rows: 1, only where splits > 1, to 3
   WgmmaDecode decode = WgmmaDecode::Weights;
-  int splits = 1;  // blocks of a cluster that share its one tile; 1, 2 or 4
+  int splits = 1;    // blocks of a cluster that share its one tile; 1, 2 or 4
+  int clusters = 1;  // that share a tile; 2 only where splits are 2
   int64_t blocks = 0;
   int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
   int64_t shared_tiles = 0;
-  int64_t workspace_bytes = 0;  // for shared tiles
+  int64_t workspace_bytes = 0;  // for shared tiles, or of clusters
   double time = 0;              // microseconds, by the model
   std::string obstacle = {};    // why the kernel cannot run, or ""
 

@@ -25,7 +25,8 @@ struct WgmmaSchedule {
   int whole_tiles = 0;  // the others, at most two for each block, are shared
   int units = 0;        // of a tile
   int blocks = 0;
-  int splits = 1;  // blocks of a cluster that share its one tile; > 1: no tiles are whole or shared otherwise
+  int splits = 1;    // blocks of a cluster that share its one tile; > 1: no tiles are whole or shared otherwise
+  int clusters = 1;  // that share a tile; > 1 only where splits are
 
   constexpr int shared_units() const { return (m_tiles * row_tiles - whole_tiles) * units; }
 
@@ -70,12 +71,13 @@ struct WgmmaSchedule {
 // one another while they compute whole ones. One place calls f, for kernels have its body there.
 template <class F>
 constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
-  const int rank = block % s.splits;
-  int whole = block / s.splits;
+  const int parts = s.splits * s.clusters;
+  const int part = block % parts;
+  int whole = block / parts;
   int unit = s.begin(block);
   const int end = s.begin(block + 1);
   while (unit < end || whole < s.whole_tiles) {
-    WgmmaSegment segment{whole, s.units * rank / s.splits, s.units * (rank + 1) / s.splits};
+    WgmmaSegment segment{whole, s.units * part / parts, s.units * (part + 1) / parts};
     if (unit < end) {
       const int tile = unit / s.units;
       const int left = end - tile * s.units;
