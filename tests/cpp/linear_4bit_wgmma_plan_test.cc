@@ -76,6 +76,9 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
   EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0 || plan.clusters > 1);
   EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits * plan.clusters);
   EXPECT_TRUE(plan.clusters == 1 || plan.splits == 2);
+  if (plan.clusters > 1) {
+    EXPECT_EQ(plan.workspace_bytes, plan.whole_tiles * 2 * (8 + int64_t{plan.columns} * plan.groups * 64 * 4));
+  }
   EXPECT_TRUE(plan.groups > 1 || plan.splits > 1);
   EXPECT_TRUE(plan.decode == WgmmaDecode::Weights || (!transposed && p.k % 64 == 0));
   const int64_t units = int64_t{schedule.m_tiles} * schedule.row_tiles * schedule.units;

@@ -97,23 +97,28 @@ struct WgmmaShares {
 
 // Where two clusters share a tile: each block leaves the sums of its rows of out and is counted; of the two that have
 // the same rows, the second adds what the first left. False in the first.
-template <class Shape, int kMine>
+template <class Shape, int kVectors, int kMine>
 __device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int tile, int thread, float4 (&sums)[kMine]) {
   const WgmmaSchedule& schedule = args.schedule;
   const int place = tile * schedule.splits + static_cast<int>(cluster_rank());
   uint64_t* const counts = static_cast<uint64_t*>(args.workspace);
   float4* const shares = reinterpret_cast<float4*>(counts + schedule.whole_tiles * schedule.splits);
   const int cluster = static_cast<int>(blockIdx.x) / schedule.splits % 2;
-  const auto share = [&](int of) { return shares + (int64_t{place} * 2 + of) * (kMine * Shape::kComputeThreads) + thread; };
+  const auto share = [&](int of) { return shares + (int64_t{place} * 2 + of) * kVectors + thread; };
+  const auto is_mine = [&](int i) { return thread + i * Shape::kComputeThreads < kVectors; };
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) __stcg(share(cluster) + i * Shape::kComputeThreads, sums[i]);
+  for (int i = 0; i < kMine; ++i) {
+    if (is_mine(i)) __stcg(share(cluster) + i * Shape::kComputeThreads, sums[i]);
+  }
   const uint32_t last = window + WgmmaLayout<Shape>::kShareLast;
   group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
   if (thread == 0) store_shared(last, uint32_t{count_share(counts + place, 2, args.nonce)});
+  __syncwarp();
   group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
   if (load_shared<uint32_t>(last) == 0) return false;
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
+    if (!is_mine(i)) continue;
     const float4 v = __ldcg(share(cluster ^ 1) + i * Shape::kComputeThreads);
     sums[i] = make_float4(sums[i].x + v.x, sums[i].y + v.y, sums[i].z + v.z, sums[i].w + v.w);
   }
@@ -168,7 +173,7 @@ __device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
     }
   }
   if constexpr (kSplits == 2) {
-    if (args.schedule.clusters > 1 && !add_other_cluster<Shape>(args, computer.window, tile, thread, sums)) return;
+    if (args.schedule.clusters > 1 && !add_other_cluster<Shape, kShare * kVectors>(args, computer.window, tile, thread, sums)) return;
   }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
