@@ -24,7 +24,7 @@ QBITS_API int64_t linear_4bit_workspace(const Weight4bit& weight, int64_t m, DTy
 //   weight N = rows, K = cols, any N and K, blocks may straddle rows
 //   bias   [N] in x's dtype, or absent
 //   out    [.., N] in x's dtype
-//   workspace  uint8, at least linear_4bit_workspace(weight, M, x.dtype) elements
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least linear_4bit_workspace(weight, M, x.dtype) elements
 QBITS_API void linear_4bit(const TensorView& x, const Weight4bit& weight, const std::optional<TensorView>& bias,
                            const TensorView& out, const TensorView& workspace, Stream stream = {});
 
@@ -51,7 +51,8 @@ QBITS_API int64_t linear_4bit_grad_x_workspace(const Weight4bit& weight, int64_t
 // The gradient of linear_4bit for x: out = grad W.
 //   grad  float [.., N], M rows
 //   out   [.., K] in grad's dtype
-//   workspace  uint8, at least linear_4bit_grad_x_workspace(weight, M, grad.dtype) elements
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least linear_4bit_grad_x_workspace(weight, M, grad.dtype)
+//   elements
 QBITS_API void linear_4bit_grad_x(const TensorView& grad, const Weight4bit& weight, const TensorView& out,
                                   const TensorView& workspace, Stream stream = {});
 
@@ -69,7 +70,8 @@ QBITS_API int64_t grouped_linear_4bit_workspace(const Weight4bit& weight, int64_
 //   weight   E * N = rows: a tensor [E, N, K], quantized as a whole; any N and K, blocks may straddle experts
 //   bias     [E, N] in x's dtype, or absent
 //   out      [M, N] in x's dtype
-//   workspace  uint8, at least grouped_linear_4bit_workspace(weight, E, M, x.dtype) elements
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least grouped_linear_4bit_workspace(weight, E, M, x.dtype)
+//   elements
 QBITS_API void grouped_linear_4bit(const TensorView& x, const TensorView& offsets, const Weight4bit& weight,
                                    const std::optional<TensorView>& bias, const TensorView& out,
                                    const TensorView& workspace, Stream stream = {});
@@ -87,7 +89,8 @@ QBITS_API int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bit& weight,
 //   grad     float [M, N], its rows sorted by expert
 //   offsets  as above
 //   out      [M, K] in grad's dtype
-//   workspace  uint8, at least grouped_linear_4bit_grad_x_workspace(weight, E, M, grad.dtype) elements
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least grouped_linear_4bit_grad_x_workspace(weight, E, M,
+//   grad.dtype) elements
 QBITS_API void grouped_linear_4bit_grad_x(const TensorView& grad, const TensorView& offsets, const Weight4bit& weight,
                                           const TensorView& out, const TensorView& workspace, Stream stream = {});
 

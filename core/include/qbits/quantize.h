@@ -87,7 +87,7 @@ QBITS_API int64_t estimate_quantiles_workspace(const TensorView& x);
 //   x          float, n > 0 elements
 //   offset     in [0, 0.5)
 //   quantiles  float32, q in 1..65536 elements
-//   workspace  uint8, estimate_quantiles_workspace(x) elements
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least estimate_quantiles_workspace(x) elements
 QBITS_API void estimate_quantiles(const TensorView& x, double offset, const TensorView& quantiles,
                                   const TensorView& workspace, Stream stream = {});
 

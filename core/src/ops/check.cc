@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "ops/ceil_div.h"
 
@@ -69,6 +70,14 @@ void at_least(std::string_view op, std::string_view what, const TensorView& t, i
   require(
       t.numel() >= want, ErrorCode::InvalidArgument, op, what, [&] { return t.describe(); },
       [&] { return "at least " + std::to_string(want) + " elements"; });
+}
+
+void workspace(std::string_view op, const TensorView& t, int64_t bytes, Device device) {
+  constexpr std::string_view what = "workspace";
+  tensor(op, what, t, {DType::UInt8}, device);
+  at_least(op, what, t, bytes);
+  require(bytes == 0 || device.type == DeviceType::Cpu || reinterpret_cast<uintptr_t>(t.data) % 16 == 0,
+          ErrorCode::InvalidArgument, op, what, "an address off 16-byte boundaries", "one on them");
 }
 
 int64_t rows_of(std::string_view op, std::string_view what, const TensorView& t, int64_t cols) {

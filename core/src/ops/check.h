@@ -43,8 +43,11 @@ void floating(std::string_view op, std::string_view what, const TensorView& t, D
 // Exactly `want` elements.
 void numel(std::string_view op, std::string_view what, const TensorView& t, int64_t want);
 
-// At least `want` elements, for workspaces.
+// At least `want` elements.
 void at_least(std::string_view op, std::string_view what, const TensorView& t, int64_t want);
+
+// The argument "workspace": at least `bytes` of uint8 on `device` and, where CUDA uses it, on a 16-byte boundary.
+void workspace(std::string_view op, const TensorView& t, int64_t bytes, Device device);
 
 // [.., cols]; returns the number of rows, the product of the leading dimensions.
 int64_t rows_of(std::string_view op, std::string_view what, const TensorView& t, int64_t cols);

@@ -23,11 +23,7 @@ void estimate_quantiles(const TensorView& x, double offset, const TensorView& qu
   check::require(
       q >= 1 && q <= 65536, ErrorCode::InvalidArgument, op, "quantiles", [&] { return quantiles.describe(); },
       "1 to 65536 elements");
-  check::tensor(op, "workspace", workspace, {DType::UInt8}, x.device);
-  const int64_t bytes = estimate_quantiles_workspace(x);
-  check::require(
-      workspace.numel() >= bytes, ErrorCode::InvalidArgument, op, "workspace", [&] { return workspace.describe(); },
-      [&] { return std::to_string(bytes) + " elements"; });
+  check::workspace(op, workspace, estimate_quantiles_workspace(x), x.device);
 
   const EstimateQuantilesArgs args{.x = x.data,
                                    .x_dtype = x.dtype,

@@ -75,8 +75,7 @@ void grouped_linear_4bit(const TensorView& x, const TensorView& offsets, const W
   check_offset_values(op, offsets, m);
   check::tensor(op, "out", out, {x.dtype}, x.device);
   check::rows(op, "out", out, m, n);
-  check::tensor(op, "workspace", workspace, {DType::UInt8}, x.device);
-  check::at_least(op, "workspace", workspace, workspace_size(op, w, experts, m, x.dtype, x.device));
+  check::workspace(op, workspace, workspace_size(op, w, experts, m, x.dtype, x.device), x.device);
   if (m == 0 || n == 0) return;
 
   const GroupedLinear4bitArgs args{.x = x.data,

@@ -34,8 +34,7 @@ void grouped_linear_4bit_grad_x(const TensorView& grad, const TensorView& offset
   check_offset_values(op, offsets, m);
   check::tensor(op, "out", out, {grad.dtype}, grad.device);
   check::rows(op, "out", out, m, w.cols);
-  check::tensor(op, "workspace", workspace, {DType::UInt8}, grad.device);
-  check::at_least(op, "workspace", workspace, workspace_size(op, w, experts, m, grad.dtype, grad.device));
+  check::workspace(op, workspace, workspace_size(op, w, experts, m, grad.dtype, grad.device), grad.device);
   if (m == 0 || w.cols == 0) return;
 
   const GroupedLinear4bitGradXArgs args{.grad = grad.data,

@@ -39,8 +39,7 @@ void linear_4bit(const TensorView& x, const Weight4bit& weight, const std::optio
   }
   check::tensor(op, "out", out, {x.dtype}, x.device);
   check::rows(op, "out", out, m, w.rows);
-  check::tensor(op, "workspace", workspace, {DType::UInt8}, x.device);
-  check::at_least(op, "workspace", workspace, workspace_size(op, w, m, x.dtype, x.device));
+  check::workspace(op, workspace, workspace_size(op, w, m, x.dtype, x.device), x.device);
   if (m == 0 || w.rows == 0) return;
 
   const Linear4bitArgs args{.x = x.data,

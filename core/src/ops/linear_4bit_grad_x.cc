@@ -34,8 +34,7 @@ void linear_4bit_grad_x(const TensorView& grad, const Weight4bit& weight, const 
   const int64_t m = check::rows_of(op, "grad", grad, w.rows);
   check::tensor(op, "out", out, {grad.dtype}, grad.device);
   check::rows(op, "out", out, m, w.cols);
-  check::tensor(op, "workspace", workspace, {DType::UInt8}, grad.device);
-  check::at_least(op, "workspace", workspace, workspace_size(op, w, m, grad.dtype, grad.device));
+  check::workspace(op, workspace, workspace_size(op, w, m, grad.dtype, grad.device), grad.device);
   if (m == 0 || w.cols == 0) return;
 
   const Linear4bitGradXArgs args{.grad = grad.data,
