@@ -131,8 +131,7 @@ TEST(Linear4bitPlan, EveryArchitectureReachesItsTensorCores) {
               continue;
             }
             const Linear4bitKernel hopper = cc == 90 ? Linear4bitKernel::Wgmma : Linear4bitKernel::Mma;
-            const bool sums = coding == Coding::Codebook && block >= 64;
-            const Linear4bitKernel stream = cc == 90 && m > 8 && sums ? hopper : Linear4bitKernel::Stream;
+            const Linear4bitKernel stream = cc == 90 && m > 8 && block >= 64 ? hopper : Linear4bitKernel::Stream;
             const Linear4bitKernel few = cc >= 90 ? stream : Linear4bitKernel::Mma;
             EXPECT_EQ(forward.kernel, m <= 16 ? few : hopper) << cc << ": " << to_string(forward);
             const Linear4bitKernel ahead = cc == 90 && m == 4096 ? Linear4bitKernel::Ahead : hopper;

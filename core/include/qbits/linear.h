@@ -35,7 +35,8 @@ struct CudaDevice {
 };
 
 // Which kernel linear_4bit takes and in what shape, in one line for people to read; its words may change.
-// Without `device`, on this CPU. Assumes tensors on 16-byte boundaries, as allocators give them.
+// Without `device`, on this CPU. Assumes tensors on 16-byte boundaries, as allocators give them, and scales that are
+// not double-quantized.
 //   "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)"
 //   "cpu avx2, few rows of x, 128 tiles 1x32, 2 threads"
 //   format      a 4-bit one; block_size one of its own

@@ -21,6 +21,7 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, 
           .k = weight.cols,
           .m = m,
           .dtype = dtype,
+          .nested = !weight.is_affine() && weight.absmax.is_nested(),
           .aligned = aligned,
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};

@@ -48,13 +48,12 @@ struct OperandCodebook {
   float factor = 1.0F;
 };
 
-// affine_unit: what affine codes are apart.
 template <class T>
-OperandCodebook operand_codebook(const Weight4bitArgs& weight, float affine_unit = 1.0F) {
+OperandCodebook operand_codebook(const Weight4bitArgs& weight) {
   OperandCodebook book{};
   std::array<float, 16> values{};
   if (weight.is_affine()) {
-    for (int code = 0; code < 16; ++code) values[code] = (static_cast<float>(code) - kAffineCentre) * affine_unit;
+    for (int code = 0; code < 16; ++code) values[code] = static_cast<float>(code) - kAffineCentre;
   } else {
     const FittedCodebook fit = fitted<fit_operand<T>>(*weight.format);
     values = fit.values;

@@ -66,7 +66,7 @@ template <StreamScales kKind>
 __device__ float4 stream_finish_scales(uint4 raw, const float* nested_code, float offset) {
   const auto value = [&](int j) {
     if constexpr (kKind == StreamScales::Nested) {
-      return __fadd_rn(__fmul_rn(nested_code[raw.x >> (8 * j) & 255], __uint_as_float(raw.y)), offset);
+      return fmaf(nested_code[raw.x >> (8 * j) & 255], __uint_as_float(raw.y), offset);
     } else {
       const uint16_t bits = static_cast<uint16_t>((j < 2 ? raw.x : raw.y) >> (16 * (j % 2)));
       return kKind == StreamScales::BFloat16 ? to_float(__ushort_as_bfloat16(bits)) : to_float(__ushort_as_half(bits));

@@ -66,9 +66,8 @@ OperandCodebook fraction_codebook(const Format& format) {
 
 OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaDecode decode) {
   const bool sums = decode == WgmmaDecode::Sums;
-  const float affine_unit = sums ? kZeroShift : 1.0F;
-  if (dtype == DType::BFloat16 && sums) return operand_codebook<__nv_bfloat16>(weight, affine_unit);
-  if (dtype == DType::BFloat16 || sums || weight.is_affine()) return operand_codebook<__half>(weight, affine_unit);
+  if (dtype == DType::BFloat16 && sums) return operand_codebook<__nv_bfloat16>(weight);
+  if (dtype == DType::BFloat16 || sums || weight.is_affine()) return operand_codebook<__half>(weight);
   return fraction_codebook(*weight.format);
 }
 
@@ -115,6 +114,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   const bool aligned =
       is_aligned(wgmma.weight.scales, bytes) && (!weight.is_affine() || is_aligned(weight.zeros, bytes));
   wgmma.scale_count = whole && aligned ? static_cast<int>(count) : 0;
+  wgmma.zeros_whole = weight.is_affine() && weight.scale_dtype == dtype;
   const OperandCodebook book = wgmma_codebook(weight, dtype, plan.decode);
   std::ranges::copy(book.values, wgmma.values);
   wgmma.factor = book.factor;

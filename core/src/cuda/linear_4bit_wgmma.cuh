@@ -73,8 +73,9 @@ struct WgmmaComputer {
     if (lane == 0) barrier_arrive(window + Layout::kEmpty + stage_of(ring.codes, step) * 8);
   }
 
+  template <bool kSecond>
   __device__ void decode(const Ring& ring, int step) {
-    decoder.decode(raw, stage_of(ring.codes, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
+    decoder.template decode<kSecond>(raw, stage_of(ring.codes, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
   }
 
   __device__ void multiply(const Ring& ring, int step) {
@@ -108,12 +109,13 @@ struct WgmmaComputer {
 
   // The sums over `units` units. While a step is multiplied the next one is decoded, and what the one after it is
   // decoded from begins to come: only then do products not wait for loads. Lanes of a warp have read their part of a
-  // stage when its last product is done.
+  // stage when its last product is done. kSecond: affine zeros are of two parts.
+  template <bool kSecond>
   __device__ void run(Ring& ring, int units) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0F;
     fetch(ring, 0);
-    decode(ring, 0);
+    decode<kSecond>(ring, 0);
     fetch(ring, 1);
     Ring last = ring;
     for (int unit = 0; unit < units; ++unit) {
@@ -130,9 +132,9 @@ struct WgmmaComputer {
           if (Shape::kCodesApart && (step + 1) % kStageSteps == 0) release_codes(here, step);
         }
         if (step + 1 < kSteps) {
-          decode(here, step + 1);
+          decode<kSecond>(here, step + 1);
         } else if (more) {
-          decode(ring, 0);
+          decode<kSecond>(ring, 0);
         }
         if (step + 2 < kSteps) {
           fetch(here, step + 2);

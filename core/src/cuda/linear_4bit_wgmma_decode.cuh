@@ -18,7 +18,7 @@ struct WgmmaRowDecoder {
   uint32_t scales;      // of that row, in a stage
   uint32_t lane_table;  // its copy of the table
   uint32_t top;         // of fractions
-  uint32_t selector;    // that puts its byte of a word into lane_table
+  uint32_t selector;    // that puts its byte of a word into lane_table, or into both halves of a word
 
   __device__ WgmmaRowDecoder(uint32_t window_, int group, int warp, int lane, bool) : window(window_) {
     row = group * 64 + warp * 16 + lane / 4;
@@ -26,22 +26,21 @@ struct WgmmaRowDecoder {
     scales = window + Layout::kScales + Layout::scale_place(row, 0);
     lane_table = window | lane * 4;
     top = fraction_top(window);
-    selector = 0x7604 | (lane % 4) << 4;
+    selector = Shape::kComputed ? 0x4040 | (lane % 4) * 0x0101 : 0x7604 | (lane % 4) << 4;
   }
 
   // The tile's row of the upper and lower half of a fragment.
   __device__ int output_row(int half) const { return static_cast<int>(row) + half * 8; }
 
-  // The lane's own byte of a word.
+  // The lane's own byte of a word. kSecond: zeros are of two parts.
+  template <bool kSecond>
   __device__ uint32_t decode(uint32_t word, const WgmmaScale& s) const {
-    const uint32_t pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
-    if constexpr (Shape::kDecode == WgmmaDecode::Weights) {
-      return pack<T>(scaled<T, Shape, 0>(pair, top, s), scaled<T, Shape, 1>(pair, top, s));
-    } else if constexpr (Shape::kAffine) {
-      const uint32_t zeros = __float_as_uint(s.zero);
-      return subtract_pairs<T>(subtract_pairs<T>(pair, __byte_perm(zeros, 0, 0x1010)), __byte_perm(zeros, 0, 0x3232));
+    if constexpr (Shape::kComputed) {
+      return subtract_zero<T, kSecond>(__byte_perm(word, 0, selector), __float_as_uint(s.zero));
     }
-    return pair;
+    const uint32_t pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
+    if constexpr (Shape::kDecode == WgmmaDecode::Sums) return pair;
+    return pack<T>(scaled<T, Shape, 0>(pair, top, s), scaled<T, Shape, 1>(pair, top, s));
   }
 
   // What a step of 64 of the depth is decoded from.
@@ -61,8 +60,16 @@ struct WgmmaRowDecoder {
       raw.lower[half] = load_shared<uint4>(at + 8 * kLine);
     }
     const uint32_t at = scales + stage * Layout::kScaleBytes + Layout::scale_place(0, step * (64 / Layout::kScaleRun));
-    load_scales(at, raw.scale);
-    if constexpr (Shape::kAffine) load_scales(at + Layout::kZeros, raw.zero);
+    if constexpr (Shape::kComputed) {
+      const float4 v = load_shared<float4>(at);
+      raw.scale[0][0] = v.x;
+      raw.zero[0][0] = v.y;
+      raw.scale[0][1] = v.z;
+      raw.zero[0][1] = v.w;
+    } else {
+      load_scales(at, raw.scale);
+      if constexpr (Shape::kAffine) load_scales(at + Layout::kZeros, raw.zero);
+    }
   }
 
   // Of the runs of a step, of the upper and lower row.
@@ -82,6 +89,7 @@ struct WgmmaRowDecoder {
 
   // Into four k16 steps of the operand, which want, in the order of their registers: byte t of a word of the upper row,
   // of the lower row, byte t of the next word of each. `sum_scales`: of the two rows, where sums are scaled.
+  template <bool kSecond>
   __device__ void decode(const Raw& raw, int, int, uint32_t (&out)[4][4], float (&sum_scales)[2]) const {
     if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
       sum_scales[0] = raw.scale[0][0];
@@ -94,14 +102,14 @@ struct WgmmaRowDecoder {
       const int run = Shape::kDecode == WgmmaDecode::Sums ? 0 : half;
       const WgmmaScale scale[2] = {make_scale<T, Shape>(raw.scale[run][0], raw.zero[run][0]),
                                    make_scale<T, Shape>(raw.scale[run][1], raw.zero[run][1])};
-      out[half * 2][0] = decode(upper.x, scale[0]);
-      out[half * 2][1] = decode(lower.x, scale[1]);
-      out[half * 2][2] = decode(upper.y, scale[0]);
-      out[half * 2][3] = decode(lower.y, scale[1]);
-      out[half * 2 + 1][0] = decode(upper.z, scale[0]);
-      out[half * 2 + 1][1] = decode(lower.z, scale[1]);
-      out[half * 2 + 1][2] = decode(upper.w, scale[0]);
-      out[half * 2 + 1][3] = decode(lower.w, scale[1]);
+      out[half * 2][0] = decode<kSecond>(upper.x, scale[0]);
+      out[half * 2][1] = decode<kSecond>(lower.x, scale[1]);
+      out[half * 2][2] = decode<kSecond>(upper.y, scale[0]);
+      out[half * 2][3] = decode<kSecond>(lower.y, scale[1]);
+      out[half * 2 + 1][0] = decode<kSecond>(upper.z, scale[0]);
+      out[half * 2 + 1][1] = decode<kSecond>(lower.z, scale[1]);
+      out[half * 2 + 1][2] = decode<kSecond>(upper.w, scale[0]);
+      out[half * 2 + 1][3] = decode<kSecond>(lower.w, scale[1]);
     }
   }
 };
@@ -146,6 +154,7 @@ struct WgmmaColumnDecoder {
     load_matrices<true>(raw.rows[1], at + 32 * 64);
   }
 
+  template <bool>
   __device__ void decode(const Raw& raw, int stage, int step, uint32_t (&out)[4][4], float (&)[2]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -210,14 +210,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   } else {
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
-    if (thread < 256) fill_table(window + Layout::kTable, args.values, thread);
+    if (!Shape::kComputed && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
     wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
     typename WgmmaComputer<T, Shape>::Ring ring;
     int i = 0;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
-      computer.run(ring, s.last - s.first);
+      if (Shape::kComputed && args.zeros_whole) {
+        computer.template run<false>(ring, s.last - s.first);
+      } else {
+        computer.template run<Shape::kComputed>(ring, s.last - s.first);
+      }
       if constexpr (Shape::kGrouped) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
       if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile.m0, tile.n0, thread);
       if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile.m0, tile.n0, thread);

@@ -129,11 +129,15 @@ struct WgmmaLoader {
     return __uint_as_float(std::is_same_v<Scale, float> ? bits : bits << 16);
   }
 
-  // `runs`: how many from there on have the scale.
-  template <class Kind>
-  __device__ void store_scale(uint32_t scales, int row, int run, int runs, const WgmmaRawScale<Kind::kPair>& raw,
-                              float offset) const {
-    const uint32_t at = scales + Layout::scale_place(row, run);
+  // Whether bits are those of a number in [0, 16).
+  template <class Scale>
+  __device__ static bool is_code(uint32_t bits) {
+    return bits < (std::is_same_v<Scale, __half> ? 0x4c00 : std::is_same_v<Scale, float> ? 0x41800000 : 0x4180);
+  }
+
+  // `runs`: how many from there on have the scale. kCode: an affine zero is_code.
+  template <class Kind, bool kCode = false>
+  __device__ void store_scale(uint32_t at, int runs, const WgmmaRawScale<Kind::kPair>& raw, float offset) const {
     const auto put = [&](uint32_t to, auto v) {
       store_shared(to, v);
       if (!Shape::kTransposed && runs > 1) store_shared(to + 4, v);
@@ -141,16 +145,20 @@ struct WgmmaLoader {
     if constexpr (Shape::kAffine) {
       const float scale = affine_value<typename Kind::Scale>(raw.first);
       const float zero = affine_value<typename Kind::Scale>(raw.second);
-      if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
-        put(at, scale * (1 / kZeroShift));
-        put(at + Layout::kZeros, split_zero<T>(zero));
+      if constexpr (Shape::kComputed) {
+        const uint32_t first = __float_as_uint(scale * (1 / kZeroShift));
+        if constexpr (std::is_same_v<T, typename Kind::Scale>) {
+          store_shared(at, make_uint2(first, pack<T>(zero * -kZeroShift, zero * -kZeroShift)));
+        } else {
+          store_shared(at, make_uint2(first, split_zero<T, kCode>(zero)));
+        }
       } else {
         put(at, scale);
         put(at + Layout::kZeros, (kAffineCentre - zero) * scale);
       }
     } else if constexpr (Kind::kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
-      put(at, __fadd_rn(__fmul_rn(value, __uint_as_float(raw.second)), offset) * args.factor);
+      put(at, fmaf(value, __uint_as_float(raw.second) * args.factor, offset * args.factor));
     } else {
       put(at, __uint_as_float(raw.first) * args.factor);
     }
@@ -227,6 +235,7 @@ struct WgmmaLoader {
       Vector second;  // of affine zeros; word 0: absmax of 256 scales
     };
     Row ahead[kAhead][kThreadRows];
+    const uint32_t place = window + Layout::kScales + Layout::scale_place(thread, 0);  // others a constant from it
     const auto start = [&](int stage, Row(&raw)[kThreadRows]) {
       const uint32_t n = n0 + thread + stage * kStepN;
       const uint32_t k = k0 + stage * kStepK;
@@ -249,21 +258,35 @@ struct WgmmaLoader {
       }
     };
     const auto store = [&](int part, const Row(&raw)[kThreadRows]) {
-      const uint32_t scales = window + Layout::kScales + ring.slot * Layout::kScaleBytes;
+      const uint32_t at = place + ring.slot * Layout::kScaleBytes;
+      const auto element_of = [&](int i) { return (part * kStageRuns + i % kStageRuns) * kCount / kVectorRuns; };
+      const auto put = [&](auto code) {
+#pragma unroll
+        for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
+          const int row = i / kStageRuns;
+          WgmmaRawScale<kPair> one;
+          one.first = element<kSize>(raw[row].first, element_of(i));
+          if constexpr (kPair) {
+            one.second = Shape::kAffine ? element<kSize>(raw[row].second, element_of(i)) : raw[row].second.word[0];
+          }
+          store_scale<Kind, decltype(code)::value>(
+              at + Layout::scale_place(row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups), kRunGroups, one, offset);
+        }
+      };
       if constexpr (kPair && !Shape::kAffine) store_nested(thread);
       barrier_wait(window + Layout::kEmpty + ring.slot * 8, ring.parity ^ 1);
+      constexpr bool kSplit = Shape::kComputed && !std::is_same_v<T, typename Kind::Scale>;
+      bool codes = kSplit;
+      if constexpr (kSplit) {
 #pragma unroll
-      for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
-        const int row = i / kStageRuns;
-        const int run = part * kStageRuns + i % kStageRuns;
-        WgmmaRawScale<kPair> one;
-        const int element_of_run = run * kCount / kVectorRuns;
-        one.first = element<kSize>(raw[row].first, element_of_run);
-        if constexpr (kPair) {
-          one.second = Shape::kAffine ? element<kSize>(raw[row].second, element_of_run) : raw[row].second.word[0];
+        for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
+          codes &= is_code<typename Kind::Scale>(element<kSize>(raw[i / kStageRuns].second, element_of(i)));
         }
-        store_scale<Kind>(scales, thread + row * kWgmmaScaleThreads, i % kStageRuns * kRunGroups, kRunGroups, one,
-                          offset);
+      }
+      if (codes) {
+        put(std::bool_constant<kSplit>());
+      } else {
+        put(std::false_type());
       }
       __syncwarp();
       if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
@@ -312,17 +335,16 @@ struct WgmmaLoader {
       if (args.wide_groups) {
 #pragma unroll
         for (int i = 0; i < kThreadRows * kStageRuns; ++i) {
-          store_scale<Kind>(scales, thread + i / kStageRuns * kWgmmaScaleThreads, i % kStageRuns * kRunGroups,
-                            kRunGroups, raw[i], offset);
+          const int row = thread + i / kStageRuns * kWgmmaScaleThreads;
+          store_scale<Kind>(scales + Layout::scale_place(row, i % kStageRuns * kRunGroups), kRunGroups, raw[i], offset);
         }
       } else {
 #pragma unroll 1
         for (int i = 0; i < kThreadRows * Layout::kScaleGroups; ++i) {
           const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
           const int group = i % Layout::kScaleGroups;
-          store_scale<Kind>(scales, row, group, 1,
-                            start_at(n0 + row + stage * kStepN, k0 + group * Layout::kScaleRun + stage * kStepK),
-                            offset);
+          const uint32_t k = k0 + group * Layout::kScaleRun + stage * kStepK;
+          store_scale<Kind>(scales + Layout::scale_place(row, group), 1, start_at(n0 + row + stage * kStepN, k), offset);
         }
       }
       __syncwarp();

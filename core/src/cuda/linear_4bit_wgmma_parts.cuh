@@ -11,7 +11,7 @@
 namespace qbits::cuda {
 
 inline constexpr float kFractionShift = 4.0F;    // of fractions: a power of two, so that it leaves exactly
-inline constexpr float kZeroShift = 1.0F / 256;  // Sums of affine codes: of operands, lest large zeros overflow float16
+inline constexpr float kZeroShift = 1.0F / 512;  // Sums of affine codes: of operands, lest large zeros overflow float16
 inline constexpr int kWgmmaScaleThreads = 64;
 inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
 
@@ -25,6 +25,7 @@ struct WgmmaShape {
   static constexpr int kGroups = kRowGroups * kDepthGroups;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
+  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes are not looked up
   static constexpr bool kTransposed = kTransposedOf;  // the gradient
   static constexpr bool kGrouped = kGroupedOf;        // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
@@ -64,6 +65,7 @@ struct WgmmaArgs {
   bool wide_groups;        // scales change every 64 elements of a row at most
   int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
   float factor;            // joins the scales
+  bool zeros_whole;        // affine zeros are numbers of the type of x
   uint32_t values[16];     // of each code, as the decoder wants them
   const int32_t* offsets;  // of experts
   int experts;
@@ -93,8 +95,11 @@ struct WgmmaLayout {
   static constexpr int kScaleRun = Shape::kDecode == WgmmaDecode::Sums ? 64 : 32;
   static constexpr int kScaleRows = Shape::kTransposed ? Shape::kStageDepth : kRows;
   static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / kScaleRun;
-  static constexpr int kScaleGroupBytes = kScaleRows / 32 * kTablePitch;
-  static constexpr int kZeros = kScaleGroups * kScaleGroupBytes;  // of affine codes, from their scales
+  // Affine zeros come after all scales of a stage, or each beside its scale.
+  static constexpr int kScaleWords = Shape::kComputed ? 2 : 1;
+  static constexpr int kScaleGroupBytes = kScaleRows / 32 * kTablePitch * kScaleWords;
+  static constexpr int kScaleTotal = kScaleGroups * kScaleGroupBytes;
+  static constexpr int kZeros = Shape::kComputed ? 4 : kScaleTotal;
   // Where a row's scale of a run lies, so that a thread takes several at once: the column decoder those of rows r,
   // r + 1, r + 8 and r + 9, the row decoder all of rows r and r + 8 for a step.
   static __device__ constexpr uint32_t scale_place(uint32_t row, uint32_t run) {
@@ -102,12 +107,12 @@ struct WgmmaLayout {
       return run * kScaleGroupBytes + row / 32 * kTablePitch + row % 32 / 16 * 64 + row % 8 / 2 * 16 + row / 8 % 2 * 8 +
              row % 2 * 4;
     }
-    constexpr int kRuns = 64 / kScaleRun;         // of a step
-    constexpr int kGap = kTableLine / 4 / kRuns;  // rows in a gap
+    constexpr int kRuns = 64 / kScaleRun;                       // of a step
+    constexpr int kGap = kTableLine / 4 / kRuns / kScaleWords;  // rows in a gap
     return run / kRuns * (kRuns * kScaleGroupBytes) + row / kGap * kTablePitch + row % kGap / 16 * 64 +
-           (row % 8 * 2 + row / 8 % 2) * kRuns * 4 + run % kRuns * 4;
+           (row % 8 * 2 + row / 8 % 2) * kRuns * kScaleWords * 4 + run % kRuns * 4;
   }
-  static constexpr int kScaleBytes = kZeros * (Shape::kAffine ? 2 : 1);
+  static constexpr int kScaleBytes = kScaleTotal * (Shape::kAffine && !Shape::kComputed ? 2 : 1);
   static constexpr uint32_t kBase = 1024;
   static constexpr uint32_t kTable = kBase;
   static constexpr uint32_t kScales = kTable + kTableLine;
@@ -179,27 +184,41 @@ __device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], 
   }
 }
 
-// Sums of affine codes: a zero less 8, shifted, as two numbers of T, the first in the low half. From a code less 8 the
-// first subtracts exactly, for both are multiples of a power of two by which their difference is under 2^(significand
-// bits); so that the second rounds the difference to the zero once.
-template <class T>
+// Sums of affine codes: a zero, shifted, as two negative numbers of T, the first in the high half. Added to a code the
+// first is exact, for both are multiples of a power of two by which their sum is under 2^(significand bits); so that the
+// second rounds the code less the zero once. A zero that is a number of T needs no second, and comes twice.
+// kCode: the zero is known to be in [0, 16).
+template <class T, bool kCode>
 __device__ uint32_t split_zero(float zero) {
   constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples
-  const float z = fmaf(zero, kZeroShift, -8.0F * kZeroShift);
-  float round = 16.0F * kZeroShift * kRound;
-  if (!(fabsf(z) < 8.0F * kZeroShift)) {  // no code's
-    const float bound = fabsf(z) + 8.0F * kZeroShift;
-    if (!(bound < 0x1p24F)) return pack<T>(z, 0.0F);
+  constexpr float kCodes = 16.0F * kZeroShift;
+  const float z = zero * -kZeroShift;
+  float round = kCodes * kRound;
+  if (!kCode && !(z <= 0.0F && z > -kCodes)) {
+    const float bound = fabsf(z) + kCodes;
+    if (!(bound < 0x1p24F)) return pack<T>(0.0F, z);
     round = __uint_as_float((__float_as_uint(bound) & 0x7f800000) + 0x00800000) * kRound;
   }
   const float first = __fsub_rn(__fadd_rn(z, round), round);
-  return pack<T>(first, z - first);
+  return pack<T>(z - first, first);
 }
 
-template <class T>
-__device__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+// An affine byte's codes less their zero, which split_zero gives, shifted. In place, the high nibble in the low half,
+// they are subnormal numbers of T (bfloat16: up to 255 by 2^-133, the first normal ones among them).
+template <class T, bool kSecond>
+__device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
   using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  const Pair difference = __hsub2(reinterpret_cast<const Pair&>(a), reinterpret_cast<const Pair&>(b));
+  constexpr float kUnit = std::is_same_v<T, __half> ? 0x1p-24F : 0x1p-126F / 128;
+  constexpr uint32_t kHigh = 0x00f0;
+  constexpr uint32_t kLow = 0x000f0000;
+  const uint32_t codes = byte_twice & (kHigh | kLow);
+  const uint32_t factors = pack<T>(kZeroShift / 16 / kUnit, kZeroShift / kUnit);
+  const uint32_t first = kSecond ? __byte_perm(zero, 0, 0x3232) : zero;
+  const Pair near = __hfma2(reinterpret_cast<const Pair&>(codes), reinterpret_cast<const Pair&>(factors),
+                            reinterpret_cast<const Pair&>(first));
+  if constexpr (!kSecond) return reinterpret_cast<const uint32_t&>(near);
+  const uint32_t second = __byte_perm(zero, 0, 0x1010);
+  const Pair difference = __hadd2(near, reinterpret_cast<const Pair&>(second));
   return reinterpret_cast<const uint32_t&>(difference);
 }
 

@@ -126,8 +126,7 @@ std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem&
   const int64_t products = std::clamp<int64_t>(p.experts, 1, p.m);
   if (rows > 8 && p.n * p.k >= ceil_div(kElements, products)) {
     const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false);
-    const bool fast = wgmma.decode == WgmmaDecode::Sums && (p.coding == Coding::Codebook || wgmma.splits > 1);
-    if (wgmma.obstacle.empty() && fast) return linear_4bit_wgmma_plan_of(wgmma);
+    if (wgmma.obstacle.empty() && wgmma.decode == WgmmaDecode::Sums) return linear_4bit_wgmma_plan_of(wgmma);
   }
   stream->reason = "few rows";
   return stream;

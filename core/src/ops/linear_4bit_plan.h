@@ -26,6 +26,7 @@ struct Linear4bitProblem {
   int64_t m = 0;
   int64_t experts = 0;            // of grouped_linear_4bit: weights of n rows; 0: no experts, one product
   DType dtype = DType::BFloat16;  // of x or grad
+  bool nested = false;            // scales are double-quantized
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
   int sm_count = 132;

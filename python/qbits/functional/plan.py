@@ -24,7 +24,7 @@ def linear_4bit_plan(
     """The kernel `linear_4bit` takes and in what shape, in one line for people to read; its words may change.
 
     Args:
-        format: of the weight, a 4-bit one.
+        format: of the weight, a 4-bit one, its scales not double-quantized.
         rows, cols: N and K of the weight.
         block_size: one of the format's.
         m: rows of x, its leading dimensions multiplied.

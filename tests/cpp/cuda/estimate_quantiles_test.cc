@@ -1,6 +1,9 @@
 #include <algorithm>
+#include <cstdint>
+#include <string>
 
 #include "device.h"
+#include "qbits/error.h"
 #include "qbits/quantize.h"
 
 namespace qbits::test {
@@ -16,7 +19,7 @@ void check_quantiles(const std::string& what, HostTensor x, int64_t num_quantile
     bytes = std::max(estimate_quantiles_workspace(in[0].view()), estimate_quantiles_workspace(device.view()));
   }
   HostTensor host_workspace(DType::UInt8, {bytes});
-  const DeviceTensor device_workspace(host_workspace, run.offset);
+  const DeviceTensor device_workspace(host_workspace, 0);
   expect_same_bits(
       what, in, out,
       [&](const Tensors& i, const Tensors& o, Stream stream) {
@@ -78,6 +81,24 @@ TEST(CudaEstimateQuantiles, RankIsWithinHalfAPercent) {
     const double high = static_cast<double>(std::upper_bound(sorted.begin(), sorted.end(), q[i]) - sorted.begin());
     EXPECT_LE(low / (1 << 20), want + 0.005) << i;
     EXPECT_GE(high / (1 << 20), want - 0.005) << i;
+  }
+}
+
+// Of every op with a workspace, for one check serves them all.
+TEST(CudaEstimateQuantiles, RefusesAWorkspaceOffItsBoundary) {
+  QBITS_NEEDS_GPU();
+  const DeviceTensor x(test_data(DType::Float32, {1 << 16}, 5), 0);
+  const DeviceTensor out(HostTensor(DType::Float32, {16}), 0);
+  const int64_t bytes = estimate_quantiles_workspace(x.view());
+  const DeviceTensor workspace(HostTensor(DType::UInt8, {bytes + 16}), 0);
+  TensorView view = workspace.view();
+  view.data = static_cast<uint8_t*>(view.data) + 8;
+  try {
+    estimate_quantiles(x.view(), 0.01, out.view(), view);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::InvalidArgument);
+    EXPECT_NE(std::string(error.what()).find("16-byte"), std::string::npos) << error.what();
   }
 }
 
