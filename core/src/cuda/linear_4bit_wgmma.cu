@@ -100,6 +100,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
                               .row_bytes = weight.cols / 2,
                               .box_rows = transposed ? wgmma_stage_depth(plan.columns) : plan.groups * 64,
                               .box_columns = (transposed ? plan.groups * 64 : wgmma_stage_depth(plan.columns)) / 2});
+  wgmma.first_row = static_cast<int>(plan.first);
   wgmma.schedule = linear_4bit_wgmma_schedule(plan, wgmma.m, wgmma.outputs, wgmma.depth);
   wgmma.workspace = workspace;
   wgmma.nonce = next_nonce();
@@ -136,6 +137,7 @@ void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream
   wgmma.depth = args.weight.cols;
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, args.workspace, false);
   launch_linear_4bit_wgmma<false, false>(wgmma, args.dtype, plan, stream);
+  for (const WgmmaPlan& rest : plan.rest) linear_4bit_wgmma(args, rest, stream);
 }
 
 }  // namespace qbits::cuda

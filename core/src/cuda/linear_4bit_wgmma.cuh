@@ -75,7 +75,8 @@ struct WgmmaComputer {
 
   template <bool kSecond>
   __device__ void decode(const Ring& ring, int step) {
-    decoder.template decode<kSecond>(raw, stage_of(ring.codes, step), step % kStageSteps, weights[step % 2], product_scales[step % 2]);
+    decoder.template decode<kSecond>(raw, stage_of(ring.codes, step), step % kStageSteps, weights[step % 2],
+                                     product_scales[step % 2]);
   }
 
   __device__ void multiply(const Ring& ring, int step) {

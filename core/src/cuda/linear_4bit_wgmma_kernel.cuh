@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     } else {
       for_each_segment(args.schedule, static_cast<int>(blockIdx.x), [&](const WgmmaSegment& s) {
         const WgmmaSchedule::Position at = args.schedule.position(s.tile);
-        const WgmmaTile tile{at.m_tile * Shape::kColumns, static_cast<int>(args.m), at.row_tile * Layout::kRows, 0};
+        const WgmmaTile tile{at.m_tile * Shape::kColumns, static_cast<int>(args.m),
+                             args.first_row + at.row_tile * Layout::kRows, 0};
         f(s, tile, s.first * kWgmmaUnitDepth);
       });
     }

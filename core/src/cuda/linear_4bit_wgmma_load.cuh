@@ -344,7 +344,8 @@ struct WgmmaLoader {
           const int row = thread + i / Layout::kScaleGroups * kWgmmaScaleThreads;
           const int group = i % Layout::kScaleGroups;
           const uint32_t k = k0 + group * Layout::kScaleRun + stage * kStepK;
-          store_scale<Kind>(scales + Layout::scale_place(row, group), 1, start_at(n0 + row + stage * kStepN, k), offset);
+          store_scale<Kind>(scales + Layout::scale_place(row, group), 1, start_at(n0 + row + stage * kStepN, k),
+                            offset);
         }
       }
       __syncwarp();

@@ -26,8 +26,8 @@ struct WgmmaShape {
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
   static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes are not looked up
-  static constexpr bool kTransposed = kTransposedOf;  // the gradient
-  static constexpr bool kGrouped = kGroupedOf;        // the products of experts
+  static constexpr bool kTransposed = kTransposedOf;                          // the gradient
+  static constexpr bool kGrouped = kGroupedOf;                                // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
   // decodes nothing. Where products take long, warpgroups take turns: one multiplies while the others decode.
   static constexpr bool kTurns = kColumns >= 128;
@@ -59,6 +59,7 @@ struct WgmmaArgs {
   int64_t m;
   int64_t outputs;  // columns of out: rows of the weight, or its columns
   int64_t depth;    // of the sums
+  int first_row;    // of those, the first of this launch
   WgmmaSchedule schedule;
   void* workspace;         // of shared tiles: a flag for each share, then the sums of each
   uint64_t nonce;          // the value of a flag that is set, of this launch alone
@@ -185,9 +186,9 @@ __device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], 
 }
 
 // Sums of affine codes: a zero, shifted, as two negative numbers of T, the first in the high half. Added to a code the
-// first is exact, for both are multiples of a power of two by which their sum is under 2^(significand bits); so that the
-// second rounds the code less the zero once. A zero that is a number of T needs no second, and comes twice.
-// kCode: the zero is known to be in [0, 16).
+// first is exact, for both are multiples of a power of two by which their sum is under 2^(significand bits); so that
+// the second rounds the code less the zero once. A zero that is a number of T needs no second, and comes twice. kCode:
+// the zero is known to be in [0, 16).
 template <class T, bool kCode>
 __device__ uint32_t split_zero(float zero) {
   constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples

@@ -173,7 +173,9 @@ __device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
     }
   }
   if constexpr (kSplits == 2) {
-    if (args.schedule.clusters > 1 && !add_other_cluster<Shape, kShare * kVectors>(args, computer.window, tile, thread, sums)) return;
+    if (args.schedule.clusters > 1 &&
+        !add_other_cluster<Shape, kShare * kVectors>(args, computer.window, tile, thread, sums))
+      return;
   }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {

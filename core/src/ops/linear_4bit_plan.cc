@@ -153,10 +153,12 @@ Linear4bitPlan linear_4bit_mma_plan(const Linear4bitProblem& p, int64_t rows, bo
 }
 
 Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma) {
+  int64_t workspace_bytes = wgmma.workspace_bytes;
+  for (const WgmmaPlan& rest : wgmma.rest) workspace_bytes = std::max(workspace_bytes, rest.workspace_bytes);
   return {.kernel = Linear4bitKernel::Wgmma,
           .splits = wgmma.splits,
           .blocks = wgmma.blocks,
-          .workspace_bytes = wgmma.workspace_bytes,
+          .workspace_bytes = workspace_bytes,
           .wgmma = wgmma,
           .reason = "least time"};
 }
@@ -293,11 +295,15 @@ std::string to_string(const Linear4bitPlan& plan) {
       break;
     case Linear4bitKernel::Wgmma: {
       constexpr const char* kDecodes[] = {"scaled sums", "scaled weights"};
-      const WgmmaPlan& w = plan.wgmma;
-      text = "wgmma " + std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
-             kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
-             std::to_string(w.shared_tiles) + " shared";
-      if (w.clusters > 1) text += ", by " + std::to_string(w.clusters) + " clusters";
+      const auto tiles = [&](const WgmmaPlan& w) {
+        std::string of = std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
+                         kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
+                         std::to_string(w.shared_tiles) + " shared";
+        if (w.clusters > 1) of += ", by " + std::to_string(w.clusters) + " clusters";
+        return of;
+      };
+      text = "wgmma " + tiles(plan.wgmma);
+      for (const WgmmaPlan& rest : plan.wgmma.rest) text += ", then " + tiles(rest);
       break;
     }
     case Linear4bitKernel::Ahead: {

@@ -23,6 +23,7 @@ struct Tile {
 };
 
 constexpr double kLaunch = 2.2;            // from launch to the first product
+constexpr double kNextLaunch = 1.5;        // to follow another launch
 constexpr double kCluster[] = {1.9, 2.7};  // for the blocks of a cluster of 2, of 4 to add their sums
 constexpr double kPairs = 2.0;             // for two clusters to hear of each other
 constexpr double kSharing = 4.0;           // for the sums of shared tiles that a block has, and for each share of one,
@@ -41,7 +42,7 @@ std::string obstacle(const Linear4bitProblem& p, bool transposed) {
   return "";
 }
 
-// Every plan of a problem without obstacle.
+// Every plan of one launch, of a problem without obstacle.
 std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) {
   const bool sums = !transposed && p.block_size % 64 == 0 && p.k % 64 == 0;
   const bool affine = p.coding == Coding::Affine;
@@ -59,7 +60,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, half_wide, 1.0},
       {64, 2, WgmmaDecode::Weights, 0.70 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
       {64, 2, WgmmaDecode::Sums, 0.58 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
-      {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5}, {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
+      {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},  {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
       {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.54 * looked_up, 0.5},
       {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
   };
@@ -136,11 +137,43 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
   return found;
 }
 
+// Where the last wave of tiles would leave multiprocessors without work, its rows may be a launch of their own, in the
+// tiles that suit them. Appends such plans, of linear_4bit alone: gradients took longer so.
+void add_plans_of_two(const Linear4bitProblem& p, std::vector<WgmmaPlan>& plans) {
+  const std::vector<WgmmaPlan> single = plans;
+  for (const WgmmaPlan& plan : single) {
+    if (plan.splits > 1 || plan.shared_tiles > 0 || plan.whole_tiles <= p.sm_count) continue;
+    const int64_t m_tiles = ceil_div(p.m, plan.columns);
+    const int64_t waves = ceil_div(plan.whole_tiles, p.sm_count);
+    const int64_t rows = (waves - 1) * p.sm_count / m_tiles * plan.groups * 64;
+    if (rows == 0 || rows >= p.n) continue;
+    Linear4bitProblem last = p;
+    last.n = p.n - rows;
+    WgmmaPlan rest = std::ranges::min(timed_plans(last, false), {}, &WgmmaPlan::time);
+    rest.first = rows;
+    WgmmaPlan both = plan;
+    both.whole_tiles = rows / (plan.groups * 64) * m_tiles;
+    both.blocks = std::min<int64_t>(both.whole_tiles, p.sm_count);
+    both.end = rows;
+    both.time = kLaunch + (plan.time - kLaunch) * static_cast<double>(waves - 1) / static_cast<double>(waves) +
+                kNextLaunch + rest.time;
+    both.rest = {std::move(rest)};
+    plans.push_back(std::move(both));
+  }
+}
+
+std::vector<WgmmaPlan> all_plans(const Linear4bitProblem& p, bool transposed) {
+  std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
+  if (!transposed && p.experts == 0) add_plans_of_two(p, plans);
+  return plans;
+}
+
 }  // namespace
 
 WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
+  const int64_t rows = (plan.end > 0 ? plan.end : outputs) - plan.first;
   return {.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
-          .row_tiles = static_cast<int>(ceil_div(outputs, plan.groups * 64)),
+          .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64)),
           .whole_tiles = static_cast<int>(plan.whole_tiles),
           .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
           .blocks = static_cast<int>(plan.blocks),
@@ -150,7 +183,7 @@ WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64
 
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {
   if (std::string why = obstacle(p, transposed); !why.empty()) return {.obstacle = why};
-  const std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
+  const std::vector<WgmmaPlan> plans = all_plans(p, transposed);
   const auto best = std::ranges::min_element(plans, {}, &WgmmaPlan::time);
   if (best == plans.end()) return {.obstacle = "2^31 tiles or more"};
   return *best;
@@ -158,7 +191,7 @@ WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {
 
 std::vector<WgmmaPlan> linear_4bit_wgmma_plans(const Linear4bitProblem& p, bool transposed) {
   if (!obstacle(p, transposed).empty()) return {};
-  return timed_plans(p, transposed);
+  return all_plans(p, transposed);
 }
 
 }  // namespace qbits
