@@ -186,9 +186,10 @@ __device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], 
 }
 
 // Sums of affine codes: a zero, shifted, as two negative numbers of T, the first in the high half. Added to a code the
-// first is exact, for both are multiples of a power of two by which their sum is under 2^(significand bits); so that
-// the second rounds the code less the zero once. A zero that is a number of T needs no second, and comes twice. kCode:
-// the zero is known to be in [0, 16).
+// first is exact where the zero is under 2^(significand bits) - 16, for both are multiples of a power of two by which
+// their sum is under 2^(significand bits); so that the second rounds the code less the zero once. A zero that is a
+// number of T needs no second, and comes twice. Float16: to 2^-16 of what codes are apart, for smaller numbers are
+// subnormal. kCode: the zero is known to be in [0, 16).
 template <class T, bool kCode>
 __device__ uint32_t split_zero(float zero) {
   constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples
