@@ -84,6 +84,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     const int64_t units = ceil_div(depth, kWgmmaUnitDepth);
     const double unit = tile.stage * (kWgmmaUnitDepth / 128);
     const double whole = tile.finish + unit * static_cast<double>(units);
+    const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
     WgmmaPlan plan{.columns = tile.columns, .groups = tile.groups, .decode = tile.decode};
     plan.blocks = blocks;
     plan.whole_tiles = tiles;
@@ -101,7 +102,6 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       pairs.splits = 2;
       pairs.clusters = 2;
       pairs.blocks = tiles * 4;
-      const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
       pairs.workspace_bytes = 2 * tiles * (tile_bytes + 8);
       add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + tile.finish + kCluster[0] + kPairs +
                      static_cast<double>(tile_bytes) / kShareBytes);
@@ -117,7 +117,6 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       shared.shared_tiles = tiles - shared.whole_tiles;
       if (whole_waves < 0 || shared.shared_tiles == 0 || units == 1) return;
       if ((shared.shared_tiles * units + 1) * (shared.blocks + 1) > kMaxInt32) return;
-      const int64_t tile_bytes = int64_t{tile.columns} * tile.groups * 64 * 4;
       shared.workspace_bytes = 2 * shared.blocks * (tile_bytes + 8);
       const double share_units = static_cast<double>(ceil_div(shared.shared_tiles * units, shared.blocks));
       // Shared wide tiles do not keep step, nor do the whole ones after them.
@@ -138,40 +137,38 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
 }
 
 // Where the last wave of tiles would leave multiprocessors without work, its rows may be a launch of their own, in the
-// tiles that suit them. Appends such plans, of linear_4bit alone: gradients took longer so.
-void add_plans_of_two(const Linear4bitProblem& p, std::vector<WgmmaPlan>& plans) {
-  const std::vector<WgmmaPlan> single = plans;
-  for (const WgmmaPlan& plan : single) {
-    if (plan.splits > 1 || plan.shared_tiles > 0 || plan.whole_tiles <= p.sm_count) continue;
-    const int64_t m_tiles = ceil_div(p.m, plan.columns);
-    const int64_t waves = ceil_div(plan.whole_tiles, p.sm_count);
-    const int64_t rows = (waves - 1) * p.sm_count / m_tiles * plan.groups * 64;
+// tiles that suit them. Appends such plans, of linear_4bit alone, for gradients took longer so; not those that cannot
+// take less than `limit`, since each costs as much time to plan as one launch does.
+void add_plans_of_two(const Linear4bitProblem& p, double limit, std::vector<WgmmaPlan>& plans) {
+  const size_t single = plans.size();
+  for (size_t i = 0; i < single; ++i) {
+    WgmmaPlan both = plans[i];
+    if (both.splits > 1 || both.shared_tiles > 0 || both.whole_tiles <= p.sm_count) continue;
+    const int64_t m_tiles = ceil_div(p.m, both.columns);
+    const int64_t waves = ceil_div(both.whole_tiles, p.sm_count);
+    const int64_t rows = (waves - 1) * p.sm_count / m_tiles * both.groups * 64;
     if (rows == 0 || rows >= p.n) continue;
+    both.time =
+        kLaunch + (both.time - kLaunch) * static_cast<double>(waves - 1) / static_cast<double>(waves) + kNextLaunch;
+    if (both.time + kLaunch >= limit) continue;
     Linear4bitProblem last = p;
     last.n = p.n - rows;
     WgmmaPlan rest = std::ranges::min(timed_plans(last, false), {}, &WgmmaPlan::time);
     rest.first = rows;
-    WgmmaPlan both = plan;
-    both.whole_tiles = rows / (plan.groups * 64) * m_tiles;
+    both.whole_tiles = rows / (both.groups * 64) * m_tiles;
     both.blocks = std::min<int64_t>(both.whole_tiles, p.sm_count);
-    both.end = rows;
-    both.time = kLaunch + (plan.time - kLaunch) * static_cast<double>(waves - 1) / static_cast<double>(waves) +
-                kNextLaunch + rest.time;
+    both.time += rest.time;
     both.rest = {std::move(rest)};
     plans.push_back(std::move(both));
   }
 }
 
-std::vector<WgmmaPlan> all_plans(const Linear4bitProblem& p, bool transposed) {
-  std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
-  if (!transposed && p.experts == 0) add_plans_of_two(p, plans);
-  return plans;
-}
+bool may_be_two(const Linear4bitProblem& p, bool transposed) { return !transposed && p.experts == 0; }
 
 }  // namespace
 
 WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
-  const int64_t rows = (plan.end > 0 ? plan.end : outputs) - plan.first;
+  const int64_t rows = (plan.rest.empty() ? outputs : plan.rest.front().first) - plan.first;
   return {.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
           .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64)),
           .whole_tiles = static_cast<int>(plan.whole_tiles),
@@ -183,15 +180,18 @@ WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64
 
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {
   if (std::string why = obstacle(p, transposed); !why.empty()) return {.obstacle = why};
-  const std::vector<WgmmaPlan> plans = all_plans(p, transposed);
-  const auto best = std::ranges::min_element(plans, {}, &WgmmaPlan::time);
-  if (best == plans.end()) return {.obstacle = "2^31 tiles or more"};
-  return *best;
+  std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
+  if (plans.empty()) return {.obstacle = "2^31 tiles or more"};
+  const double limit = std::ranges::min_element(plans, {}, &WgmmaPlan::time)->time;
+  if (may_be_two(p, transposed)) add_plans_of_two(p, limit, plans);
+  return *std::ranges::min_element(plans, {}, &WgmmaPlan::time);
 }
 
 std::vector<WgmmaPlan> linear_4bit_wgmma_plans(const Linear4bitProblem& p, bool transposed) {
   if (!obstacle(p, transposed).empty()) return {};
-  return all_plans(p, transposed);
+  std::vector<WgmmaPlan> plans = timed_plans(p, transposed);
+  if (may_be_two(p, transposed)) add_plans_of_two(p, std::numeric_limits<double>::infinity(), plans);
+  return plans;
 }
 
 }  // namespace qbits

@@ -33,9 +33,8 @@ struct WgmmaPlan {
   int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
   int64_t shared_tiles = 0;
   int64_t workspace_bytes = 0;       // for shared tiles, or of clusters
-  int64_t first = 0;                 // of the weight's rows, the first this launch takes,
-  int64_t end = 0;                   // and where the next launch's begin; 0: it is the last
-  std::vector<WgmmaPlan> rest = {};  // that next launch, if any: tiles of a last wave of its own
+  int64_t first = 0;                 // of the weight's rows, the first this launch takes
+  std::vector<WgmmaPlan> rest = {};  // the launch of the rows after these, if any: tiles of a last wave of its own
   double time = 0;                   // microseconds, of all launches, by the model
   std::string obstacle = {};         // why the kernel cannot run, or ""
 
