@@ -146,9 +146,9 @@ struct WgmmaLoader {
       const float scale = affine_value<typename Kind::Scale>(raw.first);
       const float zero = affine_value<typename Kind::Scale>(raw.second);
       if constexpr (Shape::kComputed) {
-        const uint32_t first = __float_as_uint(scale * (1 / kZeroShift));
+        const uint32_t first = __float_as_uint(scale * (1 / kZeroShift<T>));
         if constexpr (std::is_same_v<T, typename Kind::Scale>) {
-          store_shared(at, make_uint2(first, pack<T>(zero * -kZeroShift, zero * -kZeroShift)));
+          store_shared(at, make_uint2(first, pack<T>(zero * -kZeroShift<T>, zero * -kZeroShift<T>)));
         } else {
           store_shared(at, make_uint2(first, split_zero<T, kCode>(zero)));
         }

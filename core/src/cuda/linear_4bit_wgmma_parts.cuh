@@ -10,8 +10,10 @@
 
 namespace qbits::cuda {
 
-inline constexpr float kFractionShift = 4.0F;    // of fractions: a power of two, so that it leaves exactly
-inline constexpr float kZeroShift = 1.0F / 512;  // Sums of affine codes: of operands, lest large zeros overflow float16
+inline constexpr float kFractionShift = 4.0F;  // of fractions: a power of two, so that it leaves exactly
+// Sums of affine codes: of operands, lest large zeros overflow float16, and the factors of codes bfloat16.
+template <class T>
+inline constexpr float kZeroShift = std::is_same_v<T, __half> ? 1.0F / 512 : 1.0F / 64;
 inline constexpr int kWgmmaScaleThreads = 64;
 inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
 
@@ -193,8 +195,8 @@ __device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], 
 template <class T, bool kCode>
 __device__ uint32_t split_zero(float zero) {
   constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples
-  constexpr float kCodes = 16.0F * kZeroShift;
-  const float z = zero * -kZeroShift;
+  constexpr float kCodes = 16.0F * kZeroShift<T>;
+  const float z = zero * -kZeroShift<T>;
   float round = kCodes * kRound;
   if (!kCode && !(z <= 0.0F && z > -kCodes)) {
     const float bound = fabsf(z) + kCodes;
@@ -214,7 +216,7 @@ __device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
   constexpr uint32_t kHigh = 0x00f0;
   constexpr uint32_t kLow = 0x000f0000;
   const uint32_t codes = byte_twice & (kHigh | kLow);
-  const uint32_t factors = pack<T>(kZeroShift / 16 / kUnit, kZeroShift / kUnit);
+  const uint32_t factors = pack<T>(kZeroShift<T> / 16 / kUnit, kZeroShift<T> / kUnit);
   const uint32_t first = kSecond ? __byte_perm(zero, 0, 0x3232) : zero;
   const Pair near = __hfma2(reinterpret_cast<const Pair&>(codes), reinterpret_cast<const Pair&>(factors),
                             reinterpret_cast<const Pair&>(first));

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <sstream>
@@ -69,6 +70,7 @@ std::string to_string(const LinearCase& c) {
   if (c.format == "int4") text << ", scales " << name(c.scale_dtype);
   if (c.offset != 0) text << ", pointers off by " << c.offset;
   if (c.odd_scale != 0) text << ", some scales " << c.odd_scale;
+  if (c.odd_zeros) text << ", odd zeros";
   return text.str();
 }
 
@@ -110,6 +112,16 @@ std::vector<LinearCase> odd_scale_cases() {
       for (const int64_t m : {1, 24, 200}) {
         LinearCase c{.format = "nf4", .block_size = 64, .n = 72, .k = 256, .m = m, .dtype = dtype};
         c.odd_scale = scale;
+        cases.push_back(c);
+      }
+    }
+  }
+  for (const DType scale_dtype : {DType::Float32, DType::BFloat16, DType::Float16}) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      for (const int64_t m : {1, 24, 60, 200}) {
+        LinearCase c{.format = "int4", .block_size = 64, .n = 200, .k = 512, .m = m, .dtype = dtype};
+        c.scale_dtype = scale_dtype;
+        c.odd_zeros = true;
         cases.push_back(c);
       }
     }
@@ -179,6 +191,8 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
     for (int64_t i = 0; i < blocks; ++i) {
       scale[i] = rounded(0.01f + 0.05f * uniform(random), c.scale_dtype);
       zero[i] = rounded(15 * uniform(random), c.scale_dtype);  // not an integer
+      constexpr float kOddZeros[] = {-3.3F, 16.0F, -0.0F, 200.3F, -150.7F, 17.25F, 1e-3F};
+      if (c.odd_zeros && i % 3 == 0) zero[i] = rounded(kOddZeros[i / 3 % std::size(kOddZeros)], c.scale_dtype);
     }
     const std::vector<uint8_t> scale_bytes = encode(scale, c.scale_dtype);
     const std::vector<uint8_t> zero_bytes = encode(zero, c.scale_dtype);

@@ -28,6 +28,7 @@ struct LinearCase {
   // If not 0, the scale of every fifth block of a codebook format; then weights and x (or grad) are positive, so that
   // the product overflows to infinity in whatever order it is summed.
   float odd_scale = 0;
+  bool odd_zeros = false;  // of the zeros of affine groups every third is none of a code's
 };
 
 std::string to_string(const LinearCase& c);
@@ -35,7 +36,7 @@ std::string to_string(const LinearCase& c);
 // Every shape with every format and dtype; block sizes, nesting, biases and scale dtypes take turns.
 std::vector<LinearCase> linear_cases();
 
-// Cases with scales that are infinite, NaN, next to overflow, large and subnormal.
+// Cases with scales that are infinite, NaN, next to overflow, large and subnormal, and with odd affine zeros.
 std::vector<LinearCase> odd_scale_cases();
 
 // Device memory, filled with 0xff bytes (NaN) at first.
