@@ -51,17 +51,29 @@ void ExpectEverythingOnce(const WgmmaSchedule& s) {
   }
 }
 
+TEST(Divisor, DividesAsTheOperatorsDo) {
+  constexpr int kMost = std::numeric_limits<int>::max();
+  for (const int by : {1, 2, 3, 7, 8, 132, 1023, 65536, 1 << 30, kMost - 1, kMost}) {
+    for (const int n : {0, 1, 2, by - 1, by, by < kMost ? by + 1 : by, kMost / 2, kMost - 1, kMost}) {
+      const Divisor::Result result = Divisor(by).divide(n);
+      EXPECT_EQ(result.quotient, n / by) << n << " / " << by;
+      EXPECT_EQ(result.rest, n % by) << n << " % " << by;
+    }
+  }
+}
+
 TEST(Linear4bitWgmmaPlan, SharesCoverTilesOnce) {
   for (const int blocks : {1, 2, 7, 132}) {
     for (const int units : {1, 2, 5, 32, 57}) {
       for (const int whole_waves : {0, 1, 3}) {
         for (const int shared : {0, 1, blocks / 2, blocks, 2 * blocks}) {
           if (whole_waves * blocks + shared == 0 || (shared > 0 && shared * units < blocks)) continue;
-          ExpectEverythingOnce({.m_tiles = 1,
-                                .row_tiles = whole_waves * blocks + shared,
-                                .whole_tiles = whole_waves * blocks,
-                                .units = units,
-                                .blocks = blocks});
+          const WgmmaSchedule schedule{.m_tiles = 1,
+                                       .row_tiles = whole_waves * blocks + shared,
+                                       .whole_tiles = whole_waves * blocks,
+                                       .units = units,
+                                       .blocks = blocks};
+          ExpectEverythingOnce(schedule.with_divisors());
         }
       }
     }
@@ -77,7 +89,7 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
   EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits * plan.clusters);
   EXPECT_TRUE(plan.clusters == 1 || plan.splits == 2);
   if (plan.clusters > 1) {
-    EXPECT_EQ(plan.workspace_bytes, plan.whole_tiles * 2 * (8 + int64_t{plan.columns} * plan.groups * 64 * 4));
+    EXPECT_EQ(plan.workspace_bytes, plan.whole_tiles * 2 * (16 + int64_t{plan.columns} * plan.groups * 64 * 4));
   }
   EXPECT_TRUE(plan.groups > 1 || plan.splits > 1);
   EXPECT_TRUE(plan.decode == WgmmaDecode::Weights || (!transposed && p.k % 64 == 0));

@@ -6,21 +6,12 @@ namespace {
 
 template <class T>
 void run_stream(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  const StreamArgs kernel_args{.x = args.x,
-                               .bias = args.bias,
-                               .out = args.out,
-                               .m = static_cast<int>(args.m),
-                               .rows = static_cast<int>(args.n()),
-                               .tiles = static_cast<int>(ceil_div(args.n(), 16 * plan.warps / plan.parts)),
-                               .splits = plan.splits,
-                               .parts = plan.parts,
-                               .warps = plan.warps,
-                               .stages = plan.stages,
-                               .rounds = plan.rounds,
-                               .codebook = operand_codebook<T>(args.weight),
-                               .weight = make_view(args.weight),
-                               .offsets = args.offsets,
-                               .experts = static_cast<int>(args.experts)};
+  StreamArgs kernel_args{.x = args.x, .bias = args.bias, .out = args.out, .m = static_cast<int>(args.m)};
+  set_plan(kernel_args, args.n(), plan);
+  kernel_args.codebook = operand_codebook<T>(args.weight);
+  kernel_args.weight = make_view(args.weight);
+  kernel_args.offsets = args.offsets;
+  kernel_args.experts = static_cast<int>(args.experts);
   args.weight.is_affine() ? launch_linear_4bit_stream<T, true, true>(kernel_args, plan, stream)
                           : launch_linear_4bit_stream<T, false, true>(kernel_args, plan, stream);
 }

@@ -171,11 +171,11 @@ struct AheadDecoder {
     const Weight4bitView& w = args.weight;
     if (lane >= __shfl_sync(0xffffffff, piece.rows, 0)) return;
     const int64_t back = lane * 8;  // columns to the piece's first
-    prefetch_l2(piece.codes - back / 2 + lane * (w.cols / 2));
+    prefetch_to_l2(piece.codes - back / 2 + lane * (w.cols / 2));
     const int64_t scale = piece.scale + ((piece.past_scale + lane * scale_step()) >> scale_shift());
     const int size = Shape::kAffine && w.scale_dtype == DType::Float32 ? 4 : kScaleBytes;
-    prefetch_l2(static_cast<const uint8_t*>(w.scales) + scale * size);
-    if constexpr (Shape::kAffine) prefetch_l2(static_cast<const uint8_t*>(w.zeros) + scale * size);
+    prefetch_to_l2(static_cast<const uint8_t*>(w.scales) + scale * size);
+    if constexpr (Shape::kAffine) prefetch_to_l2(static_cast<const uint8_t*>(w.zeros) + scale * size);
   }
 
   template <int kBytes>

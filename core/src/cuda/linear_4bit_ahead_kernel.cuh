@@ -3,6 +3,7 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_ahead_decode.cuh"
+#include "cuda/linear_4bit_slab_writer.cuh"
 
 // linear_4bit on Hopper for many rows of x, as out^T = W x^T: each weight is dequantized once, by warps of all blocks,
 // into a ring of units in global memory that stays in the L2, ahead of a product of two operands in shared memory.
@@ -141,15 +142,10 @@ struct AheadMultiplier {
   __device__ void write(int64_t m0, int64_t n0) {
     const int warp = thread / 32;
     const int lane = thread % 32;
-    const int64_t outputs = args.outputs;
-    const T* const bias = static_cast<const T*>(args.bias);
     const int64_t n = n0 + group * 64;
-    float add[2] = {};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t output = n + warp * 16 + lane / 4 + h * 8;
-      if (bias != nullptr && output < outputs) add[h] = to_float(bias[output]);
-    }
+    if (args.bias != nullptr) add_bias(n + warp * 16 + lane / 4);
+    SlabWriter<T> writer(args.out, args.outputs, m0, args.m, n, thread);
+    const int place = thread / 8 * 128 + (thread % 8 ^ (thread / 8 & 7)) * 16;
 #pragma unroll
     for (int s = 0; s < Shape::kColumns / Shape::kSlabRows; ++s) {
       const uint32_t slab = window + Layout::kSlabs + (group * Shape::kSlabs + s % Shape::kSlabs) * Layout::kSlabBytes;
@@ -158,35 +154,25 @@ struct AheadMultiplier {
         const float* const d = sums + s * Shape::kSlabRows / 2 + i * 8;
         uint32_t packed[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2] + add[j % 2], d[j * 2 + 1] + add[j % 2]);
+        for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2], d[j * 2 + 1]);
         const int m = (i * 2 + lane / 16) * 8 + lane % 8;
         const int chunk = warp * 2 + (lane / 8 & 1);
         store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
       }
       group_sync(kAheadGroupBarrier + group, 128);
-#pragma unroll
-      for (int i = 0; i < Shape::kSlabRows / 16; ++i) {
-        const int m = thread / 8 + i * 16;
-        const int chunk = thread % 8;
-        const uint4 v = load_shared<uint4>(slab + m * 128 + (chunk ^ (m & 7)) * 16);
-        write_chunk(m0 + s * Shape::kSlabRows + m, n + chunk * 8, v);
-      }
+      writer.template write<Shape::kSlabRows / 16>(slab + place, 16 * 128);
     }
   }
 
-  // Eight elements of a row of out.
-  __device__ void write_chunk(int64_t row, int64_t column, const uint4& v) const {
-    if (row >= args.m || column >= args.outputs) return;
-    T* const to = static_cast<T*>(args.out) + row * args.outputs + column;
-    if (args.outputs % 8 == 0) {
-      *reinterpret_cast<uint4*>(to) = v;
-      return;
-    }
-    const T* const values = reinterpret_cast<const T*>(&v);
+  // To the sums, that of outputs `output` and 8 further: the thread's rows of a fragment.
+  __device__ void add_bias(int64_t output) {
+    float add[2] = {};
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (column + e < args.outputs) to[e] = values[e];
+    for (int h = 0; h < 2; ++h) {
+      if (output + h * 8 < args.outputs) add[h] = to_float(static_cast<const T*>(args.bias)[output + h * 8]);
     }
+#pragma unroll
+    for (int i = 0; i < Shape::kColumns / 2; ++i) sums[i] += add[i / 2 % 2];
   }
 };
 

@@ -79,8 +79,6 @@ __device__ uint32_t load_if(const void* p, bool valid) {
   return v;
 }
 
-__device__ inline void prefetch_l2(const void* p) { QBITS_WGMMA_ASM("prefetch.global.L2 [%0];\n" ::"l"(p)); }
-
 // Orders a thread's writes to global memory before the bulk copies that follow what it releases.
 __device__ inline void fence_copies() { QBITS_WGMMA_ASM("fence.proxy.async.global;\n" :: : "memory"); }
 

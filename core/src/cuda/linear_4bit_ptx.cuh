@@ -133,6 +133,21 @@ __device__ inline void wait_for_kernels_before() {
   if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }
 
+// The two halves of a barrier of all threads of the cluster; it orders no memory.
+__device__ inline void cluster_arrive() {
+  if constexpr (kHasClusters) asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+}
+
+__device__ inline void cluster_wait() {
+  if constexpr (kHasClusters) asm volatile("barrier.cluster.wait.aligned;\n" ::: "memory");
+}
+
+// What the L2 shall do with a line: as createpolicy.fractional gives them.
+inline constexpr uint64_t kEvictNormal = 0x1000000000000000;
+inline constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+
+__device__ inline void prefetch_to_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global)); }
+
 // Lets the next kernel of the stream start as blocks of this one end.
 __device__ inline void let_next_kernel_start() {
   if constexpr (kHasClusters) asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");

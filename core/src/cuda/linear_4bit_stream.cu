@@ -6,19 +6,10 @@ namespace {
 
 template <class T>
 void run_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
-  const StreamArgs kernel_args{.x = args.x,
-                               .bias = args.bias,
-                               .out = args.out,
-                               .m = static_cast<int>(args.m),
-                               .rows = static_cast<int>(args.weight.rows),
-                               .tiles = static_cast<int>(ceil_div(args.weight.rows, 16 * plan.warps / plan.parts)),
-                               .splits = plan.splits,
-                               .parts = plan.parts,
-                               .warps = plan.warps,
-                               .stages = plan.stages,
-                               .rounds = plan.rounds,
-                               .codebook = operand_codebook<T>(args.weight),
-                               .weight = make_view(args.weight)};
+  StreamArgs kernel_args{.x = args.x, .bias = args.bias, .out = args.out, .m = static_cast<int>(args.m)};
+  set_plan(kernel_args, args.weight.rows, plan);
+  kernel_args.codebook = operand_codebook<T>(args.weight);
+  kernel_args.weight = make_view(args.weight);
   args.weight.is_affine() ? launch_linear_4bit_stream<T, true, false>(kernel_args, plan, stream)
                           : launch_linear_4bit_stream<T, false, false>(kernel_args, plan, stream);
 }

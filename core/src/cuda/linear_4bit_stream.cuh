@@ -181,16 +181,21 @@ __device__ void stream_multiply(const Block& block) {
   });
 }
 
-__device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarriers& barriers) {
+// Each service warp initializes some barriers, one lane of it: an address that lanes differ in, or that is not a
+// constant, takes long.
+__device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarriers& barriers, int service) {
   if (elect_one()) {
-    for (int i = 0; i < args.stages; ++i) {
-      mbarrier_init(&barriers.full[i], 2);
-      mbarrier_init(&barriers.free[i], args.warps);
+#pragma unroll
+    for (int i = 0; i < Linear4bitStream::kMaxStages; ++i) {
+      if (service == 0) mbarrier_init(&barriers.full[i], 2);
+      if (service == 1) mbarrier_init(&barriers.free[i], args.warps);
     }
-    mbarrier_init(&barriers.sums_full, args.warps);
-    mbarrier_init(&barriers.sums_free, 1);
-    mbarrier_init(&barriers.splits_full, 1);
-    mbarrier_init(&barriers.nested, 2);
+    if (service == 2) {
+      mbarrier_init(&barriers.sums_full, args.warps);
+      mbarrier_init(&barriers.sums_free, 1);
+    }
+    if (service == 0) mbarrier_init(&barriers.splits_full, 1);
+    if (service == 2) mbarrier_init(&barriers.nested, 2);
     mbarrier_init_fence();
   }
   __syncwarp();
@@ -200,14 +205,14 @@ template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped>;
-  if (stream_warp() == -Linear4bitStream::kServiceWarps) stream_init_barriers(args, Block::barriers());
+  const int service = stream_warp() + Linear4bitStream::kServiceWarps;
+  if (service < 3) stream_init_barriers(args, Block::barriers(), service);
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
     prefetch_to_l2(args.offsets);
     wait_for_kernels_before();
   }
   const Block block(args);
-  const int service = block.warp + Linear4bitStream::kServiceWarps;
   if (service == 0) block.expect_splits();
   if (args.splits > 1) cluster_arrive();
   __syncthreads();

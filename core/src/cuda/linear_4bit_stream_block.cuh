@@ -1,9 +1,13 @@
 #pragma once
 
+#include <bit>
+
 #include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_stream_ptx.cuh"
 #include "cuda/linear_4bit_weight.cuh"
+#include "ops/ceil_div.h"
+#include "ops/divisor.h"
 #include "ops/linear_4bit_plan.h"
 
 // What the warps of a block of the Stream kernel agree on: its arguments, its part of the product, and where
@@ -16,18 +20,37 @@ struct StreamArgs {
   const void* bias;
   void* out;
   int m;
-  int rows;    // of the weight; of one expert's
-  int tiles;   // of these rows: the groups of 16 that a block computes at a time
-  int splits;  // blocks of a cluster, which share rows
-  int parts;   // warps that share rows, each with a slot of the split's columns
-  int warps;   // that multiply: parts for each group of 16 rows
+  int rows;         // of the weight; of one expert's
+  int tiles;        // of these rows: the groups of 16 that a block computes at a time
+  int splits;       // blocks of a cluster, which share rows: 1, 2, 4 or 8
+  int split_shift;  // log2 of them
+  int parts;        // warps that share rows, each with a slot of the split's columns
+  int groups;       // of 16 rows, of a block
+  int warps;        // that multiply: parts for each group
   int stages;
   int rounds;  // tiles of a block, rounded up
+  Divisor by_clusters;
+  Divisor by_items;  // groups of rows by 8 rows of x, of a tile
   OperandCodebook codebook;
   Weight4bitView weight;
   const int32_t* offsets;  // of experts
   int experts;
 };
+
+// What a plan says, for a weight (or an expert's) of `rows` rows.
+inline void set_plan(StreamArgs& args, int64_t rows, const Linear4bitPlan& plan) {
+  args.rows = static_cast<int>(rows);
+  args.groups = plan.warps / plan.parts;
+  args.tiles = static_cast<int>(ceil_div(rows, int64_t{16} * args.groups));
+  args.splits = plan.splits;
+  args.split_shift = std::countr_zero(static_cast<unsigned>(plan.splits));
+  args.parts = plan.parts;
+  args.warps = plan.warps;
+  args.stages = plan.stages;
+  args.rounds = plan.rounds;
+  args.by_clusters = Divisor(static_cast<int>(plan.blocks / plan.splits));
+  args.by_items = Divisor(args.groups * plan.column_tiles);
+}
 
 // Tiles that a block computes with the same rows of x, m0 to m_end: `first`, first + stride, ... below `last`, of the
 // weight that begins at row `base`.
@@ -38,8 +61,6 @@ struct StreamRun {
   int first;
   int last;
   int stride;
-
-  __device__ int count() const { return (last - first + stride - 1) / stride; }
 };
 
 struct StreamBarriers {
@@ -94,11 +115,11 @@ struct StreamBlock {
       : args(a),
         warp(stream_warp()),
         lane(static_cast<int>(threadIdx.x) % 32),
-        groups(a.warps / a.parts),
-        split(static_cast<int>(blockIdx.x) % a.splits),
-        first_tile(static_cast<int>(blockIdx.x) / a.splits),
+        groups(a.groups),
+        split(block_in_cluster()),
+        first_tile(cluster_index()),
         last_tile(a.tiles),
-        tile_stride(static_cast<int>(gridDim.x) / a.splits),
+        tile_stride(cluster_count()),
         rows(a.rows),
         k_begin(split * a.parts * Linear4bitStream::kSlotDepth),
         k_end(min(k_begin + a.parts * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
@@ -138,7 +159,7 @@ struct StreamBlock {
                             .last = min(last_tile - before, args.tiles),
                             .stride = tile_stride};
         f(run);
-        tile += run.count() * tile_stride;
+        tile += count(run) * tile_stride;
       }
     } else {
       f(StreamRun{0, args.m, 0, first_tile, last_tile, tile_stride});
@@ -164,17 +185,19 @@ struct StreamBlock {
     return reinterpret_cast<float4*>(dynamic_shared() + codes(args.stages) + args.warps * kXSumBytes);
   }
   __device__ float4* cluster_sums() const { return sums() + args.warps * kColumnTiles * 32; }
-  __device__ int own_rounds() const { return (args.rounds + args.splits - 1) / args.splits; }
-  // Of a cluster's tiles, which its blocks finish in turn, those of this block.
-  __device__ int finished_tiles() const {
-    const int tiles = (last_tile - first_tile + tile_stride - 1) / tile_stride;
-    return (tiles - split + args.splits - 1) / args.splits;
+  // The clusters' turns, or, where each has a range of its own, all.
+  __device__ int count(int tiles) const {
+    return tile_stride == 1 ? tiles : args.by_clusters.divide(tiles + tile_stride - 1).quotient;
   }
+  __device__ int count(const StreamRun& run) const { return count(run.last - run.first); }
+  // Of `tiles` tiles of a cluster, which its blocks finish in turn, those of this block.
+  __device__ int own(int tiles) const { return max(tiles - split + args.splits - 1, 0) >> args.split_shift; }
+  __device__ int own_rounds() const { return (args.rounds + args.splits - 1) >> args.split_shift; }
   // Announces the sums that blocks of the cluster will send, some of which may have come.
   __device__ void expect_splits() const {
     if (args.splits > 1 && elect_one()) {
-      mbarrier_arrive_expect(&barriers().splits_full,
-                             finished_tiles() * args.splits * groups * Linear4bitStream::sum_bytes(kColumnTiles));
+      mbarrier_arrive_expect(&barriers().splits_full, own(count(last_tile - first_tile)) * args.splits * groups *
+                                                          Linear4bitStream::sum_bytes(kColumnTiles));
     }
     __syncwarp();
   }

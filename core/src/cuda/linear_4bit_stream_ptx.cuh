@@ -45,6 +45,25 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, int parity) {
   }
 }
 
+// Of the block in its cluster; without clusters a block is one.
+__device__ inline int block_in_cluster() {
+  int rank = 0;
+  if constexpr (kHasClusters) asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+
+__device__ inline int cluster_index() {
+  int index = 0;
+  if constexpr (kHasClusters) asm("mov.u32 %0, %%clusterid.x;\n" : "=r"(index));
+  return index;
+}
+
+__device__ inline int cluster_count() {
+  int count = 0;
+  if constexpr (kHasClusters) asm("mov.u32 %0, %%nclusterid.x;\n" : "=r"(count));
+  return count;
+}
+
 // True in one lane of the warp, always the same.
 __device__ inline bool elect_one() {
   uint32_t elected = 0;
@@ -63,8 +82,6 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, ui
                  : "memory");
   }
 }
-
-__device__ inline void prefetch_to_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global)); }
 
 // Barrier `id` (1 to 15) of `threads` threads, whole warps.
 __device__ inline void barrier_sync(int id, int threads) {
@@ -86,15 +103,6 @@ __device__ void give_registers() {
 template <int kCount>
 __device__ void take_registers() {
   if constexpr (kSharesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
-}
-
-// The two halves of a barrier of all threads of the cluster; it orders no memory.
-__device__ inline void cluster_arrive() {
-  if constexpr (kHasClusters) asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
-}
-
-__device__ inline void cluster_wait() {
-  if constexpr (kHasClusters) asm volatile("barrier.cluster.wait.aligned;\n" ::: "memory");
 }
 
 // Writes to where `shared` points in the shared memory of block `rank` of the cluster, and counts the 16 bytes in the

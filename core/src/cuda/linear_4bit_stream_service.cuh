@@ -177,7 +177,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
       stage.next(args.stages);
     }
     // Stages take turns from run to run.
-    if constexpr (Block::kIsGrouped) next = (next + run.count()) % 2;
+    if constexpr (Block::kIsGrouped) next = (next + block.count(run)) % 2;
   });
   stage_nested();
 }
@@ -280,27 +280,27 @@ __device__ void stream_add_splits(const Block& block) {
   const StreamArgs& args = block.args;
   const int items = block.groups * kColumnTiles;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  mbarrier_wait(&Block::barriers().splits_full, 0);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const auto add_up = [&](const StreamRun& run, int i, int tile) {
-    float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    for (int s = 0; s < args.splits; ++s) {
-      add(sum, block.cluster_sums()[(s * block.own_rounds() * items + i) * 32 + block.lane]);
-    }
-    stream_write<T>(block, run, block.row(tile) + i % items / kColumnTiles * 16, i % kColumnTiles, sum);
-  };
+  bool waits = true;
   // Of a cluster's tiles, numbered in its order, this block finishes split, split + splits, ...
   int before = 0;  // those of earlier runs
   block.for_runs([&](const StreamRun& run) {
-    const int count = run.count();
-    const int first_round = max(before - block.split + args.splits - 1, 0) / args.splits;
-    const int rounds = max(before + count - block.split + args.splits - 1, 0) / args.splits;
-    for (int i = first_round * items + warp; i < rounds * items; i += warps) {
-      const int number = i / items * args.splits + block.split;
-      add_up(run, i, run.first + (number - before) * run.stride);
+    const int count = block.count(run);
+    const int items_end = block.own(before + count) * items;
+    for (int i = block.own(before) * items + warp; i < items_end; i += warps) {
+      const Divisor::Result at = args.by_items.divide(i);
+      const int number = (at.quotient << args.split_shift) + block.split;
+      const int row = block.row(run.first + (number - before) * run.stride) + at.rest / kColumnTiles * 16;
+      const float4* const splits = block.cluster_sums() + i * 32 + block.lane;
+      if (waits) mbarrier_wait(&Block::barriers().splits_full, 0);
+      waits = false;
+      float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+      for (int s = 0; s < args.splits; ++s) add(sum, splits[s * block.own_rounds() * items * 32]);
+      stream_write<T>(block, run, row, at.rest % kColumnTiles, sum);
     }
     before += count;
   });
+  if (waits) mbarrier_wait(&Block::barriers().splits_full, 0);
 }
 
 }  // namespace qbits::cuda

@@ -5,91 +5,34 @@
 #include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/launch.h"
-#include "cuda/linear_4bit_wgmma.cuh"
 #include "cuda/linear_4bit_wgmma_share.cuh"
 
-// The wgmma kernel of linear_4bit: the roles of its warps, and how sums leave a block.
+// The wgmma kernel of linear_4bit: the roles of its warps.
 
 namespace qbits::cuda {
 
-// Rows of x from m0 to m_end, weight rows (the gradient: columns) from n0 on, of the weight that begins at row `base`.
-struct WgmmaTile {
-  int m0;
-  int m_end;
-  int n0;
-  int base;
-};
-
-// Rounds and writes the sums of a warpgroup, 32 (or 16) rows of x by 64 weight rows at a time: fragments are transposed
-// through a slab of shared memory, so that 128 bytes of a row of out leave together.
-template <class T, class Shape>
-__device__ void write_sums(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, const WgmmaTile& tile, int group,
-                           int thread) {
+// Those of warp `warp` of the loading ones.
+template <class Shape>
+__device__ void init_barriers(uint32_t window, int warp) {
   using Layout = WgmmaLayout<Shape>;
-  constexpr int kSlabs = Layout::kGroupSlabs < 2 || Shape::kColumns == 256 ? 1 : 2;  // wide ones lack registers
-  constexpr int kRows = Shape::kColumns < 32 ? Shape::kColumns : 32;                 // of x, in a slab
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int64_t rows = args.outputs;
-  const T* const bias = static_cast<const T*>(args.bias);
-  T* const out = static_cast<T*>(args.out);
-  const bool whole = rows % 8 == 0;
-  {
-    const int64_t n = tile.n0 + group * 64;
-    float add[2] = {};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t row = tile.n0 + computer.decoder.output_row(h);
-      if (bias != nullptr && row < rows) add[h] = to_float(bias[tile.base + row]);
+  constexpr int kReaders = Shape::kRowGroups * 4;
+  if (warp == 0) {
+    for (int i = 0; i < Shape::kCodeStages; ++i) {
+      barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
     }
-#pragma unroll
-    for (int s = 0; s < Shape::kColumns / kRows; ++s) {
-      const uint32_t slab = computer.window + Layout::kSlabs + (group * kSlabs + s % kSlabs) * Layout::kSlabBytes;
-      if constexpr (Shape::kTransposed) {
-        // The thread's two rows of a fragment are neighbours in out.
-        const int column = computer.decoder.output_row(0) % 64;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float* const d = computer.sums + s * 16 + i / 2 * 4 + i % 2;
-          const int m = i / 2 * 8 + lane % 4 * 2 + i % 2;
-          store_shared(slab + m * Layout::kSlabPitch + (column / 8 ^ (m & 7)) * 16 + column % 8 * 2,
-                       round_pair<T>(d[0], d[2]));
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRows / 16; ++i) {
-          const float* const d = computer.sums + s * 16 + i * 8;
-          uint32_t packed[4];
-#pragma unroll
-          for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2] + add[j % 2], d[j * 2 + 1] + add[j % 2]);
-          const int m = (i * 2 + lane / 16) * 8 + lane % 8;
-          const int chunk = warp * 2 + (lane / 8 & 1);
-          store_matrices_transposed(slab + m * Layout::kSlabPitch + (chunk ^ (m & 7)) * 16, packed);
-        }
-      }
-      group_sync(kWgmmaGroupBarrier + group, 128);
-#pragma unroll
-      for (int i = 0; i < kRows / 16; ++i) {
-        const int m = thread / 8 + i * 16;
-        const int chunk = thread % 8;
-        const uint4 v = load_shared<uint4>(slab + m * Layout::kSlabPitch + (chunk ^ (m & 7)) * 16);
-        const int64_t row = tile.m0 + s * kRows + m;
-        const int64_t column = n + chunk * 8;
-        if (row >= tile.m_end || column >= rows) continue;
-        T* const to = out + row * rows + column;
-        if (whole) {
-          *reinterpret_cast<uint4*>(to) = v;
-        } else {
-          const T* const values = reinterpret_cast<const T*>(&v);
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            if (column + e < rows) to[e] = values[e];
-          }
-        }
-      }
-      if constexpr (kSlabs == 1) group_sync(kWgmmaGroupBarrier + group, 128);
+  } else if (warp == 1) {
+    for (int i = 0; i < Shape::kCodeStages; ++i) barrier_init(window + Layout::kEmpty + i * 8, kReaders);
+  } else if (warp == 2) {
+    for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
+      barrier_init(window + Layout::kXFull + i * 8, 1);
+      barrier_init(window + Layout::kXEmpty + i * 8, kReaders);
+    }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
+      barrier_init(window + Layout::kShareCounted + i * 8, 1);
     }
   }
+  barrier_init_fence();
 }
 
 template <class T, class Shape>
@@ -104,22 +47,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   const uint32_t window = shared_address(dynamic_shared()) - Layout::kBase;
   if ((window & 0xffffff) != 0) __trap();
 
-  if (tid == 0) {
-    prefetch_map(&args.x);
-    prefetch_map(&args.codes);
-    for (int i = 0; i < Shape::kCodeStages; ++i) {
-      barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
-      barrier_init(window + Layout::kEmpty + i * 8, Shape::kRowGroups * 4);
+  // Each warp initializes some barriers, one lane of it, for an address that lanes differ in takes a loop over them.
+  if (warpgroup == 0) {
+    if (lane == 0) init_barriers<Shape>(window, warp);
+    if (warp == 3 && lane == 0) {
+      prefetch_map(&args.x);
+      prefetch_map(&args.codes);
     }
-    for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
-      barrier_init(window + Layout::kXFull + i * 8, 1);
-      barrier_init(window + Layout::kXEmpty + i * 8, Shape::kRowGroups * 4);
-    }
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
-      barrier_init(window + Layout::kShareCounted + i * 8, 1);
-    }
-    barrier_init_fence();
   }
   __syncthreads();
 
@@ -158,14 +92,26 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
     WgmmaLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
-    wait_for_kernels_before();
-    let_next_kernel_start();
+    // What comes first is found out before the wait, and where it lies asked for: the L2, and the tables of the
+    // memory's pages, know it then.
+    bool waits = true;
+    const auto wait = [&](auto prefetch) {
+      if (!waits) return;
+      waits = false;
+      if constexpr (Shape::kColumns <= 64) prefetch();  // others took longer by it
+      wait_for_kernels_before();
+      let_next_kernel_start();
+    };
+    if constexpr (Shape::kGrouped) wait([] {});
     if (warp == 0) {
       if (Shape::kGrouped || lane == 0) {
         typename WgmmaLoader<T, Shape>::Ring ring;
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if (lane != 0) return;
-          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s));
+          const bool first = waits;
+          wait([&] { loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin)); });
+          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s),
+                             first);
         });
       }
     } else if (warp == 1) {
@@ -173,6 +119,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         int i = 0;
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!args.schedule.is_shared(s)) return;
+          wait([] {});
           barrier_wait(window + Layout::kShareLeft + i * 8, 0);
           const int shares = args.schedule.last_block(s.tile) - args.schedule.first_block(s.tile) + 1;
           store_shared(window + Layout::kShareLast + i * 4,
@@ -187,14 +134,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       loader.for_scale_kind([&](auto kind) {
         using Kind = decltype(kind);
         constexpr bool kNested = Kind::kPair && !Shape::kAffine;
-        if constexpr (kNested) loader.load_nested(thread);
-        const float offset = kNested ? *args.weight.offset : 0.0F;
+        float offset = 0;
+        if constexpr (kNested) {
+          wait([] {});
+          loader.load_nested(thread);
+          offset = *args.weight.offset;
+        }
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if constexpr (Shape::kGrouped && Shape::kTransposed) {
             loader.rows = tile.base + static_cast<uint32_t>(args.depth);
           }
           const int n = weight_row(tile, begin);
           const int k = weight_column(tile, begin);
+          wait([&] { loader.template prefetch_scales<Kind>(n, k, thread); });
           if constexpr (Kind::kCount > 0) {
             loader.template load_scale_vectors<Kind>(ring, n, k, stages(s), thread, offset);
           } else {
@@ -203,6 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         });
       });
     }
+    wait([] {});
     __syncwarp();
     if (args.schedule.splits > 1) {
       cluster_sync();
@@ -223,29 +176,30 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       } else {
         computer.template run<Shape::kComputed>(ring, s.last - s.first);
       }
-      if constexpr (Shape::kGrouped) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
-      if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile.m0, tile.n0, thread);
-      if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile.m0, tile.n0, thread);
-      if constexpr (Shape::kDepthGroups > 1) __trap();  // no such plan
-      if (!args.schedule.is_shared(s)) return write_sums(computer, args, tile, warpgroup - 1, thread % 128);
+      if constexpr (!Shape::kGrouped) {
+        if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile, thread % 128);
+        if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile, thread % 128);
+        if constexpr (Shape::kDepthGroups > 1) __trap();  // no such plan
+      }
+      if (Shape::kGrouped || !args.schedule.is_shared(s)) {
+        return write_sums(computer, args, tile, thread % 128, computer.sums);
+      }
       all.leave(computer, s.tile, thread);
+      if (thread == 0) store_shared(window + Layout::kShareTile + i * 16, make_int4(s.tile, tile.m0, tile.n0, 0));
       __syncwarp();
       if (lane == 0) barrier_arrive(window + Layout::kShareLeft + i * 8);
       ++i;
     });
-    i = 0;
-    if constexpr (!Shape::kGrouped) {
-      for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
-        if (!args.schedule.is_shared(s)) return;
-        barrier_wait(window + Layout::kShareCounted + i * 8, 0);
-        if (load_shared<uint32_t>(window + Layout::kShareLast + i++ * 4) == 0) return;
-        all.gather(computer, s.tile, thread);
-        write_sums(computer, args, tile, warpgroup - 1, thread % 128);
-      });
+    for (int j = 0; j < i; ++j) {
+      barrier_wait(window + Layout::kShareCounted + j * 8, 0);
+      if (load_shared<uint32_t>(window + Layout::kShareLast + j * 4) == 0) continue;
+      const int4 at = load_shared<int4>(window + Layout::kShareTile + j * 16);
+      all.gather(computer, at.x, thread);
+      write_sums(computer, args, WgmmaTile{at.y, static_cast<int>(args.m), at.z, 0}, thread % 128, computer.sums);
     }
     computer.finish();
-    // Others in the cluster read this block's sums until here.
-    if (args.schedule.splits > 1) cluster_sync();
+    // Others in the cluster have read this block's sums.
+    if (args.schedule.splits > 1) cluster_wait();
   }
 #endif
 }

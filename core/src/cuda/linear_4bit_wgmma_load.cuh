@@ -63,11 +63,44 @@ struct WgmmaLoader {
 
   using Ring = RingPlace<Shape::kCodeStages, Shape::kStages, Shape::kCodesApart>;
 
-  // Of x from row m0 and column `begin` on, of the weight from element (n, k) on. Codes that are apart lead.
-  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages) const {
+  // The first stages of the weight from element (n, k) on: whole lines of the L2.
+  __device__ void prefetch_codes(int n, int k) const {
+    constexpr int kCount = Shape::kTransposed ? 1 : 256 / Shape::kStageDepth;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) prefetch_box(&args.codes, (k + i * kStepK) / 2, n + i * kStepN);
+  }
+
+  // The thread's scales of them.
+  template <class Kind>
+  __device__ void prefetch_scales(int n, int k, int thread) const {
+    constexpr int kSize = sizeof(typename Kind::Scale);
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+      const uint32_t row = n + thread + i * kWgmmaScaleThreads;
+      if (row >= rows || k >= args.weight.cols) continue;
+      const size_t at = size_t{scale_position(row, k)} * kSize;
+      prefetch_to_l2(static_cast<const uint8_t*>(args.weight.scales) + at);
+      if constexpr (Shape::kAffine) prefetch_to_l2(static_cast<const uint8_t*>(args.weight.zeros) + at);
+    }
+  }
+
+  // Of x from row m0 and column `begin` on, of the weight from element (n, k) on. Codes that are apart lead. `first`:
+  // the ring has not been filled before.
+  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first) const {
     constexpr int kLead = Shape::kCodeStages - Shape::kStages;
     constexpr int kStageXBytes = Shape::kStageSteps * Layout::kXBytes;
+    // The weight's codes pass through the L2 once, and would push out sums that blocks leave there for one another.
+    const uint64_t policy = args.schedule.m_tiles == 1 && args.schedule.shared_units() > 0 ? kEvictFirst : kEvictNormal;
+    // Copies that every block starts at once come in together, late: where products wait for codes most, those of the
+    // first ring are given time to arrive.
+    constexpr bool kSpaced = Shape::kColumns <= 64 && Shape::kRowGroups > 1;
+    constexpr int kStageClocks = Layout::kCodeBytes / kWgmmaFirstBytesPerClock;
+    const int64_t start = kSpaced ? clock64() : 0;
     for (int stage = -kLead; stage < stages; ++stage) {
+      if (kSpaced && first && stage < Shape::kCodeStages) {
+        while (clock64() - start < int64_t{stage} * kStageClocks) {
+        }
+      }
       const int ahead = stage + kLead;
       const int slot = ring.codes.slot;
       const uint32_t codes_full = window + Layout::kFull + slot * 8;
@@ -75,7 +108,7 @@ struct WgmmaLoader {
         barrier_wait(window + Layout::kEmpty + slot * 8, ring.codes.parity ^ 1);
         barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : kStageXBytes));
         copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
-                 n + ahead * kStepN, codes_full);
+                 n + ahead * kStepN, codes_full, policy);
         if constexpr (Shape::kCodesApart) ring.codes.advance();
       }
       if (Shape::kCodesApart && stage < 0) continue;

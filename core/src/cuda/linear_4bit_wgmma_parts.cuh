@@ -128,20 +128,21 @@ struct WgmmaLayout {
   static constexpr uint32_t kX = kTable + 256 * kTablePitch;
   static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kStageSteps * kXBytes;
   static constexpr uint32_t kNested = kCodes + Shape::kCodeStages * kCodeBytes;
-  static constexpr uint32_t kFull = kNested + 1024;
+  static constexpr uint32_t kFull = kNested + 1024 + 2 * 16;
   static constexpr uint32_t kEmpty = kFull + Shape::kCodeStages * 8;
   static constexpr uint32_t kXFull = Shape::kCodesApart ? kEmpty + Shape::kCodeStages * 8 : kFull;
   static constexpr uint32_t kXEmpty = Shape::kCodesApart ? kXFull + Shape::kStages * 8 : kEmpty;
-  // Of the block's first and last shared tile: its sums are left, its share is counted, and whether it was the last.
+  // Of the block's first and last shared tile: its number and place, its sums are left, its share is counted, and
+  // whether it was the last; where two clusters share a tile, of each warpgroup.
+  static constexpr uint32_t kShareTile = kNested + 1024;
   static constexpr uint32_t kShareLeft = kXEmpty + Shape::kStages * 8;
   static constexpr uint32_t kShareCounted = kShareLeft + 2 * 8;
   static constexpr uint32_t kShareLast = kShareCounted + 2 * 8;
-  static constexpr uint32_t kEnd = kShareLast + 2 * 4;
+  static constexpr uint32_t kEnd = kShareLast + (Shape::kGroups < 2 ? 2 : Shape::kGroups) * 4;
   static constexpr int kBytes = kEnd - kBase;
-  // Sums on their way to another block of the cluster, in place of the ring; fragments store without bank conflicts.
-  static constexpr int kSumPitch = kRows + 4;
-  static constexpr int kSumBytes = Shape::kColumns * kSumPitch * 4;  // of a depth group
-  static_assert(Shape::kDepthGroups * kSumBytes <= static_cast<int>(kNested - kX));
+  // Sums on their way to another block of the cluster, in place of the rings.
+  static constexpr int kSumBytes = Shape::kColumns * 64 * 4;  // of a warpgroup
+  static_assert(Shape::kGroups * kSumBytes <= static_cast<int>(kNested - kX));
   static_assert(kBytes <= 227 * 1024 && kX % 1024 == 0 && kCodes % 1024 == 0);
 };
 

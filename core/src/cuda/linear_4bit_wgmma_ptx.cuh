@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/linear_4bit_ptx.cuh"
+
 // The instructions of sm_90a that the wgmma kernels are made of: mbarriers, bulk tensor copies. For other
 // targets, where no plan chooses those kernels, they compile to nothing.
 
@@ -90,11 +92,18 @@ __device__ inline void prefetch_map(const CUtensorMap* map) {
 }
 
 // Copies the box at (column, row) of the map's matrix; elements outside come out as 0.
-__device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+__device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int column, int row, uint32_t barrier,
+                                uint64_t policy = kEvictNormal) {
   QBITS_WGMMA_ASM(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
-      "[%2];\n" ::"r"(shared),
-      "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy) : "memory");
+}
+
+// Brings the box into the L2.
+__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
+  QBITS_WGMMA_ASM("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];\n" ::"l"(map), "r"(column),
+                  "r"(row) : "memory");
 }
 
 template <class V>

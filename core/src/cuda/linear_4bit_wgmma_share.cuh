@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/linear_4bit_wgmma.cuh"
+#include "cuda/linear_4bit_wgmma_write.cuh"
 
 // Tiles whose depth several blocks share. Each block leaves its sums in the workspace, and a warp that has nothing else
 // to do counts it; the last adds all shares, always in their order, and writes the tile. Nobody waits for another
@@ -32,6 +32,13 @@ __device__ inline bool count_share(uint64_t* count, int shares, uint64_t nonce) 
     if (seen == expected) return last;
     expected = seen;
   }
+}
+
+__device__ inline void add(float* sums, const float4& v) {
+  sums[0] += v.x;
+  sums[1] += v.y;
+  sums[2] += v.z;
+  sums[3] += v.w;
 }
 
 // Where shares lie in the workspace.
@@ -82,120 +89,97 @@ struct WgmmaShares {
 #pragma unroll
         for (int j = 0; j < kAtOnce; ++j) {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) {
-            float* const sums = computer.sums + part + i * 4;
-            sums[0] += shares[j][i].x;
-            sums[1] += shares[j][i].y;
-            sums[2] += shares[j][i].z;
-            sums[3] += shares[j][i].w;
-          }
+          for (int i = 0; i < kPart / 4; ++i) add(computer.sums + part + i * 4, shares[j][i]);
         }
       }
     }
   }
 };
 
-// Where two clusters share a tile: each block leaves the sums of its rows of out and is counted; of the two that have
-// the same rows, the second adds what the first left. False in the first.
-template <class Shape, int kVectors, int kMine>
-__device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int tile, int thread, float4 (&sums)[kMine]) {
-  const WgmmaSchedule& schedule = args.schedule;
-  const int place = tile * schedule.splits + static_cast<int>(cluster_rank());
+// Where two clusters share a tile: a warpgroup leaves the sums of its rows of out and is counted; of the two that have
+// the same rows, the second adds what the first left. False in the first. `place`: of the rows, among all tiles.
+template <class Shape, int kSums>
+__device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int group, int place, int places, int thread,
+                                  float (&sums)[kSums]) {
   uint64_t* const counts = static_cast<uint64_t*>(args.workspace);
-  float4* const shares = reinterpret_cast<float4*>(counts + schedule.whole_tiles * schedule.splits);
-  const int cluster = static_cast<int>(blockIdx.x) / schedule.splits % 2;
-  const auto share = [&](int of) { return shares + (int64_t{place} * 2 + of) * kVectors + thread; };
-  const auto is_mine = [&](int i) { return thread + i * Shape::kComputeThreads < kVectors; };
+  float4* const shares = reinterpret_cast<float4*>(counts + (places + 1) / 2 * 2);
+  const int cluster = static_cast<int>(blockIdx.x) / args.schedule.splits % 2;
+  const auto share = [&](int of) { return shares + (int64_t{place} * 2 + of) * (kSums / 4 * 128) + thread; };
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    if (is_mine(i)) __stcg(share(cluster) + i * Shape::kComputeThreads, sums[i]);
+  for (int i = 0; i < kSums; i += 4) {
+    __stcg(share(cluster) + i / 4 * 128, make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
   }
-  const uint32_t last = window + WgmmaLayout<Shape>::kShareLast;
-  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
+  const uint32_t last = window + WgmmaLayout<Shape>::kShareLast + group * 4;
+  group_sync(kWgmmaGroupBarrier + group, 128);
   if (thread == 0) store_shared(last, uint32_t{count_share(counts + place, 2, args.nonce)});
   __syncwarp();
-  group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
+  group_sync(kWgmmaGroupBarrier + group, 128);
   if (load_shared<uint32_t>(last) == 0) return false;
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    if (!is_mine(i)) continue;
-    const float4 v = __ldcg(share(cluster ^ 1) + i * Shape::kComputeThreads);
-    sums[i] = make_float4(sums[i].x + v.x, sums[i].y + v.y, sums[i].z + v.z, sums[i].w + v.w);
-  }
+  for (int i = 0; i < kSums; i += 4) add(sums + i, __ldcg(share(cluster ^ 1) + i / 4 * 128));
   return true;
 }
 
-// Where the blocks of a cluster share a tile: its sums are added in their order, each block writes some rows of out.
+// Where the blocks of a cluster share a tile, or warpgroups its depth, each has a part of the same sums: every part
+// finishes a share of the rows of x, 16 at least, and adds to its own sums those that the others, in their order, have
+// of it. They lie in shared memory, in place of the rings, as threads have them.
 template <int kSplits, class T, class Shape>
-__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int tile, int m0, int n0,
+__device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, int tile_number, WgmmaTile tile,
                            int thread) {
   using Layout = WgmmaLayout<Shape>;
-  constexpr int kPitch = Layout::kSumPitch;
-  const int t = thread % 4;
-  const uint32_t own = computer.window + Layout::kX + computer.group / Shape::kRowGroups * Layout::kSumBytes;
+  constexpr int kParts = kSplits * Shape::kDepthGroups;
+  constexpr int kFinishers = kParts < Shape::kColumns / 16 ? kParts : Shape::kColumns / 16;
+  constexpr int kSums = Shape::kColumns / 2 / kFinishers;  // of a thread
+  const int row_group = computer.group % Shape::kRowGroups;
+  const int part = static_cast<int>(cluster_rank()) * Shape::kDepthGroups + computer.group / Shape::kRowGroups;
+  const auto sums_at = [&](int group, int finisher) {
+    return computer.window + Layout::kX + group * Layout::kSumBytes + (finisher * (kSums / 4) * 128 + thread) * 16;
+  };
   group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);  // nobody reads the rings any more
+  float mine[kSums];
 #pragma unroll
-  for (int i = 0; i < Shape::kColumns / 2; ++i) {
-    const int m = i / 4 * 8 + 2 * t + i % 2;
-    const int n = computer.decoder.output_row(i % 4 / 2);
-    store_shared(own + (m * kPitch + n) * 4, computer.sums[i]);
+  for (int p = 0; p < kFinishers; ++p) {
+    const float* const sums = computer.sums + p * kSums;
+    if (p == part) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) mine[i] = sums[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        store_shared(sums_at(computer.group, p) + i / 4 * 128 * 16,
+                     make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+      }
+    }
   }
   cluster_sync();
-  const int64_t rows = args.outputs;
-  const T* const bias = static_cast<const T*>(args.bias);
-  T* const out = static_cast<T*>(args.out);
-  constexpr int kVectors = Layout::kRows / 4;
-  constexpr int kShare = Shape::kColumns / kSplits;
-  constexpr int kMine = (kShare * kVectors + Shape::kComputeThreads - 1) / Shape::kComputeThreads;
-  constexpr bool kAll = kMine * Shape::kComputeThreads == kShare * kVectors;  // threads have something to do
-  constexpr int kParts = kSplits * Shape::kDepthGroups;
-  const int first = static_cast<int>(cluster_rank()) * kShare;
-  const auto m_of = [&](int i) { return first + (thread + i * Shape::kComputeThreads) / kVectors; };
-  const auto n_of = [&](int i) { return (thread + i * Shape::kComputeThreads) % kVectors * 4; };
+  if (part >= kFinishers) return cluster_arrive();
   // All are under way before the first is added.
-  float4 parts[kMine][kParts];
+  float4 others[kParts - 1][kSums / 4];
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
+  for (int o = 0; o < kParts - 1; ++o) {
+    const int other = o < part ? o : o + 1;
+    const uint32_t from = sums_at(other % Shape::kDepthGroups * Shape::kRowGroups + row_group, part);
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const uint32_t from = computer.window + Layout::kX + p % Shape::kDepthGroups * Layout::kSumBytes;
-      parts[i][p] = load_cluster(from + (m_of(i) * kPitch + n_of(i)) * 4, p / Shape::kDepthGroups);
+    for (int i = 0; i < kSums / 4; ++i) {
+      others[o][i] = load_cluster(from + i * 128 * 16, other / Shape::kDepthGroups);
     }
   }
-  float4 sums[kMine];
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    sums[i] = parts[i][0];
+  for (int o = 0; o < kParts - 1; ++o) {
 #pragma unroll
-    for (int p = 1; p < kParts; ++p) {
-      const float4& v = parts[i][p];
-      sums[i] = make_float4(sums[i].x + v.x, sums[i].y + v.y, sums[i].z + v.z, sums[i].w + v.w);
-    }
+    for (int i = 0; i < kSums / 4; ++i) add(mine + i * 4, others[o][i]);
   }
   if constexpr (kSplits == 2) {
-    if (args.schedule.clusters > 1 &&
-        !add_other_cluster<Shape, kShare * kVectors>(args, computer.window, tile, thread, sums))
-      return;
-  }
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int m = m_of(i);
-    const int n = n_of(i);
-    if (m0 + m >= args.m || n0 + n >= rows || (!kAll && m >= first + kShare)) continue;
-    const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
-    alignas(8) T rounded[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float add = bias != nullptr && n0 + n + j < rows ? to_float(bias[n0 + n + j]) : 0.0F;
-      rounded[j] = from_float<T>(values[j] + add);
-    }
-    T* const to = out + int64_t{m0 + m} * rows + n0 + n;
-    if (rows % 4 == 0) {
-      *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(rounded);
-    } else {
-      for (int j = 0; j < 4 && n0 + n + j < rows; ++j) to[j] = rounded[j];
+    if (args.schedule.clusters > 1) {
+      const int place = (tile_number * Shape::kRowGroups + row_group) * kFinishers + part;
+      const int places = args.schedule.whole_tiles * Shape::kRowGroups * kFinishers;
+      if (!add_other_cluster<Shape>(args, computer.window, computer.group, place, places, thread, mine))
+        return cluster_arrive();
     }
   }
+  tile.m0 += part * kSums * 2;
+  write_sums(computer, args, tile, thread, mine);
+  cluster_arrive();  // what this thread read of others has gone through a barrier of the warpgroup
 }
 
 }  // namespace qbits::cuda

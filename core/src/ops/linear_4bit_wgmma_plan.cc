@@ -22,11 +22,11 @@ struct Tile {
   double finish;  // to write the sums
 };
 
-constexpr double kLaunch = 2.2;            // from launch to the first product
+constexpr double kLaunch = 1.7;            // from launch to the first product
 constexpr double kNextLaunch = 1.5;        // to follow another launch
-constexpr double kCluster[] = {1.9, 2.7};  // for the blocks of a cluster of 2, of 4 to add their sums
-constexpr double kPairs = 2.0;             // for two clusters to hear of each other
-constexpr double kSharing = 4.0;           // for the sums of shared tiles that a block has, and for each share of one,
+constexpr double kCluster[] = {1.3, 2.0};  // for the blocks of a cluster of 2, of 4 to add their sums
+constexpr double kPairs = 1.5;             // for two clusters to hear of each other
+constexpr double kSharing = 2.0;           // for the sums of shared tiles that a block has, and for each share of one,
 constexpr double kShare = 0.65;            // to hear of it,
 constexpr double kShareBytes = 74'000;     // and a microsecond to leave and take so much
 constexpr double kWideApart = 1.43;        // a stage of wide tiles that do not keep step,
@@ -102,7 +102,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       pairs.splits = 2;
       pairs.clusters = 2;
       pairs.blocks = tiles * 4;
-      pairs.workspace_bytes = 2 * tiles * (tile_bytes + 8);
+      pairs.workspace_bytes = 2 * tiles * (tile_bytes + 2 * 8);  // counts: at most four for a tile
       add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + tile.finish + kCluster[0] + kPairs +
                      static_cast<double>(tile_bytes) / kShareBytes);
     }
@@ -169,13 +169,14 @@ bool may_be_two(const Linear4bitProblem& p, bool transposed) { return !transpose
 
 WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
   const int64_t rows = (plan.rest.empty() ? outputs : plan.rest.front().first) - plan.first;
-  return {.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
-          .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64)),
-          .whole_tiles = static_cast<int>(plan.whole_tiles),
-          .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
-          .blocks = static_cast<int>(plan.blocks),
-          .splits = plan.splits,
-          .clusters = plan.clusters};
+  const WgmmaSchedule schedule{.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
+                               .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64)),
+                               .whole_tiles = static_cast<int>(plan.whole_tiles),
+                               .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
+                               .blocks = static_cast<int>(plan.blocks),
+                               .splits = plan.splits,
+                               .clusters = plan.clusters};
+  return schedule.with_divisors();
 }
 
 WgmmaPlan linear_4bit_wgmma_plan(const Linear4bitProblem& p, bool transposed) {

@@ -17,6 +17,9 @@ struct Linear4bitProblem;
 // Of the depth, what a stage of the kernel's ring holds: wide tiles have no room for more.
 constexpr int wgmma_stage_depth(int columns) { return columns == 256 ? 64 : 128; }
 
+// At which a block fills its ring for the first time, with few columns; measured on an H200.
+inline constexpr int kWgmmaFirstBytesPerClock = 18;
+
 // Where a weight meets its scale.
 enum class WgmmaDecode : uint8_t {
   Sums,     // a fitted codebook, or codes less their zero, are multiplied; sums of 64 products are scaled in float32

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "ops/divisor.h"
+
 // Which block of the wgmma kernel computes what: whole tiles, in turn, and equal shares of the depth of the tiles that
 // are left, so that no multiprocessor idles in a last wave ("Stream-K", arXiv 2301.03598). Plain arithmetic, the
 // same on both sides, in 32 bits: the plan sees to it that they suffice.
@@ -27,19 +29,30 @@ struct WgmmaSchedule {
   int blocks = 0;
   int splits = 1;    // blocks of a cluster that share its one tile; > 1: no tiles are whole or shared otherwise
   int clusters = 1;  // that share a tile; > 1 only where splits are
+  // What is divided by, as with_divisors sets it.
+  Divisor by_group{};   // tiles of kWgmmaGroupTiles m tiles,
+  Divisor by_last{};    // and the m tiles of the last group, if they are fewer
+  Divisor by_units{};   // of a tile
+  Divisor by_blocks{};  // all
+  Divisor by_shared{};  // units that are shared, if any
+
+  constexpr WgmmaSchedule with_divisors() const {
+    const auto divisor = [](int of) { return Divisor(of > 0 ? of : 1); };
+    WgmmaSchedule s = *this;
+    s.by_group = divisor(row_tiles * kWgmmaGroupTiles);
+    s.by_last = divisor((m_tiles + kWgmmaGroupTiles - 1) % kWgmmaGroupTiles + 1);
+    s.by_units = divisor(units);
+    s.by_blocks = divisor(blocks);
+    s.by_shared = divisor(shared_units());
+    return s;
+  }
 
   constexpr int shared_units() const { return (m_tiles * row_tiles - whole_tiles) * units; }
 
   // The first shared unit of a block.
-  constexpr int begin(int block) const {
-    return static_cast<int>(static_cast<uint32_t>(shared_units()) * static_cast<uint32_t>(block) /
-                            static_cast<uint32_t>(blocks));
-  }
+  constexpr int begin(int block) const { return by_blocks.divide(shared_units() * block).quotient; }
 
-  constexpr int block_of(int unit) const {
-    return static_cast<int>((static_cast<uint32_t>(unit + 1) * static_cast<uint32_t>(blocks) - 1) /
-                            static_cast<uint32_t>(shared_units()));
-  }
+  constexpr int block_of(int unit) const { return by_shared.divide((unit + 1) * blocks - 1).quotient; }
 
   // The blocks that share a tile.
   constexpr int first_block(int tile) const { return block_of((tile - whole_tiles) * units); }
@@ -47,7 +60,7 @@ struct WgmmaSchedule {
 
   // Where a block leaves its sums of a tile it shares: it has two such tiles at most, its first and its last.
   constexpr int share(int tile, int block) const {
-    return 2 * block + (whole_tiles + begin(block) / units == tile ? 0 : 1);
+    return 2 * block + (whole_tiles + by_units.divide(begin(block)).quotient == tile ? 0 : 1);
   }
 
   // Whether other blocks, of other clusters, have a share in it.
@@ -59,11 +72,11 @@ struct WgmmaSchedule {
   };
 
   constexpr Position position(int tile) const {
-    const int group = tile / (kWgmmaGroupTiles * row_tiles);
-    const int rest = tile % (kWgmmaGroupTiles * row_tiles);
-    const int left = m_tiles - group * kWgmmaGroupTiles;
-    const int height = left < kWgmmaGroupTiles ? left : kWgmmaGroupTiles;
-    return {group * kWgmmaGroupTiles + rest % height, rest / height};
+    const Divisor::Result in = by_group.divide(tile);
+    const int above = in.quotient * kWgmmaGroupTiles;
+    if (m_tiles - above >= kWgmmaGroupTiles) return {above + in.rest % kWgmmaGroupTiles, in.rest / kWgmmaGroupTiles};
+    const Divisor::Result at = by_last.divide(in.rest);
+    return {above + at.rest, at.quotient};
   }
 };
 
@@ -71,15 +84,17 @@ struct WgmmaSchedule {
 // one another while they compute whole ones. One place calls f, for kernels have its body there.
 template <class F>
 constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
-  const int parts = s.splits * s.clusters;
-  const int part = block % parts;
-  int whole = block / parts;
-  int unit = s.begin(block);
-  const int end = s.begin(block + 1);
+  const int parts = s.splits * s.clusters;  // 1, 2 or 4
+  const int shift = parts / 2;
+  const int part = block & (parts - 1);
+  int whole = block >> shift;
+  const bool shares = s.shared_units() > 0;
+  int unit = shares ? s.begin(block) : 0;
+  const int end = shares ? s.begin(block + 1) : 0;
   while (unit < end || whole < s.whole_tiles) {
-    WgmmaSegment segment{whole, s.units * part / parts, s.units * (part + 1) / parts};
+    WgmmaSegment segment{whole, s.units * part >> shift, s.units * (part + 1) >> shift};
     if (unit < end) {
-      const int tile = unit / s.units;
+      const int tile = s.by_units.divide(unit).quotient;
       const int left = end - tile * s.units;
       segment = {s.whole_tiles + tile, unit - tile * s.units, left < s.units ? left : s.units};
       unit = tile * s.units + segment.last;

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/linear_4bit_wgmma_ptx.cuh"
+
+namespace qbits::cuda {
+
+// Writes rows of out [m, outputs] from slabs in shared memory, which hold 64 of their columns: eight threads of a
+// warpgroup take a row, 16 bytes each, and sixteen rows at a time. Few instructions, for nothing is multiplied
+// meanwhile.
+template <class T>
+class SlabWriter {
+ public:
+  // Of the rows from `first` to `end`, and of columns from `column` on.
+  __device__ SlabWriter(void* out, int64_t outputs, int64_t first, int64_t end, int64_t column, int thread)
+      : stride_(16 * outputs), whole_(outputs % 8 == 0) {
+    const int64_t row = first + thread / 8;
+    column += thread % 8 * 8;
+    to_ = static_cast<T*>(out) + row * outputs + column;
+    const int64_t inside = outputs - column;
+    inside_ = inside < 8 ? static_cast<int>(inside) : 8;
+    left_ = inside > 0 && row < end ? static_cast<int>(end - row) : 0;
+  }
+
+  // The next kTimes times sixteen rows, of which the thread's 16 bytes lie at `from`, and every `pitch` after it.
+  template <int kTimes>
+  __device__ void write(uint32_t from, int pitch) {
+    if (whole_) {
+      uint4 parts[kTimes];
+#pragma unroll
+      for (int i = 0; i < kTimes; ++i) parts[i] = load_shared<uint4>(from + i * pitch);
+#pragma unroll
+      for (int i = 0; i < kTimes; ++i) {
+        if (left_ > i * 16) *reinterpret_cast<uint4*>(to_ + i * stride_) = parts[i];
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kTimes * 8; ++i) {
+        if (left_ <= i / 8 * 16 || i % 8 >= inside_) continue;
+        reinterpret_cast<uint16_t*>(to_ + i / 8 * stride_)[i % 8] =
+            load_shared<uint16_t>(from + i / 8 * pitch + i % 8 * 2);
+      }
+    }
+    left_ -= kTimes * 16;
+    to_ += kTimes * stride_;
+  }
+
+ private:
+  T* to_;
+  int64_t stride_;
+  int left_;    // rows, from the next on
+  int inside_;  // elements of the 16 bytes
+  bool whole_;  // rows begin at 16 bytes
+};
+
+}  // namespace qbits::cuda
