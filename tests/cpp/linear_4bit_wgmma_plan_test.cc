@@ -89,7 +89,9 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
   EXPECT_TRUE(plan.splits == 1 || plan.blocks == plan.whole_tiles * plan.splits * plan.clusters);
   EXPECT_TRUE(plan.clusters == 1 || plan.splits == 2);
   if (plan.clusters > 1) {
-    EXPECT_EQ(plan.workspace_bytes, plan.whole_tiles * 2 * (16 + int64_t{plan.columns} * plan.groups * 64 * 4));
+    const int64_t finishers = std::min(plan.groups == 1 ? 4 : 2, plan.columns / 16);
+    const int64_t counts = (plan.whole_tiles * plan.groups * finishers + 1) / 2 * 2;
+    EXPECT_EQ(plan.workspace_bytes, counts * 8 + plan.whole_tiles * 2 * plan.columns * plan.groups * 64 * 4);
   }
   EXPECT_TRUE(plan.groups > 1 || plan.splits > 1);
   EXPECT_TRUE(plan.decode == WgmmaDecode::Weights || (!transposed && p.k % 64 == 0));

@@ -128,7 +128,7 @@ __device__ void add_splits(WgmmaComputer<T, Shape>& computer, const WgmmaArgs& a
                            int thread) {
   using Layout = WgmmaLayout<Shape>;
   constexpr int kParts = kSplits * Shape::kDepthGroups;
-  constexpr int kFinishers = kParts < Shape::kColumns / 16 ? kParts : Shape::kColumns / 16;
+  constexpr int kFinishers = wgmma_finishers(Shape::kColumns, kParts);
   constexpr int kSums = Shape::kColumns / 2 / kFinishers;  // of a thread
   const int row_group = computer.group % Shape::kRowGroups;
   const int part = static_cast<int>(cluster_rank()) * Shape::kDepthGroups + computer.group / Shape::kRowGroups;

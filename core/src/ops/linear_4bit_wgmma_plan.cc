@@ -102,7 +102,9 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       pairs.splits = 2;
       pairs.clusters = 2;
       pairs.blocks = tiles * 4;
-      pairs.workspace_bytes = 2 * tiles * (tile_bytes + 2 * 8);  // counts: at most four for a tile
+      // Sums of each cluster, and a count for each warpgroup that finishes some.
+      const int finishers = wgmma_finishers(tile.columns, tile.groups == 1 ? 4 : 2);
+      pairs.workspace_bytes = 2 * tiles * tile_bytes + ceil_div(tiles * tile.groups * finishers, 2) * 16;
       add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + tile.finish + kCluster[0] + kPairs +
                      static_cast<double>(tile_bytes) / kShareBytes);
     }

@@ -17,6 +17,9 @@ struct Linear4bitProblem;
 // Of the depth, what a stage of the kernel's ring holds: wide tiles have no room for more.
 constexpr int wgmma_stage_depth(int columns) { return columns == 256 ? 64 : 128; }
 
+// Of the warpgroups that have parts of the same sums, those that finish some: each 16 rows of x at least.
+constexpr int wgmma_finishers(int columns, int parts) { return parts < columns / 16 ? parts : columns / 16; }
+
 // At which a block fills its ring for the first time, with few columns; measured on an H200.
 inline constexpr int kWgmmaFirstBytesPerClock = 18;
 

@@ -166,7 +166,7 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
       nested_code_(bytes_of(256, DType::Float32)),
       offset_(bytes_of(1, DType::Float32)),
       bias_device_(bytes_of(c.n, c.dtype)),
-      out_(bytes_of(c.m * cols(), c.dtype)) {
+      out_(bytes_of(c.m * cols() + c.offset, c.dtype)) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   std::uniform_real_distribution<float> uniform;
@@ -327,7 +327,7 @@ Linear4bitArgs LinearProblem::forward() const {
           .m = case_.m,
           .weight = weight_args(),
           .bias = case_.bias ? bias_device_.data() : nullptr,
-          .out = out_.data(),
+          .out = out_.data() + bytes_of(case_.offset, case_.dtype),
           .workspace = nullptr,
           .device = {DeviceType::Cuda, 0}};
 }
@@ -337,7 +337,7 @@ Linear4bitGradXArgs LinearProblem::grad_x() const {
           .dtype = case_.dtype,
           .m = case_.m,
           .weight = weight_args(),
-          .out = out_.data(),
+          .out = out_.data() + bytes_of(case_.offset, case_.dtype),
           .workspace = nullptr,
           .device = {DeviceType::Cuda, 0}};
 }
@@ -345,7 +345,9 @@ Linear4bitGradXArgs LinearProblem::grad_x() const {
 std::vector<float> LinearProblem::result() const {
   const std::vector<uint8_t> bytes = out_.read();
   std::vector<float> values(rows() * cols());
-  for (size_t i = 0; i < values.size(); ++i) values[i] = decode(&bytes[i * itemsize(case_.dtype)], case_.dtype);
+  const size_t size = itemsize(case_.dtype);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = decode(&bytes[(i + static_cast<size_t>(case_.offset)) * size], case_.dtype);
   return values;
 }
 

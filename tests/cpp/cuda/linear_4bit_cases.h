@@ -24,7 +24,7 @@ struct LinearCase {
   bool nested = false;
   bool bias = false;
   DType scale_dtype = DType::Float32;
-  int offset = 0;  // elements of x and bytes of codes by which the pointers miss alignment
+  int offset = 0;  // elements of x and of the result, and bytes of codes, by which pointers miss alignment
   // If not 0, the scale of every fifth block of a codebook format; then weights and x (or grad) are positive, so that
   // the product overflows to infinity in whatever order it is summed.
   float odd_scale = 0;
