@@ -24,11 +24,15 @@ _DYNAMIC = "the map of double quantization"
 _DYNAMIC_MAP = tuple(_C.create_dynamic_map(True, 7, 8))
 
 
-def check_format(op: str, format: str) -> Format:
-    """The row of the format table called `format`. Raises ValueError listing the known names."""
+def check_format(op: str, format: str, bits: int | None = None) -> Format:
+    """The row of the format table called `format`, of `bits` if given. Raises ValueError listing those."""
+
+    def fits(row: Format) -> bool:
+        return (row.coding == "affine" or bool(row.codebook)) and bits in (None, row.bits)
+
     row = FORMATS.get(format) if isinstance(format, str) else None
-    if row is None or (row.coding == "codebook" and not row.codebook):
-        known = ", ".join(name for name, r in FORMATS.items() if r.coding == "affine" or r.codebook)
+    if row is None or not fits(row):
+        known = ", ".join(name for name, r in FORMATS.items() if fits(r))
         raise ValueError(f"[{op}] format: got {format!r}, want one of {known}")
     return row
 

@@ -33,14 +33,12 @@ class QuantizeConfig:
     experts: bool = True
 
     def __post_init__(self) -> None:
-        row = check_format("QuantizeConfig", self.format)
+        row = check_format("QuantizeConfig", self.format, bits=4)
         if self.block_size is None:
             raise TypeError("[QuantizeConfig] block size: got None, want an int")
         for name in ("embeddings", "experts"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"[QuantizeConfig] {name}: got {value!r}, want True or False")
-        if row.bits != 4:
-            raise ValueError(f"[QuantizeConfig] format: got {self.format!r}, want a 4-bit format")
         check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
             want = "float32, bfloat16, float16 or None"

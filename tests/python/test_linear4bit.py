@@ -202,7 +202,9 @@ def test_bad_weights_are_named():
 def test_refusals():
     with pytest.raises(ValueError, match=r"\[QuantizeConfig\] format: got 'int3'"):
         Linear4bit(64, 16, format="int3")
-    with pytest.raises(ValueError, match=r"\[QuantizeConfig\] format: got 'int8', want a 4-bit format"):
+    with pytest.raises(
+        ValueError, match=r"\[QuantizeConfig\] format: got 'int8', want one of nf4, fp4, int4"
+    ):
         Linear4bit(64, 16, format="int8")
     with pytest.raises(TypeError, match="blocksize"):
         Linear4bit(64, 16, blocksize=64)

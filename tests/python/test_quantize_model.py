@@ -186,7 +186,7 @@ def test_on_the_meta_device():
 def test_refusals_before_anything_is_touched():
     for bad, error, message in [
         ("nf5", ValueError, r"\[QuantizeConfig\] format: got 'nf5', want one of nf4"),
-        ("int8", ValueError, r"\[QuantizeConfig\] format: got 'int8', want a 4-bit format"),
+        ("int8", ValueError, r"\[QuantizeConfig\] format: got 'int8', want one of nf4, fp4, int4"),
         (4, TypeError, r"\[quantize_\] config: got int"),
     ]:
         model = Model()
