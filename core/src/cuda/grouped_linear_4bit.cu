@@ -28,12 +28,12 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t
 }  // namespace
 
 Linear4bitProblem problem_of(const GroupedLinear4bitArgs& args) {
-  const bool aligned = is_aligned(args.x, 16) && is_aligned(args.weight.codes, 16) && is_aligned(args.out, 16);
+  const bool aligned = all_on_16_bytes(args.x, args.weight.codes, args.out);
   return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const GroupedLinear4bitGradXArgs& args) {
-  const bool aligned = is_aligned(args.grad, 16) && is_aligned(args.weight.codes, 16) && is_aligned(args.out, 16);
+  const bool aligned = all_on_16_bytes(args.grad, args.weight.codes, args.out);
   return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 

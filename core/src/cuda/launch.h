@@ -97,6 +97,12 @@ int64_t resident_blocks(Kernel* kernel, int threads, size_t shared_bytes, std::s
 
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
+// What the kernels that copy 16 bytes at a time read and write so.
+template <class... Pointers>
+bool all_on_16_bytes(Pointers... pointers) {
+  return (is_aligned(pointers, 16) && ...);
+}
+
 // log2 of a power of two, -1 for other numbers.
 constexpr int exact_log2(int64_t x) {
   return std::has_single_bit(static_cast<uint64_t>(x)) ? std::countr_zero(static_cast<uint64_t>(x)) : -1;

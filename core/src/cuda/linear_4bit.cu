@@ -46,12 +46,12 @@ const Linear4bitPlan& plan_of(const Linear4bitProblem& p) {
 }  // namespace
 
 Linear4bitProblem problem_of(const Linear4bitArgs& args) {
-  const bool aligned = is_aligned(args.x, 16) && is_aligned(args.weight.codes, 16) && is_aligned(args.out, 16);
+  const bool aligned = all_on_16_bytes(args.x, args.weight.codes, args.out);
   return problem(args.weight, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const Linear4bitGradXArgs& args) {
-  const bool aligned = is_aligned(args.grad, 16) && is_aligned(args.weight.codes, 16) && is_aligned(args.out, 16);
+  const bool aligned = all_on_16_bytes(args.grad, args.weight.codes, args.out);
   return problem(args.weight, args.m, args.dtype, args.device, aligned);
 }
 

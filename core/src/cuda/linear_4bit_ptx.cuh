@@ -133,6 +133,13 @@ __device__ inline void wait_for_kernels_before() {
   if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }
 
+// Of the block in its cluster.
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank = 0;
+  if constexpr (kHasClusters) asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+
 // The two halves of a barrier of all threads of the cluster; it orders no memory.
 __device__ inline void cluster_arrive() {
   if constexpr (kHasClusters) asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");

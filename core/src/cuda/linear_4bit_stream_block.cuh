@@ -116,7 +116,7 @@ struct StreamBlock {
         warp(stream_warp()),
         lane(static_cast<int>(threadIdx.x) % 32),
         groups(a.groups),
-        split(block_in_cluster()),
+        split(static_cast<int>(cluster_rank())),
         first_tile(cluster_index()),
         last_tile(a.tiles),
         tile_stride(cluster_count()),

@@ -45,13 +45,7 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Of the block in its cluster; without clusters a block is one.
-__device__ inline int block_in_cluster() {
-  int rank = 0;
-  if constexpr (kHasClusters) asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-  return rank;
-}
-
+// Of the block's cluster; without clusters a block is one.
 __device__ inline int cluster_index() {
   int index = 0;
   if constexpr (kHasClusters) asm("mov.u32 %0, %%clusterid.x;\n" : "=r"(index));

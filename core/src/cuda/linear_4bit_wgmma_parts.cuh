@@ -128,13 +128,13 @@ struct WgmmaLayout {
   static constexpr uint32_t kX = kTable + 256 * kTablePitch;
   static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kStageSteps * kXBytes;
   static constexpr uint32_t kNested = kCodes + Shape::kCodeStages * kCodeBytes;
-  static constexpr uint32_t kFull = kNested + 1024 + 2 * 16;
+  static constexpr uint32_t kShareTile = kNested + 1024;
+  static constexpr uint32_t kFull = kShareTile + 2 * 16;
   static constexpr uint32_t kEmpty = kFull + Shape::kCodeStages * 8;
   static constexpr uint32_t kXFull = Shape::kCodesApart ? kEmpty + Shape::kCodeStages * 8 : kFull;
   static constexpr uint32_t kXEmpty = Shape::kCodesApart ? kXFull + Shape::kStages * 8 : kEmpty;
-  // Of the block's first and last shared tile: its number and place, its sums are left, its share is counted, and
-  // whether it was the last; where two clusters share a tile, of each warpgroup.
-  static constexpr uint32_t kShareTile = kNested + 1024;
+  // Of the block's first and last shared tile: its number and place (kShareTile), its sums are left, its share is
+  // counted, and whether it was the last; where two clusters share a tile, of each warpgroup.
   static constexpr uint32_t kShareLeft = kXEmpty + Shape::kStages * 8;
   static constexpr uint32_t kShareCounted = kShareLeft + 2 * 8;
   static constexpr uint32_t kShareLast = kShareCounted + 2 * 8;

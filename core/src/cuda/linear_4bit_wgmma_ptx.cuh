@@ -57,12 +57,6 @@ __device__ inline float4 load_cluster(uint32_t address, uint32_t rank) {
   return v;
 }
 
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank = 0;
-  QBITS_WGMMA_ASM("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-  return rank;
-}
-
 __device__ inline void cluster_sync() {
   QBITS_WGMMA_ASM("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" :: : "memory");
 }
