@@ -144,8 +144,10 @@ GroupedLinear4bitGradXArgs GroupedProblem::grad_x() const {
 
 std::string GroupedProblem::stray_write() const {
   const std::vector<uint8_t> bytes = result_bytes();
-  for (size_t i = case_.m * out_cols() * itemsize(case_.dtype); i < bytes.size(); ++i) {
-    if (bytes[i] != 0xff) return "byte " + std::to_string(i) + " past the result was written";
+  const size_t begin = case_.offset * itemsize(case_.dtype);
+  const size_t end = begin + case_.m * out_cols() * itemsize(case_.dtype);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if ((i < begin || i >= end) && bytes[i] != 0xff) return "byte " + std::to_string(i) + " outside of the result was written";
   }
   return "";
 }
