@@ -143,7 +143,8 @@ struct AheadMultiplier {
     const int warp = thread / 32;
     const int lane = thread % 32;
     const int64_t n = n0 + group * 64;
-    if (args.bias != nullptr) add_bias(n + warp * 16 + lane / 4);
+    const int64_t row = n + warp * 16 + lane / 4;  // of a fragment's two, the thread's first
+    if (args.bias != nullptr) add_bias<T>(args.bias, row, row + 8, args.outputs, sums);
     SlabWriter<T> writer(args.out, args.outputs, m0, args.m, n, thread);
     const int place = thread / 8 * 128 + (thread % 8 ^ (thread / 8 & 7)) * 16;
 #pragma unroll
@@ -162,17 +163,6 @@ struct AheadMultiplier {
       group_sync(kAheadGroupBarrier + group, 128);
       writer.template write<Shape::kSlabRows / 16>(slab + place, 16 * 128);
     }
-  }
-
-  // To the sums, that of outputs `output` and 8 further: the thread's rows of a fragment.
-  __device__ void add_bias(int64_t output) {
-    float add[2] = {};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (output + h * 8 < args.outputs) add[h] = to_float(static_cast<const T*>(args.bias)[output + h * 8]);
-    }
-#pragma unroll
-    for (int i = 0; i < Shape::kColumns / 2; ++i) sums[i] += add[i / 2 % 2];
   }
 };
 

@@ -6,6 +6,16 @@
 
 namespace qbits::cuda {
 
+// Adds to sums of fragments the bias of their two rows, outputs `first` and `second` of `outputs`.
+template <class T, int kSums>
+__device__ void add_bias(const void* bias, int64_t first, int64_t second, int64_t outputs, float (&sums)[kSums]) {
+  const T* const values = static_cast<const T*>(bias);
+  const float add[2] = {first < outputs ? to_float(values[first]) : 0.0F,
+                        second < outputs ? to_float(values[second]) : 0.0F};
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) sums[i] += add[i / 2 % 2];
+}
+
 // Writes rows of out [m, outputs] from slabs in shared memory, which hold 64 of their columns: eight threads of a
 // warpgroup take a row, 16 bytes each, and sixteen rows at a time. Few instructions, for nothing is multiplied
 // meanwhile.

@@ -15,20 +15,6 @@ struct WgmmaTile {
   int base;
 };
 
-// Adds the bias of the thread's two rows of a fragment to its sums.
-template <class T, class Shape, int kSums>
-__device__ void add_bias(const WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, const WgmmaTile& tile,
-                         float (&sums)[kSums]) {
-  float add[2] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int64_t row = tile.n0 + computer.decoder.output_row(h);
-    if (row < args.outputs) add[h] = to_float(static_cast<const T*>(args.bias)[tile.base + row]);
-  }
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) sums[i] += add[i / 2 % 2];
-}
-
 // Rounds and writes a warpgroup's sums, of 2 kSums rows of x from m0 on: 32 (or 16) of them by 64 weight rows at a
 // time. Fragments are transposed through a slab of shared memory, so that 128 bytes of a row of out leave together.
 template <class T, class Shape, int kSums>
@@ -41,7 +27,11 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
   const int warp = thread / 32;
   const int lane = thread % 32;
   const int group = computer.group;
-  if (args.bias != nullptr) add_bias(computer, args, tile, sums);
+  if (args.bias != nullptr) {
+    const int64_t n = tile.n0;
+    add_bias<T>(static_cast<const T*>(args.bias) + tile.base, n + computer.decoder.output_row(0),
+                n + computer.decoder.output_row(1), args.outputs, sums);
+  }
   SlabWriter<T> writer(args.out, args.outputs, tile.m0, tile.m_end, tile.n0 + group % Shape::kRowGroups * 64, thread);
   const int place = thread / 8 * Layout::kSlabPitch + (thread % 8 ^ (thread / 8 & 7)) * 16;
 #pragma unroll
