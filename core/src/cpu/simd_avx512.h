@@ -121,6 +121,9 @@ inline void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m1
 inline I32 load_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+inline I32 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 
 inline I32 load_nibbles(const uint8_t* p, int64_t i) {

@@ -112,6 +112,7 @@ inline F32 lookup_u8(const float* table, const uint8_t* p) { return {table[*p]};
 
 inline void store_u8(uint8_t* p, I32 x) { *p = static_cast<uint8_t>(x.v); }
 inline I32 load_u8(const uint8_t* p) { return {*p}; }
+inline I32 load_i8(const int8_t* p) { return {*p}; }
 inline I32 load_i32(const int32_t* p) { return {*p}; }
 
 // Codes `i`..`i + kLanes` of a packed 4-bit stream; i is a multiple of kLanes.

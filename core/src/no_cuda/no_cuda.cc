@@ -6,6 +6,7 @@
 #include "ops/embedding_4bit.h"
 #include "ops/estimate_quantiles.h"
 #include "ops/grouped_linear_4bit.h"
+#include "ops/int8.h"
 #include "ops/linear_4bit.h"
 #include "ops/quantize_4bit.h"
 #include "ops/runtime.h"
@@ -47,6 +48,11 @@ int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, int
   absent("grouped_linear_4bit_grad_x_workspace");
 }
 void grouped_linear_4bit_grad_x(const GroupedLinear4bitGradXArgs&, Stream) { absent("grouped_linear_4bit_grad_x"); }
+int64_t quantize_int8_rowwise_workspace(int64_t, int64_t, float, Device) { absent("quantize_int8_rowwise_workspace"); }
+void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs&, Stream) { absent("quantize_int8_rowwise"); }
+void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs&, Stream) { absent("dequantize_int8_rowwise"); }
+int64_t linear_int8_workspace(int64_t, int64_t, int64_t, DType, float, Device) { absent("linear_int8_workspace"); }
+void linear_int8(const LinearInt8Args&, Stream) { absent("linear_int8"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }

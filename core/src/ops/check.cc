@@ -173,6 +173,22 @@ AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Dev
   return args;
 }
 
+void int8_threshold(std::string_view op, float threshold) {
+  require(
+      std::isfinite(threshold) && threshold >= 0, ErrorCode::InvalidArgument, op, "threshold",
+      [&] { return std::to_string(threshold); }, "a finite number of at least 0");
+}
+
+void int8_sizes(std::string_view op, int64_t rows, int64_t cols) {
+  int64_t product = 0;
+  require(
+      rows >= 0 && cols >= 0 && cols <= INT32_MAX &&
+          !__builtin_mul_overflow(rows, std::max<int64_t>(cols, 1), &product) && product < int64_t{1} << 59,
+      ErrorCode::InvalidArgument, op, "sizes",
+      [&] { return std::to_string(rows) + " rows of " + std::to_string(cols); },
+      "sizes of at least 0, columns below 2^31, that fit");
+}
+
 void cuda_device(std::string_view op, const std::optional<CudaDevice>& device) {
   require(
       !device || (device->compute_capability >= 75 && device->sm_count >= 1), ErrorCode::InvalidArgument, op, "device",

@@ -85,6 +85,12 @@ void affine_scales(std::string_view op, const Format& format, const TensorView& 
 // Absmax of `blocks` blocks, plain or complete in its nested parts; returns the raw pointers.
 AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Device device);
 
+// Where outliers of LLM.int8() begin: 0, for none, or above.
+void int8_threshold(std::string_view op, float threshold);
+
+// Rows and columns of an int8 product's operand: at least 0, columns below 2^31, the elements 8 times in memory.
+void int8_sizes(std::string_view op, int64_t rows, int64_t cols);
+
 // A device that has kernels, where one is named.
 void cuda_device(std::string_view op, const std::optional<CudaDevice>& device);
 

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "qbits/export.h"
+#include "qbits/tensor.h"
+
+// LLM.int8() (Dettmers et al., arXiv 2208.07339): rows in 8 bits with one scale each, and products of such rows, from
+// which columns of x that hold large values, outliers, are kept out and multiplied in x's own precision.
+// The conventions of quantize.h hold: contiguous, one device, errors before writes, caller allocates, the CPU and CUDA
+// write identical bits (linear_int8: where no column is an outlier).
+// A row's scale is its absmax s: the value of code q is q s / 127.
+
+namespace qbits {
+
+// The columns of x that hold outliers, ascending, as quantize_int8_rowwise found them. They stay on the device of x.
+struct OutlierColumns {
+  TensorView columns;  // int32[cols]; -1 from `count` on
+  TensorView count;    // int32, one element
+};
+
+// Bytes of scratch memory quantize_int8_rowwise needs for [rows, cols]; 0 is possible.
+QBITS_API int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device);
+
+// Rounds 127 x / s to the nearest integer, halves to even, s being the row's absmax; the quotient x / s is rounded once
+// to float32. With a threshold above 0, an element |x| >= threshold makes its column an outlier: the codes of that
+// column are 0 in all rows, and s is the absmax of the row's elements below the threshold, be they in such columns or
+// not. A row of zeros has scale 0 and codes 0. A NaN, or without a threshold an infinity, makes its own row's scale NaN
+// and the row's codes 0; with a threshold an infinity is an outlier.
+//   x          float [.., cols], rows of which there may be none
+//   threshold  0 (no outliers) or above; finite
+//   codes      int8, as x
+//   scales     float32[rows]
+//   outliers   to be written; absent if and only if the threshold is 0
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least quantize_int8_rowwise_workspace(rows, cols, threshold,
+//   device) elements
+QBITS_API void quantize_int8_rowwise(const TensorView& x, float threshold, const TensorView& codes,
+                                     const TensorView& scales, const std::optional<OutlierColumns>& outliers,
+                                     const TensorView& workspace, Stream stream = {});
+
+// out[i, k] = codes[i, k] scales[i] / 127, as a float32 product with the scale and one with the float32 nearest to
+// 1/127, as bitsandbytes has it, then one rounding to out's dtype. Scales above 2^121 may overflow.
+//   codes   int8 [.., cols]
+//   scales  float32, one for each row
+//   out     float, as codes
+QBITS_API void dequantize_int8_rowwise(const TensorView& codes, const TensorView& scales, const TensorView& out,
+                                       Stream stream = {});
+
+// Rows of int8 codes with a scale each: a weight [N, K] as LLM.int8() stores it (bitsandbytes' CB and SCB).
+struct WeightInt8 {
+  TensorView codes;   // int8 [N, K]
+  TensorView scales;  // float32 [N], not negative
+};
+
+// Bytes of scratch memory linear_int8 needs for `m` rows of x in dtype `x`.
+QBITS_API int64_t linear_int8_workspace(const WeightInt8& weight, int64_t m, DType x, float threshold);
+
+// out = x W^T + bias, x being quantized as by quantize_int8_rowwise(threshold), outlier columns apart:
+//   out[m, n] = b (a dot + o) + bias[n]
+// in float32, each of the two sums by one fused multiply-add, where dot is the integer product of the codes, exact and
+// rounded once, a = s_x[m] / 127, b = s_w[n] / 127, and o the sum over outlier columns k of x[m, k] code_w[n, k],
+// in float32. A row of out depends on its own row of x and on the set of outlier columns, not on M. A NaN or an
+// infinity in x reaches the row that holds it and no other.
+//   x          float [.., K], M rows; M may be 0
+//   weight     any N and K
+//   bias       [N] in x's dtype, or absent
+//   threshold  0 (no outliers) or above; finite. LLM.int8() takes 6
+//   out        [.., N] in x's dtype
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least linear_int8_workspace(weight, M, x.dtype, threshold)
+//   elements
+// On the CPU a scale that is negative or NaN is refused; on CUDA, where looking would synchronise, it is used.
+QBITS_API void linear_int8(const TensorView& x, const WeightInt8& weight, const std::optional<TensorView>& bias,
+                           float threshold, const TensorView& out, const TensorView& workspace, Stream stream = {});
+
+}  // namespace qbits

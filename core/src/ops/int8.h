@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+
+#include "qbits/tensor.h"
+
+// What back ends receive of quantize_int8_rowwise, dequantize_int8_rowwise and linear_int8: validated, non-empty.
+
+namespace qbits {
+
+// Largest code, and what a scale is divided by.
+inline constexpr float kInt8Max = 127.0F;
+
+// Depth up to which sums of products of two codes fit 32 bits: 2^31 / 2^14.
+inline constexpr int64_t kInt8ExactDepth = 1 << 17;
+
+struct QuantizeInt8RowwiseArgs {
+  const void* x;  // [rows, cols]
+  DType x_dtype;
+  int64_t rows;
+  int64_t cols;
+  float threshold;  // 0: no outliers, and the two pointers are null
+  int8_t* codes;
+  float* scales;
+  int32_t* outlier_columns;  // [cols], ascending
+  int32_t* outlier_count;
+  void* workspace;
+  Device device;
+};
+
+struct DequantizeInt8RowwiseArgs {
+  const int8_t* codes;  // [rows, cols]
+  const float* scales;
+  int64_t rows;
+  int64_t cols;
+  void* out;
+  DType out_dtype;
+  Device device;
+};
+
+struct LinearInt8Args {
+  const void* x;  // [m, k]
+  DType dtype;    // of x, bias and out
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  const int8_t* codes;  // [n, k]
+  const float* scales;  // [n]
+  const void* bias;     // [n] or null
+  float threshold;
+  void* out;  // [m, n]
+  void* workspace;
+  Device device;
+};
+
+namespace cpu {
+int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold);
+void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args);
+void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args);
+int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold);
+void linear_int8(const LinearInt8Args& args);
+}  // namespace cpu
+namespace cuda {
+int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device);
+void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream);
+void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args, Stream stream);
+int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold, Device device);
+void linear_int8(const LinearInt8Args& args, Stream stream);
+}  // namespace cuda
+
+}  // namespace qbits

@@ -1,0 +1,97 @@
+#include "ops/linear_int8_plan.h"
+
+#include <algorithm>
+
+#include "ops/ceil_div.h"
+#include "ops/int8.h"
+
+namespace qbits {
+namespace {
+
+using Wgmma = LinearInt8Wgmma;
+
+constexpr int kSimtTile = 64;
+constexpr int64_t kMaxSize = 1 << 30;  // of M, N and K: what wgmma counts in 32 bits
+
+// Fitted to times of an H200, the quantizer's included: in clocks of a multiprocessor.
+constexpr double kBytesPerClock = 18.0;    // that it draws from memory when all do
+constexpr double kL2BytesPerClock = 60.0;  // and at most
+constexpr double kStep = 200.0;            // of a stage of the depth
+constexpr double kStepColumn = 3.8;        // and for each row of x
+constexpr double kLaunch = 5500.0;
+constexpr double kTile = 2500.0;
+constexpr double kTileColumn = 12.0;
+constexpr double kSplit = 600.0;  // for each further block of a cluster, to add its sums
+constexpr double kSplitColumn = 30.0;
+
+bool wgmma_fits(const LinearInt8Problem& p) {
+  return p.compute_capability == 90 && p.aligned && p.k % 16 == 0 && p.k > 0 && p.k <= kInt8ExactDepth &&
+         std::max(p.m, p.n) <= kMaxSize;
+}
+
+// The clusters of `blocks` that a device holds at once; those of more than two find no room for some multiprocessors.
+int64_t resident_clusters(int sm_count, int blocks) {
+  return std::max<int64_t>((blocks > 2 ? sm_count * 10 / 11 : sm_count) / blocks, 1);
+}
+
+LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
+  const int64_t tiles_n = ceil_div(p.n, int64_t{Wgmma::kRows});
+  const int64_t tiles = tiles_n * ceil_div(p.m, int64_t{columns});
+  const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
+  const double waves = static_cast<double>(ceil_div(tiles, resident_clusters(p.sm_count, splits)));
+  const double share = static_cast<double>(ceil_div(stages, int64_t{splits}));
+  // Weights come from memory once, whatever the number of tiles that need them; to each block from the L2.
+  const double weight_bytes = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count;
+  const double memory = weight_bytes / kBytesPerClock;
+  const double step = std::max(kStep + kStepColumn * columns, Wgmma::stage_bytes(columns) / kL2BytesPerClock);
+  const double end = kTileColumn * columns + (splits > 1 ? (kSplit + kSplitColumn * columns) * (splits - 1) : 0.0);
+  return {.kernel = LinearInt8Kernel::Wgmma,
+          .columns = columns,
+          .splits = splits,
+          .blocks = tiles * splits,
+          .time = kLaunch + std::max(memory, waves * share * step) + waves * (kTile + end)};
+}
+
+LinearInt8Plan simt_plan(const LinearInt8Problem& p) {
+  return {.kernel = LinearInt8Kernel::Simt,
+          .columns = kSimtTile,
+          .blocks = ceil_div(p.n, int64_t{kSimtTile}) * ceil_div(p.m, int64_t{kSimtTile})};
+}
+
+std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
+  std::vector<LinearInt8Plan> plans;
+  if (!wgmma_fits(p)) return plans;
+  const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
+  for (const int columns : Wgmma::kColumns) {
+    for (const int splits : Wgmma::kSplits) {
+      if (splits <= stages) plans.push_back(wgmma_plan(p, columns, splits));
+    }
+    if (columns >= p.m) break;  // a wider tile would only be emptier
+  }
+  std::erase_if(plans, [](const LinearInt8Plan& plan) { return plan.blocks > INT32_MAX; });
+  return plans;
+}
+
+}  // namespace
+
+LinearInt8Plan linear_int8_plan(const LinearInt8Problem& p) {
+  const std::vector<LinearInt8Plan> plans = wgmma_plans(p);
+  const auto best = std::ranges::min_element(plans, {}, &LinearInt8Plan::time);
+  return best == plans.end() ? simt_plan(p) : *best;
+}
+
+std::vector<LinearInt8Plan> linear_int8_plans(const LinearInt8Problem& p) {
+  std::vector<LinearInt8Plan> plans = wgmma_plans(p);
+  plans.push_back(simt_plan(p));
+  return plans;
+}
+
+std::string to_string(const LinearInt8Plan& plan) {
+  const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
+  std::string text = wgmma ? "wgmma 128x" : "simt 64x";
+  text += std::to_string(plan.columns);
+  if (wgmma) text += ", " + std::to_string(plan.splits) + (plan.splits == 1 ? " split" : " splits");
+  return text + ", " + std::to_string(plan.blocks) + (plan.blocks == 1 ? " block" : " blocks");
+}
+
+}  // namespace qbits

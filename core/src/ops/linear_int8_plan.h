@@ -1,0 +1,59 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "qbits/dtype.h"
+#include "qbits/export.h"
+
+// The choice among the CUDA kernels of linear_int8: pure functions, tested without a GPU.
+
+namespace qbits {
+
+struct LinearInt8Problem {
+  int64_t n = 0;
+  int64_t k = 0;
+  int64_t m = 0;
+  DType dtype = DType::BFloat16;
+  bool aligned = true;  // weight codes and out lie on 16-byte boundaries
+  int compute_capability = 90;
+  int sm_count = 132;
+
+  bool operator==(const LinearInt8Problem&) const = default;
+};
+
+enum class LinearInt8Kernel : uint8_t {
+  Simt,   // dot products of four codes, for any problem and device
+  Wgmma,  // Hopper's tensor cores: tiles of 128 weight rows
+};
+
+struct LinearInt8Plan {
+  LinearInt8Kernel kernel = LinearInt8Kernel::Simt;
+  int columns = 64;  // rows of x in a tile
+  int splits = 1;    // thread blocks, a cluster, that share a tile's depth
+  int64_t blocks = 0;
+  double time = 0;  // wgmma: the model's estimate, in clocks
+
+  bool operator==(const LinearInt8Plan&) const = default;
+};
+
+// What the wgmma kernel is made of.
+struct LinearInt8Wgmma {
+  static constexpr int kRows = 128;   // of the weight, in a tile
+  static constexpr int kDepth = 128;  // of a stage: bytes, one swizzle line
+  static constexpr int kColumns[] = {16, 32, 64, 128, 256};
+  static constexpr int kSplits[] = {1, 2, 4, 8};
+  static constexpr int stage_bytes(int columns) { return (kRows + columns) * kDepth; }
+};
+
+// Codes of x are kept in rows of this many bytes, so that they begin at 16 bytes.
+constexpr int64_t linear_int8_pitch(int64_t k) { return (k + 15) / 16 * 16; }
+
+// The plan in use, and every plan that computes the problem.
+QBITS_API LinearInt8Plan linear_int8_plan(const LinearInt8Problem& problem);
+QBITS_API std::vector<LinearInt8Plan> linear_int8_plans(const LinearInt8Problem& problem);
+
+// One line: "wgmma 128x64, 2 splits, 128 blocks".
+QBITS_API std::string to_string(const LinearInt8Plan& plan);
+
+}  // namespace qbits

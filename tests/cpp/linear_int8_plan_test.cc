@@ -1,0 +1,66 @@
+#include "ops/linear_int8_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace qbits {
+namespace {
+
+using Wgmma = LinearInt8Wgmma;
+
+TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
+  for (const int64_t n : {1, 100, 4096, 28672}) {
+    for (const int64_t k : {0, 1, 16, 100, 512, 4096, 8192, 1 << 17, (1 << 17) + 16}) {
+      for (const int64_t m : {1, 16, 17, 300, 4096}) {
+        const LinearInt8Problem problem{.n = n, .k = k, .m = m};
+        const std::vector<LinearInt8Plan> plans = linear_int8_plans(problem);
+        EXPECT_EQ(std::ranges::count(plans, linear_int8_plan(problem)), 1);
+        for (const LinearInt8Plan& plan : plans) {
+          const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
+          const int64_t rows = wgmma ? Wgmma::kRows : 64;
+          EXPECT_EQ(plan.blocks, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns) * plan.splits)
+              << to_string(plan);
+          if (wgmma) EXPECT_LE(plan.splits * int64_t{Wgmma::kDepth}, k + Wgmma::kDepth - 1) << to_string(plan);
+        }
+      }
+    }
+  }
+}
+
+// The matrix unit's copies begin at 16 bytes, and its sums are of 32 bits.
+TEST(LinearInt8Plan, WgmmaOnlyWhereItCan) {
+  const LinearInt8Problem good{.n = 4096, .k = 4096, .m = 64};
+  EXPECT_EQ(linear_int8_plan(good).kernel, LinearInt8Kernel::Wgmma);
+  for (const auto& change : std::initializer_list<void (*)(LinearInt8Problem&)>{
+           [](LinearInt8Problem& p) { p.aligned = false; }, [](LinearInt8Problem& p) { p.k = 4100; },
+           [](LinearInt8Problem& p) { p.k = (1 << 17) + 16; }, [](LinearInt8Problem& p) { p.k = 0; },
+           [](LinearInt8Problem& p) { p.compute_capability = 80; },
+           [](LinearInt8Problem& p) { p.compute_capability = 120; }}) {
+    LinearInt8Problem problem = good;
+    change(problem);
+    EXPECT_EQ(linear_int8_plan(problem).kernel, LinearInt8Kernel::Simt);
+  }
+}
+
+// Few rows of x take the narrowest tile that holds them, many the widest; a small weight is shared out.
+TEST(LinearInt8Plan, TilesFollowTheProblem) {
+  EXPECT_EQ(linear_int8_plan({.n = 28672, .k = 8192, .m = 1}).columns, 16);
+  EXPECT_EQ(linear_int8_plan({.n = 28672, .k = 8192, .m = 4096}).columns, 256);
+  EXPECT_EQ(linear_int8_plan({.n = 28672, .k = 8192, .m = 4096}).splits, 1);
+  EXPECT_GT(linear_int8_plan({.n = 1024, .k = 16384, .m = 8}).splits, 1);
+  for (const int64_t m : {1, 16, 32, 64, 128, 256}) {
+    for (const LinearInt8Plan& plan : linear_int8_plans({.n = 4096, .k = 4096, .m = m})) {
+      if (plan.kernel == LinearInt8Kernel::Wgmma) EXPECT_LE(plan.columns, std::max<int64_t>(m, 16));
+    }
+  }
+}
+
+TEST(LinearInt8Plan, Prints) {
+  EXPECT_EQ(to_string(LinearInt8Plan{.kernel = LinearInt8Kernel::Wgmma, .columns = 64, .splits = 2, .blocks = 128}),
+            "wgmma 128x64, 2 splits, 128 blocks");
+  EXPECT_EQ(to_string(LinearInt8Plan{.blocks = 1}), "simt 64x64, 1 block");
+}
+
+}  // namespace
+}  // namespace qbits
