@@ -98,9 +98,9 @@ __device__ inline uint64_t column_descriptor(uint32_t address) {
   template <class T, bool kTransposed>                                                              \
   __device__ void wgmma_shared(float (&d)[count], uint64_t first, uint64_t second, int keep_sums) { \
     if constexpr (std::is_same_v<T, __half>) {                                                      \
-      QBITS_WGMMA_SHARED(#n, "f16", sums, a, b, keep, transposed, QBITS_OPERANDS_##n);              \
+      QBITS_WGMMA_SHARED(#n, "f16", sums, a, b, keep, transposed, QBITS_OPERANDS_##n("+f", d));     \
     } else {                                                                                        \
-      QBITS_WGMMA_SHARED(#n, "bf16", sums, a, b, keep, transposed, QBITS_OPERANDS_##n);             \
+      QBITS_WGMMA_SHARED(#n, "bf16", sums, a, b, keep, transposed, QBITS_OPERANDS_##n("+f", d));    \
     }                                                                                               \
   }
 

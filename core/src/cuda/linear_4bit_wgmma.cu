@@ -84,7 +84,9 @@ uint64_t next_nonce() {
 
 CUtensorMap encode_codes(const MatrixMap& matrix) {
   return encode(matrix, CU_TENSOR_MAP_DATA_TYPE_UINT8,
-                matrix.box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_32B : CU_TENSOR_MAP_SWIZZLE_64B);
+                matrix.box_columns == 32   ? CU_TENSOR_MAP_SWIZZLE_32B
+                : matrix.box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                           : CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {

@@ -19,8 +19,8 @@ struct MatrixMap {
   int box_columns;
 };
 
-// Tensor maps of row-major matrices, elements outside read as 0. `encode_codes`: bytes; boxes of lines of 32 or 64
-// bytes. `encode_tile`: bfloat16 or float16; boxes of 128-byte lines. Both swizzled to the width of a line.
+// Tensor maps of row-major matrices, elements outside read as 0. `encode_codes`: bytes; boxes of lines of 32, 64 or
+// 128 bytes. `encode_tile`: bfloat16 or float16; boxes of 128-byte lines. Both swizzled to the width of a line.
 CUtensorMap encode_codes(const MatrixMap& matrix);
 CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype);
 

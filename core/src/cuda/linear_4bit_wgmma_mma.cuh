@@ -28,13 +28,18 @@ __device__ inline uint64_t tile_descriptor(uint32_t address) {
   return uint64_t{1} << 62 | uint64_t{64} << 32 | uint64_t{1} << 16 | (address & 0x3ffff) >> 4;
 }
 
-#define QBITS_D8(d, i)                                                                                        \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-      "+f"(d[i + 7])
-#define QBITS_D16(d, i) QBITS_D8(d, i), QBITS_D8(d, i + 8)
-#define QBITS_D32(d, i) QBITS_D16(d, i), QBITS_D16(d, i + 16)
-#define QBITS_D64(d, i) QBITS_D32(d, i), QBITS_D32(d, i + 32)
-#define QBITS_D128(d, i) QBITS_D64(d, i), QBITS_D64(d, i + 64)
+// Sums as operands of asm; c is "+f" or "+r".
+#define QBITS_D8(c, d, i) \
+  c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
+#define QBITS_D16(c, d, i) QBITS_D8(c, d, i), QBITS_D8(c, d, i + 8)
+#define QBITS_D32(c, d, i) QBITS_D16(c, d, i), QBITS_D16(c, d, i + 16)
+#define QBITS_D64(c, d, i) QBITS_D32(c, d, i), QBITS_D32(c, d, i + 32)
+#define QBITS_D128(c, d, i) QBITS_D64(c, d, i), QBITS_D64(c, d, i + 64)
+#define QBITS_OPERANDS_16(c, d) QBITS_D8(c, d, 0)
+#define QBITS_OPERANDS_32(c, d) QBITS_D16(c, d, 0)
+#define QBITS_OPERANDS_64(c, d) QBITS_D32(c, d, 0)
+#define QBITS_OPERANDS_128(c, d) QBITS_D64(c, d, 0)
+#define QBITS_OPERANDS_256(c, d) QBITS_D128(c, d, 0)
 
 #define QBITS_SUMS_16 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define QBITS_SUMS_32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
@@ -66,16 +71,11 @@ __device__ inline uint64_t tile_descriptor(uint32_t address) {
   template <class T>                                                                                     \
   __device__ void wgmma(float (&d)[count], const uint32_t (&a)[4], uint64_t descriptor, int keep_sums) { \
     if constexpr (std::is_same_v<T, __half>) {                                                           \
-      QBITS_WGMMA(#n, "f16", sums, a0, a1, a2, a3, b, keep, QBITS_OPERANDS_##n);                         \
+      QBITS_WGMMA(#n, "f16", sums, a0, a1, a2, a3, b, keep, QBITS_OPERANDS_##n("+f", d));                \
     } else {                                                                                             \
-      QBITS_WGMMA(#n, "bf16", sums, a0, a1, a2, a3, b, keep, QBITS_OPERANDS_##n);                        \
+      QBITS_WGMMA(#n, "bf16", sums, a0, a1, a2, a3, b, keep, QBITS_OPERANDS_##n("+f", d));               \
     }                                                                                                    \
   }
-#define QBITS_OPERANDS_16 QBITS_D8(d, 0)
-#define QBITS_OPERANDS_32 QBITS_D16(d, 0)
-#define QBITS_OPERANDS_64 QBITS_D32(d, 0)
-#define QBITS_OPERANDS_128 QBITS_D64(d, 0)
-#define QBITS_OPERANDS_256 QBITS_D128(d, 0)
 
 // d = a b + (keep_sums ? d : 0)
 QBITS_WGMMA_OVERLOAD(16, 8, QBITS_SUMS_16, "8", "9", "10", "11", "12", "13")

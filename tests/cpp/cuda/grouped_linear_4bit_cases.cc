@@ -147,7 +147,8 @@ std::string GroupedProblem::stray_write() const {
   const size_t begin = case_.offset * itemsize(case_.dtype);
   const size_t end = begin + case_.m * out_cols() * itemsize(case_.dtype);
   for (size_t i = 0; i < bytes.size(); ++i) {
-    if ((i < begin || i >= end) && bytes[i] != 0xff) return "byte " + std::to_string(i) + " outside of the result was written";
+    if ((i < begin || i >= end) && bytes[i] != 0xff)
+      return "byte " + std::to_string(i) + " outside of the result was written";
   }
   return "";
 }

@@ -1,0 +1,48 @@
+#include "cuda/linear_4bit_wgmma_host.h"
+#include "cuda/linear_int8_wgmma.cuh"
+
+namespace qbits::cuda {
+
+void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const LinearInt8Plan& plan, Stream stream) {
+  constexpr int kDepth = LinearInt8Wgmma::kDepth;
+  Int8WgmmaArgs kernel_args{};
+  kernel_args.x = encode_codes({.data = x.codes,
+                                .rows = args.m,
+                                .columns = args.k,
+                                .row_bytes = linear_int8_pitch(args.k),
+                                .box_rows = plan.columns,
+                                .box_columns = kDepth});
+  kernel_args.weight = encode_codes({.data = args.codes,
+                                     .rows = args.n,
+                                     .columns = args.k,
+                                     .row_bytes = args.k,
+                                     .box_rows = LinearInt8Wgmma::kRows,
+                                     .box_columns = kDepth});
+  if (x.values != nullptr && args.dtype != DType::Float32) {
+    kernel_args.outliers = encode_tile({.data = x.values,
+                                        .rows = args.m,
+                                        .columns = kOutlierValues,
+                                        .row_bytes = kOutlierValues * 2,
+                                        .box_rows = plan.columns,
+                                        .box_columns = kOutlierValues},
+                                       args.dtype);
+  }
+  kernel_args.x_scales = x.scales;
+  kernel_args.scales = args.scales;
+  kernel_args.bias = args.bias;
+  kernel_args.out = args.out;
+  kernel_args.m = static_cast<int>(args.m);
+  kernel_args.n = static_cast<int>(args.n);
+  kernel_args.k = static_cast<int>(args.k);
+  kernel_args.stages = static_cast<int>(ceil_div(args.k, int64_t{kDepth}));
+  kernel_args.tiles_m = static_cast<int>(ceil_div(args.m, int64_t{plan.columns}));
+  kernel_args.splits = plan.splits;
+  kernel_args.x_values = args.x;
+  kernel_args.codes = args.codes;
+  kernel_args.columns = x.columns;
+  kernel_args.count = x.count;
+  dispatch_float(args.dtype, "linear_int8",
+                 [&](auto tag) { launch_linear_int8_wgmma<typename decltype(tag)::type>(kernel_args, plan, stream); });
+}
+
+}  // namespace qbits::cuda

@@ -1,0 +1,7 @@
+#include "cuda/linear_int8_wgmma_launch.cuh"
+
+namespace qbits::cuda {
+
+template void launch_linear_int8_wgmma<float>(const Int8WgmmaArgs&, const LinearInt8Plan&, Stream);
+
+}  // namespace qbits::cuda

@@ -1,0 +1,39 @@
+#pragma once
+
+#include "cuda/linear_4bit_wgmma_mma.cuh"
+
+// wgmma.mma_async m64nNk32 of int8, both operands in shared memory, one overload for each N. d has N / 2 sums a thread.
+
+namespace qbits::cuda {
+
+#define QBITS_WGMMA_INT8_OVERLOAD(n, count, sums, a, b, keep)                                                        \
+  __device__ inline void wgmma_int8(int32_t (&d)[count], uint64_t a_tile, uint64_t b_tile, int keep_sums) {          \
+    QBITS_WGMMA_ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %" keep ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n           \
+                    "k32.s32.s8.s8 {" sums "}, %" a ", %" b ", p;\n}\n" : QBITS_OPERANDS_##n("+r", d) : "l"(a_tile), \
+                    "l"(b_tile), "r"(keep_sums));                                                                    \
+  }
+
+// d = a b + (keep_sums ? d : 0)
+QBITS_WGMMA_INT8_OVERLOAD(16, 8, QBITS_SUMS_16, "8", "9", "10")
+QBITS_WGMMA_INT8_OVERLOAD(32, 16, QBITS_SUMS_32, "16", "17", "18")
+QBITS_WGMMA_INT8_OVERLOAD(64, 32, QBITS_SUMS_64, "32", "33", "34")
+QBITS_WGMMA_INT8_OVERLOAD(128, 64, QBITS_SUMS_128, "64", "65", "66")
+QBITS_WGMMA_INT8_OVERLOAD(256, 128, QBITS_SUMS_256, "128", "129", "130")
+#undef QBITS_WGMMA_INT8_OVERLOAD
+
+// Ties the sums to this place, as `pin`.
+template <int kSums>
+__device__ void pin_int8(int32_t (&d)[kSums]) {
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
+// Stores to an address of the cluster's shared memory.
+__device__ inline void store_cluster(uint32_t address, uint16_t value) {
+  QBITS_WGMMA_ASM("st.shared::cluster.u16 [%0], %1;\n" ::"r"(address), "h"(value) : "memory");
+}
+
+// Makes what this thread wrote to shared memory visible to wgmma.
+__device__ inline void fence_shared() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
+
+}  // namespace qbits::cuda

@@ -1,0 +1,103 @@
+#pragma once
+
+#include "cuda/linear_int8_wgmma_parts.cuh"
+
+// How the wgmma kernel of linear_int8 comes by operands of outlier columns: rows of 64 numbers of x's type.
+
+namespace qbits::cuda {
+
+// Where element j of a row lies in a tile of outliers.
+__device__ inline uint32_t outlier_place(int row, int j) { return row * 128 + (j / 8 ^ (row & 7)) * 16 + j % 8 * 2; }
+
+// Eight elements of a row of `matrix`, in columns `list(first)` and on, as loaded; 0 where there is none.
+template <class Element, class List>
+__device__ void load_columns(const Element* matrix, int64_t row, bool inside, int k, int first, int count, List list,
+                             Element (&values)[8]) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const bool valid = inside && first + j < count;
+    const Element value = matrix[valid ? row * k + list(first + j) : 0];
+    values[j] = valid ? value : Element{0};
+  }
+}
+
+template <class T>
+__device__ uint4 pack_columns(const uint16_t (&x)[8]) {
+  return make_uint4(x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16, x[6] | x[7] << 16);
+}
+
+template <class T>
+__device__ uint4 pack_columns(const int8_t (&codes)[8]) {
+  uint32_t words[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    words[j] = pack<T>(static_cast<float>(codes[2 * j]), static_cast<float>(codes[2 * j + 1]));
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// `threads` threads gather outlier columns first to first + 64 of a tile's rows of a matrix, as numbers of x's type;
+// what fills up the last sixteen columns is 0.
+template <class Shape, class Element>
+__device__ void gather_outliers(const Element* matrix, int rows_begin, int rows_end, int tile_rows, uint32_t tile,
+                                const Int8WgmmaArgs& args, int first, int count, int thread, int threads) {
+  const int groups = (min(count - first, Shape::kOutlierColumns) + 15) / 16 * 2;  // of 8 columns
+  for (int i = thread; i < tile_rows * groups; i += threads) {
+    const int row = i / groups;
+    const int group = i % groups;
+    Element values[8];
+    load_columns(
+        matrix, rows_begin + row, rows_begin + row < rows_end, args.k, first + group * 8, count,
+        [&](int j) { return args.columns[j]; }, values);
+    store_shared(tile + outlier_place(row, group * 8), pack_columns<typename Shape::T>(values));
+  }
+}
+
+// The weight's codes in the first outlier columns, picked by three warps from the ring as it goes by, for the block
+// that finishes the tile, the first of its cluster.
+template <class Shape>
+__device__ void pick_outliers(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window) {
+  using T = typename Shape::T;
+  constexpr int kThreads = Shape::kOutlierThreads;
+  constexpr int kDepth = LinearInt8Wgmma::kDepth;
+  const int thread = static_cast<int>(threadIdx.x) - 32;
+  wait_for_kernels_before();
+  const int count = min(*args.count, Shape::kOutlierColumns);
+  const int column = thread < min(args.k, Shape::kOutlierColumns) ? args.columns[thread] : 0;
+  if (thread < count) store_shared(window + Shape::kList + thread * 4, column);
+  group_sync(kInt8OutlierBarrier, kThreads);
+  const auto list = [&](int j) { return load_shared<int>(window + Shape::kList + j * 4); };
+  if (cluster_rank() == 0) {
+    const int fill = (count + 15) / 16 * 16 - count;
+    for (int i = thread; i < Shape::kRows * fill; i += kThreads) {
+      store_shared(window + Shape::kOutlierWeight + outlier_place(i / fill, count + i % fill), uint16_t{0});
+    }
+  }
+  const uint32_t to = cluster_address(window + Shape::kOutlierWeight, 0);
+  int j = 0;
+  while (j < count && list(j) < tile.begin * kDepth) ++j;
+  int slot = 0;
+  uint32_t parity = 0;
+  for (int stage = tile.begin; stage < tile.end; ++stage) {
+    barrier_wait(window + Shape::kFull + slot * 8, parity);
+    const uint32_t codes = window + slot * Shape::kStageBytes;
+    for (; j < count; ++j) {
+      const int k = list(j) - stage * kDepth;
+      if (k >= kDepth) break;
+      for (int n = thread; n < Shape::kRows; n += kThreads) {
+        const auto code = load_shared<int8_t>(codes + n * 128 + (k / 16 ^ (n & 7)) * 16 + k % 16);
+        const auto value = static_cast<uint16_t>(pack<T>(static_cast<float>(code), 0.0F));
+        args.splits > 1 ? store_cluster(to + outlier_place(n, j), value)
+                        : store_shared(window + Shape::kOutlierWeight + outlier_place(n, j), value);
+      }
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(window + Shape::kEmpty + slot * 8);
+    if (++slot == Shape::kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+  barrier_arrive(window + Shape::kPicked);
+}
+
+}  // namespace qbits::cuda
