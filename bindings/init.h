@@ -6,6 +6,7 @@ namespace qbits::bindings {
 
 void init_errors();
 void init_format(nanobind::module_& m);
+void init_int8(nanobind::module_& m);
 void init_linear(nanobind::module_& m);
 void init_linear_4bit(nanobind::module_& m);
 void init_quantize(nanobind::module_& m);

@@ -6,6 +6,7 @@
 
 #include "define.h"
 #include "init.h"
+#include "matrix.h"
 #include "qbits/error.h"
 #include "weight_4bit.h"
 

@@ -1,61 +1,21 @@
 #include <nanobind/nanobind.h>
 
-#include <algorithm>
-#include <array>
 #include <optional>
 #include <string_view>
 
 #include "define.h"
 #include "init.h"
+#include "input.h"
+#include "matrix.h"
 #include "qbits/linear.h"
 #include "weight_4bit.h"
 
 namespace nb = nanobind;
 
-// The product and its gradient are called once per layer and token, where each argument and each step in Python costs
-// as much as all checks here: they take the weight as one tuple, and make a row-major x and the output themselves.
+// Each argument costs as much as all checks here: the product and its gradient take the weight as one tuple.
 
 namespace qbits::bindings {
 namespace {
-
-TensorView view(nb::handle object, const char* op, const char* argument) {
-  TensorView view;
-  if (!view_tensor(object.ptr(), view)) throw_refusal(object.ptr(), op, argument);
-  return view;
-}
-
-std::optional<TensorView> optional_view(nb::handle object, const char* op, const char* argument) {
-  if (object.is_none()) return std::nullopt;
-  return view(object, op, argument);
-}
-
-// A call's input, row-major: `object` itself or a copy.
-struct Input {
-  Input(nb::handle tensor, const char* op, const char* argument)
-      : object(nb::borrow(tensor)), view(bindings::view(object, op, argument)) {
-    if (view.is_contiguous()) return;
-    object = object.attr("contiguous")();
-    view = bindings::view(object, op, argument);
-  }
-
-  // A tensor like the input but for `columns` in its last dimension, of which it has at least one.
-  nb::object new_empty(int64_t columns) const {
-    static PyObject* const name = PyUnicode_InternFromString("new_empty");
-    std::array<nb::object, TensorView::kMaxDims> s;
-    const int last = std::max(view.ndim - 1, 0);
-    for (int i = 0; i < last; ++i) s[i] = nb::int_(view.shape[i]);
-    s[last] = nb::int_(columns);
-    // The first null ends the list.
-    PyObject* const made =
-        PyObject_CallMethodObjArgs(object.ptr(), name, s[0].ptr(), s[1].ptr(), s[2].ptr(), s[3].ptr(), s[4].ptr(),
-                                   s[5].ptr(), s[6].ptr(), s[7].ptr(), nullptr);
-    if (made == nullptr) throw nb::python_error();
-    return nb::steal(made);
-  }
-
-  nb::object object;
-  TensorView view;
-};
 
 int64_t integer(nb::handle object) {
   const int64_t value = PyLong_AsLongLong(object.ptr());

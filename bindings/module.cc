@@ -13,5 +13,6 @@ NB_MODULE(_C, m) {
   qbits::bindings::init_quantize(m);
   qbits::bindings::init_linear(m);
   qbits::bindings::init_linear_4bit(m);
+  qbits::bindings::init_int8(m);
   qbits::bindings::init_runtime(m);
 }

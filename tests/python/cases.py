@@ -9,19 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+import cases_int8
+from case_parts import DTYPES, LAYOUTS, LEADS, SHAPES, WEIGHTS, move, random
 from qbits import ops
 from qbits.formats import FORMATS, Format
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = (
-    (), (0,), (1,), (2,), (63,), (64,), (65,), (4097,),
-    (0, 64), (5, 0), (1, 1), (3, 33), (7, 128), (96, 64), (1, 1000),
-    (2, 3, 65), (2, 0, 3), (2, 2, 3, 17),
-)  # fmt: skip
-# How the elements lie in memory: next to each other, as columns, or every other one.
-LAYOUTS = ("contiguous", "transposed", "gaps")
-WEIGHTS = ((1, 1), (7, 33), (96, 64), (33, 257), (64, 512), (0, 16), (5, 0))
-LEADS = ((), (0,), (1,), (4,), (2, 3), (2, 1, 3))
 # Experts, [N, K] of one's weight, rows of x; with N * K odd, experts begin inside a byte.
 MIXTURES = ((1, (33, 64), 5), (3, (7, 33), 20), (5, (33, 257), 9), (8, (64, 512), 4), (2, (96, 64), 0))
 GROUPED = ("grouped_linear_4bit", "grouped_linear_4bit_grad_x")
@@ -44,14 +36,18 @@ class Case:
     bias: bool = False
     num_quantiles: int = 256
     experts: int = 1
+    threshold: float = 0.0
 
     def __str__(self):
         shape = "x".join(map(str, self.shape)) or "scalar"
-        parts = [self.op, self.format, self.block_size, shape, str(self.dtype).removeprefix("torch.")]
-        if self.op in PRODUCTS:
+        format = () if self.op in cases_int8.ARGUMENTS else (self.format, self.block_size)
+        parts = [self.op, *format, shape, str(self.dtype).removeprefix("torch.")]
+        if self.op in (*PRODUCTS, "linear_int8"):
             parts.append("lead" + "x".join(map(str, self.lead)))
         if self.op in GROUPED:
             parts.append(f"experts{self.experts}")
+        if self.threshold:
+            parts.append(f"threshold{self.threshold:g}")
         if self.scale_dtype != torch.float32:
             parts.append("scales" + str(self.scale_dtype).removeprefix("torch."))
         parts += (
@@ -67,29 +63,10 @@ class Case:
         """The positional arguments of the op, the same on every device and at every call."""
         generator = torch.Generator().manual_seed(len(str(self)) + math.prod(self.shape))
         arguments = _ARGUMENTS[self.op](self, generator)
-        return tuple(_move(t, device) if isinstance(t, torch.Tensor) else t for t in arguments)
+        return tuple(move(t, device) if isinstance(t, torch.Tensor) else t for t in arguments)
 
     def call(self, device):
         return getattr(ops, self.op)(*self.arguments(device))
-
-
-def _move(tensor, device):
-    """The tensor on another device, its strides kept."""
-    if tensor.device == torch.device(device):
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
-
-
-def random(shape, dtype, generator, layout="contiguous"):
-    """Normal values of mixed scale with exact zeros among them, in the given memory layout."""
-    if layout == "transposed":
-        return random(tuple(reversed(shape)), dtype, generator).permute(tuple(reversed(range(len(shape)))))
-    if layout == "gaps":
-        return random((*shape, 2), dtype, generator)[..., 0]
-    x = torch.randn(shape, generator=generator)
-    if shape:  # rows of different scale
-        x = x * torch.exp(torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=generator))
-    return x.masked_fill(torch.rand(shape, generator=generator) < 0.05, 0.0).to(dtype)
 
 
 def code_of(format):
@@ -225,6 +202,7 @@ _ARGUMENTS = {
     "embedding_4bit": _embedding_4bit,
     "grouped_linear_4bit": _grouped_linear_4bit,
     "grouped_linear_4bit_grad_x": _grouped_linear_4bit_grad_x,
+    **cases_int8.ARGUMENTS,
 }
 OPS = tuple(_ARGUMENTS)
 
@@ -338,6 +316,7 @@ def _cases():
         yield from _of_weight(op)
     for op in GROUPED:
         yield from _of_experts(op)
+    yield from cases_int8.cases(Case)
 
 
 CASES = tuple(dict.fromkeys(_cases()))
@@ -349,7 +328,7 @@ def cases(*names):
 
 
 def few(*names):
-    """For slow checks: per op, one case of each format, nesting, layout and number of dimensions."""
+    """For slow checks: per op, one case of each format, nesting, threshold, layout and dimensions."""
     chosen = {}
     for case in cases(*names or OPS):
         lead = (len(case.lead), math.prod(case.lead) == 0)
@@ -362,6 +341,7 @@ def few(*names):
             len(case.shape),
             lead,
             0 in case.shape,
+            case.threshold,
         )
         chosen.setdefault(key, case)
     return list(chosen.values())

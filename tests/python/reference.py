@@ -124,3 +124,38 @@ def product(x, w, bias=None):
     unit = torch.finfo(x.dtype).eps / 2
     factor = (x.shape[-1] + 2) * 2.0**-24 + (unit if x.dtype != torch.float32 else 0.0)
     return out, factor * size + 2 * unit * out.abs() + torch.finfo(x.dtype).smallest_normal
+
+
+def quantize_int8_rowwise(x, threshold):
+    """Codes, scales, and the list of outlier columns."""
+    x = x.float()
+    outlier = x.abs() >= threshold if threshold else torch.zeros_like(x, dtype=torch.bool)
+    inliers = x.masked_fill(outlier, 0.0)
+    scales = inliers.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    scales = torch.where(scales.isfinite(), scales, math.nan)
+    quotient = inliers / torch.where(scales > 0, scales, 1.0)[..., None]
+    codes = (127 * quotient.double()).round()
+    columns = outlier.reshape(math.prod(x.shape[:-1]), x.shape[-1]).any(0)
+    codes = codes.masked_fill(columns | ~(scales > 0)[..., None], 0.0)
+    return codes.to(torch.int8), scales, columns.nonzero().flatten()
+
+
+def dequantize_int8_rowwise(codes, scales, dtype):
+    return (codes.float() * scales[..., None] * (1 / 127)).to(dtype)
+
+
+def linear_int8(x, codes, scales, bias, threshold):
+    """The product in float64, and an elementwise bound of what summing the outliers in float32 may err."""
+    x_codes, x_scales, columns = quantize_int8_rowwise(x, threshold)
+    a, b = (x_scales / 127)[..., None].double(), (scales / 127).double()
+    dot = (x_codes.double() @ codes.double().T).float().double()
+    x64, w64 = x[..., columns].double(), codes[:, columns].double()
+    outliers, size = x64 @ w64.T, x64.abs() @ w64.abs().T
+    # Each sum is that of one fused multiply-add, rounded to float32: 53 bits hold the products exactly.
+    if len(columns) == 0:
+        out = (b * (a * dot).float().double() + (0.0 if bias is None else bias.double())).float()
+        return out.to(x.dtype), torch.zeros(())
+    inner = a * dot + outliers
+    out = b * inner + (0.0 if bias is None else bias.double())
+    bound = 2.0**-24 * (b * ((len(columns) + 1) * size + inner.abs()) + out.abs())
+    return out, bound + torch.finfo(x.dtype).eps / 2 * out.abs() + torch.finfo(x.dtype).smallest_normal

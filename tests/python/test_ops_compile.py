@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 
 import cases
+from case_parts import THRESHOLDS
 from cases import Case
 from qbits import ops
 
@@ -72,6 +73,22 @@ def test_products_compile_once_for_all_batches():
         x = torch.randn(*lead, k)
         same(compiled(x), linear(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_int8_compiles_once_for_all_batches(threshold):
+    codes, scales, _, _ = ops.quantize_int8_rowwise(torch.randn(33, 130))
+
+    def linear(x):
+        y = ops.linear_int8(x * 2, codes, scales, None, threshold)
+        rows = ops.quantize_int8_rowwise(y + 1, threshold)
+        return ops.dequantize_int8_rowwise(*rows[:2], torch.bfloat16), *rows[2:]
+
+    compiled, counter = fullgraph(linear, dynamic=True)
+    for lead in ((2, 3), (5, 7), (4, 64)):
+        x = torch.randn(*lead, 130) * 4
+        same(compiled(x), linear(x))
+    assert counter.frame_count <= 2  # as in test_compiles_to_one_graph
 
 
 def test_lookups_compile_once_for_all_lengths():

@@ -14,11 +14,12 @@ def test_opcheck(case, place):
     torch.library.opcheck(getattr(ops, case.op), case.arguments(place))
 
 
-def test_opcheck_of_the_op_for_export():
-    for case in cases.few("linear_4bit"):
+@pytest.mark.parametrize("name", ["linear_4bit", "linear_int8"])
+def test_opcheck_of_the_op_for_export(name):
+    for case in cases.few(name):
         arguments = case.arguments("cpu")
         arguments = (arguments[0].requires_grad_(), *arguments[1:])
-        torch.library.opcheck(torch.ops.qbits.linear_4bit_with_grad.default, arguments)
+        torch.library.opcheck(getattr(torch.ops.qbits, f"{name}_with_grad").default, arguments)
 
 
 def test_every_op_has_cases():

@@ -33,6 +33,11 @@ BASE = {
     "grouped_linear_4bit_grad_x": Case("grouped_linear_4bit_grad_x", (7, 65), lead=(5,), experts=3),
     "embedding_4bit": Case("embedding_4bit", (7, 65), lead=(2,)),
     "embedding_4bit nested": Case("embedding_4bit", (7, 65), lead=(2,), nested=True),
+    "quantize_int8_rowwise": Case("quantize_int8_rowwise", (3, 65)),
+    "quantize_int8_rowwise threshold": Case("quantize_int8_rowwise", (3, 65), threshold=6.0),
+    "dequantize_int8_rowwise": Case("dequantize_int8_rowwise", (3, 65)),
+    "linear_int8": Case("linear_int8", (7, 65), lead=(2,), bias=True),
+    "linear_int8 threshold": Case("linear_int8", (7, 65), lead=(2,), threshold=6.0),
 }
 BIG = 2**62
 QUANTIZED = ("absmax", "scales", "zeros", "nested_absmax", "nested_code", "code", "bias", "values")
@@ -76,7 +81,8 @@ REFUSED = [
     *[(op, {"block_size": 0}, ValueError) for op in BASE],
     *[(op, {"x": change}, TypeError) for op in BASE for change in (wrong_dtype, double)],
     *[(op, {"grad": change}, TypeError) for op in BASE for change in (wrong_dtype, double)],
-    *[(op, {"codes": change}, TypeError) for op in BASE for change in (wrong_dtype, as_int8)],
+    *[(op, {"codes": wrong_dtype}, TypeError) for op in BASE],
+    *[(op, {"codes": as_int8}, TypeError) for op in BASE if "int8" not in op],
     *[(op, {name: wrong_dtype}, TypeError)
       for op in BASE
       for name in (*QUANTIZED, "offset")],
@@ -117,6 +123,23 @@ REFUSED = [
     ("grouped_linear_4bit_grad_x", {"grad": lambda t: t[:, 1:]}, ValueError),
     ("embedding_4bit", {"indices": lambda t: t.float()}, TypeError),
     ("embedding_4bit", {"indices": lambda t: t.short()}, TypeError),
+    *[(op, {"threshold": value}, ValueError)
+      for op in BASE if "int8_rowwise" in op or "linear_int8" in op
+      for value in (-1.0, -1e-30, 1e-50, 1e39, float("nan"), float("inf"), -float("inf"))],
+    *[(op, {"codes": torch.Tensor.byte}, TypeError) for op in BASE if "int8" in op],
+    *[(op, {"scales": change}, TypeError)
+      for op in BASE if "int8" in op for change in (torch.Tensor.half, double)],
+    ("quantize_int8_rowwise", {"x": lambda t: t[0, 0]}, ValueError),
+    ("dequantize_int8_rowwise", {"codes": lambda t: t[0, 0]}, ValueError),
+    ("dequantize_int8_rowwise", {"codes": lambda t: t.mT}, ValueError),
+    ("dequantize_int8_rowwise", {"codes": deep}, ValueError),
+    ("linear_int8", {"x": lambda t: t[0, 0]}, ValueError),
+    ("linear_int8", {"x": lambda t: t[:, 1:]}, ValueError),
+    ("linear_int8", {"codes": lambda t: t[:, 1:]}, ValueError),
+    ("linear_int8", {"codes": lambda t: t.mT}, ValueError),
+    ("linear_int8", {"codes": lambda t: t[None]}, ValueError),
+    ("linear_int8", {"codes": lambda t: t[0]}, ValueError),
+    ("linear_int8", {"bias": lambda t: t.half()}, TypeError),
 ]  # fmt: skip
 
 
@@ -226,6 +249,17 @@ def test_the_advice_names_functions_that_exist():
     for path in Path(ops.__file__).parent.glob("*.py"):
         for name in re.findall(r"qbits\.functional\.(\w+)", path.read_text()):
             assert hasattr(qbits.functional, name)
+
+
+@pytest.mark.parametrize("bad", [-1.0, -1e-45, float("nan")])
+def test_int8_scales_that_are_no_absmax(bad, device):
+    x, codes, scales, *rest = BASE["linear_int8"].arguments(device)
+    scales[5] = bad
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match=r"\[linear_int8\] weight scales: got .* at 5, want numbers"):
+            ops.linear_int8(x, codes, scales, *rest)
+    else:  # looking would synchronise
+        assert ops.linear_int8(x, codes, scales, *rest).shape == (2, 7)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import torch
 
 import qbits
 import qbits.functional as F
+import reference
 from qbits.nn import Linear4bit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -197,6 +198,90 @@ def test_linear_is_closer_to_float64():
     with torch.no_grad():
         mine, other = ours(x), theirs.train()(x)
     assert (mine - exact).abs().max() <= (other - exact).abs().max() + 1e-5
+
+
+def int8_layer(k, n, threshold, bias=True, dtype=torch.float32):
+    """bitsandbytes' layer on the CPU, quantized; its bias in `dtype`."""
+    layer = bnb.nn.Linear8bitLt(k, n, bias=bias, has_fp16_weights=False, threshold=threshold).to("cpu")
+    layer.bias = torch.nn.Parameter(layer.bias.to(dtype))
+    return layer.eval()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_int8_codes(threshold):
+    A = torch.randn(64, 256, dtype=torch.float16)
+    A[::7, 5] = 20.0
+    codes, scales, columns, count = F.quantize_int8_rowwise(A, threshold)
+    theirs, their_scales, their_columns = B.int8_vectorwise_quant(A.clone(), threshold=threshold)
+    assert torch.equal(scales, their_scales)
+    if threshold:
+        assert torch.equal(columns[: count.item()].long(), their_columns)
+    wrong = codes != theirs
+    # Where codes differ, ours is the nearest in float64: bitsandbytes multiplies by a rounded 127 / absmax.
+    quotient = (127 * A.double() / scales[:, None].double())[wrong]
+    assert ((codes[wrong] - quotient).abs() <= (theirs[wrong] - quotient).abs()).all()
+    assert ((codes[wrong] - quotient).abs() <= 0.5 + 1e-5).all()
+
+
+def test_their_int8_weights_dequantize_bit_for_bit():
+    layer = int8_layer(256, 96, 6.0)
+    codes, scales = layer.weight.CB, layer.weight.SCB
+    assert torch.equal(F.dequantize_int8_rowwise(codes, scales), B.int8_vectorwise_dequant(codes, scales))
+
+
+def int8_errors(dtype, threshold, m, seed):
+    """|out - exact|, ours and theirs; exact in float64 is LLM.int8(), then the dense product."""
+    torch.manual_seed(seed)
+    layer = int8_layer(512, 384, threshold, dtype=dtype)
+    x = torch.randn(m, 512)
+    x[:, [7, 300]] *= 12  # outliers, as large models have them
+    x = x.to(dtype)
+    codes, scales = layer.weight.CB.clone(), layer.weight.SCB.clone()
+    bias = layer.bias.detach()
+    x_codes, x_scales, columns = reference.quantize_int8_rowwise(x, threshold)
+    rounded = x_codes.double() * x_scales.double()[:, None] / 127
+    rounded[:, columns] = x[:, columns].double()
+    weight = codes.double() * scales.double()[:, None] / 127
+    with torch.no_grad():
+        results = F.linear_int8(x, codes, scales, bias, threshold), layer(x.clone())
+    exact = [a @ weight.T + bias.double() for a in (rounded, x.double())]
+    return [[(out.double() - want).abs() for out in results] for want in exact]
+
+
+INT8_CASES = [
+    pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16]),
+    pytest.mark.parametrize("threshold", [0.0, 6.0]),
+]
+
+
+@INT8_CASES[0]
+@INT8_CASES[1]
+@pytest.mark.parametrize("m", [1, 64])
+def test_int8_product_is_closer_to_the_algorithm_in_float64(dtype, threshold, m):
+    for seed in range(4):
+        (ours, theirs), _ = int8_errors(dtype, threshold, m, seed)
+        # Where bitsandbytes, too, rounds to x's dtype only once, float32 alone makes a difference.
+        assert ours.mean() <= theirs.mean() * (1 + 1e-5) and ours.max() <= theirs.max() * (1 + 1e-5)
+
+
+@INT8_CASES[0]
+@INT8_CASES[1]
+def test_int8_product_is_as_close_to_the_dense_one(dtype, threshold):
+    # Nearly all of this error is that of rounding x to 8 bits: the same for both but for chance.
+    errors = [int8_errors(dtype, threshold, 64, seed)[1] for seed in range(16)]
+    ours, theirs = (torch.stack(e) for e in zip(*errors, strict=True))
+    assert ours.mean() <= theirs.mean() * 1.001
+    assert ours.amax((1, 2)).mean() <= theirs.amax((1, 2)).mean() * 1.03
+
+
+def test_int8_gradient_is_as_close_to_float64():
+    layer = int8_layer(512, 384, 6.0)
+    codes, scales = layer.weight.CB.clone(), layer.weight.SCB.clone()
+    x, grad = torch.randn(8, 512, requires_grad=True), torch.randn(8, 384)
+    exact = grad.double() @ (codes.double() * scales.double()[:, None] / 127)
+    (ours,) = torch.autograd.grad(F.linear_int8(x, codes, scales, layer.bias, 6.0), x, grad)
+    (theirs,) = torch.autograd.grad(layer(x), x, grad)
+    assert (ours - exact).abs().max() <= (theirs - exact).abs().max() * 1.01
 
 
 def test_quant_state_of_both_compare():

@@ -2,6 +2,12 @@
 
 from qbits.functional.affine import dequantize_affine, quantize_affine
 from qbits.functional.grouped_linear import grouped_linear_4bit
+from qbits.functional.int8 import (
+    Int8Rows,
+    dequantize_int8_rowwise,
+    linear_int8,
+    quantize_int8_rowwise,
+)
 from qbits.functional.linear import embedding_4bit, linear_4bit
 from qbits.functional.maps import (
     create_dynamic_map,
@@ -25,6 +31,7 @@ from qbits.functional.quantize_4bit import (
 from qbits.functional.quantize_blockwise import dequantize_blockwise, quantize_blockwise
 
 __all__ = [
+    "Int8Rows",
     "QuantState",
     "create_dynamic_map",
     "create_fp8_map",
@@ -35,6 +42,7 @@ __all__ = [
     "dequantize_affine",
     "dequantize_blockwise",
     "dequantize_fp4",
+    "dequantize_int8_rowwise",
     "dequantize_nf4",
     "embedding_4bit",
     "estimate_quantiles",
@@ -43,9 +51,11 @@ __all__ = [
     "grouped_linear_4bit_plan",
     "linear_4bit",
     "linear_4bit_plan",
+    "linear_int8",
     "quantize_4bit",
     "quantize_affine",
     "quantize_blockwise",
     "quantize_fp4",
+    "quantize_int8_rowwise",
     "quantize_nf4",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
+from qbits.functional.differentiation import apply_of
 from qbits.functional.linear import refuse_input
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ class _GroupedLinear4bitGradX(torch.autograd.Function):
         return _apply(_GroupedLinear4bit)(grad, None, *_operands(ctx)), None, *[None] * 10
 
 
-# As those of linear_4bit: torch.compile does not trace a function that has a jvp.
 class _GroupedLinear4bitForward(_GroupedLinear4bit):
     @staticmethod
     def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: None) -> Tensor:
@@ -99,11 +99,7 @@ _FORWARD: dict[Any, Any] = {
 
 
 def _apply(function: Any) -> Any:
-    if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    ):
-        function = _FORWARD[function]
-    return function.apply
+    return apply_of(function, _FORWARD)
 
 
 def _save_weight(ctx: Any, operands: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
+from qbits.functional.differentiation import apply_of, grad_of_bias, tangent_of_product
 from qbits.ops._library import LIBRARY, bypasses_dispatcher
 from qbits.ops.linear_4bit import kernel as linear_4bit_kernel
 from qbits.ops.linear_4bit import linear_4bit_with_grad
@@ -115,7 +116,7 @@ def _gradients(ctx: Any, grad: Tensor, needs_bias: bool) -> tuple[Tensor | None,
             grad_x = _apply(_Linear4bitGradX)(grad, *operands)
         else:
             grad_x = _constant_grad_x(grad, operands)
-    return grad_x, _grad_bias(grad) if needs_bias else None
+    return grad_x, grad_of_bias(grad) if needs_bias else None
 
 
 def _constant_grad_x(grad: Tensor, operands: tuple[Any, ...]) -> Tensor:
@@ -125,10 +126,6 @@ def _constant_grad_x(grad: Tensor, operands: tuple[Any, ...]) -> Tensor:
         except TypeError:  # as in linear_4bit
             pass
     return _grad_x(grad, *operands)
-
-
-def _grad_bias(grad: Tensor) -> Tensor:
-    return grad.sum_to_size(grad.shape[-1:])
 
 
 def _save_weight(ctx: Any, operands: tuple[Any, ...]) -> None:
@@ -144,17 +141,11 @@ def _operands(ctx: Any) -> tuple[Any, ...]:
     return codes, scales, *ctx.weight, *rest
 
 
-# torch.compile does not trace a function that has a jvp.
 class _Linear4bitForward(_Linear4bit):
     @staticmethod
     def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: None) -> Tensor:
-        out = None
-        if x is not None:
-            out = _apply(_Linear4bit)(x, None, *_operands(ctx))
-        if bias is not None:
-            out = bias.expand(ctx.out_shape) if out is None else out + bias
-        assert out is not None
-        return out
+        out = None if x is None else _apply(_Linear4bit)(x, None, *_operands(ctx))
+        return tangent_of_product(out, bias, ctx.out_shape)
 
 
 class _Linear4bitGradXForward(_Linear4bitGradX):
@@ -163,19 +154,12 @@ class _Linear4bitGradXForward(_Linear4bitGradX):
         return _apply(_Linear4bitGradX)(grad, *_operands(ctx))
 
 
-_FORWARD = {_Linear4bit: _Linear4bitForward, _Linear4bitGradX: _Linear4bitGradXForward}
-# torch's `apply` looks at the signature of `forward` in each call, which takes longer than the product of a
-# small layer; what it adds to this one matters only to torch.func and torch.compile.
-_EAGER = {function: super(torch.autograd.Function, function).apply for function in _FORWARD}
+_FORWARD: dict[Any, Any] = {_Linear4bit: _Linear4bitForward, _Linear4bitGradX: _Linear4bitGradXForward}
 _apply_direct = super(torch.autograd.Function, _Linear4bitDirect).apply
 
 
 def _apply(function: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return function.apply
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return _FORWARD[function].apply
-    return _EAGER[function]
+    return apply_of(function, _FORWARD)
 
 
 def _setup_exported(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -20,18 +20,22 @@ from qbits.formats import FORMATS, NESTED_BLOCK_SIZE, Format
 
 LIBRARY = torch.library.Library("qbits", "DEF")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT32 = torch.finfo(torch.float32)
 MAX_DIMS = 8
 
 
 def define(
-    schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], leading_dimensions: bool = False
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    leading_dimensions: bool | Callable[..., bool] = False,
 ) -> Any:
     """Defines `torch.ops.qbits.<name>` with one kernel for CPU and CUDA and returns its overload.
 
     Not `torch.library.custom_op`: a call of that costs several times as much.
 
     `leading_dimensions`: whether the first argument has any number of them, which the result has too; then
-    torch.vmap over it is one call.
+    torch.vmap over it is one call. A function says for which arguments that is so.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -40,13 +44,21 @@ def define(
     torch.library.register_fake(f"qbits::{name}", fake, lib=LIBRARY)
     overload = getattr(torch.ops.qbits, name).default
     if leading_dimensions:
-        torch.library.register_vmap(f"qbits::{name}", functools.partial(_vmap, overload), lib=LIBRARY)
+        one_call = leading_dimensions if callable(leading_dimensions) else _always
+        rule = functools.partial(_vmap, overload, one_call)
+        torch.library.register_vmap(f"qbits::{name}", rule, lib=LIBRARY)
     return overload
 
 
-def _vmap(overload: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+def _always(*args: Any) -> bool:
+    return True
+
+
+def _vmap(
+    overload: Any, one_call: Callable[..., bool], info: Any, in_dims: Sequence[int | None], *args: Any
+) -> tuple[Tensor, int]:
     """The rule of torch.vmap: one call for a batch of the first argument, else one for each element."""
-    if all(dim is None for dim in in_dims[1:]):
+    if all(dim is None for dim in in_dims[1:]) and one_call(*args):
         return overload(args[0].movedim(in_dims[0], 0), *args[1:]), 0
     parts = [
         [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)]
@@ -239,3 +251,17 @@ def check_weight_4bit(
     if nested_absmax is not None or nested_code is not None or offset is not None:
         raise ValueError(f"[{op}] nested scales: got a tensor, want None for {format}")
     check_affine(op, row, scales, zeros, num_scales, device)
+
+
+def check_threshold(op: str, threshold: float) -> None:
+    """Checks where outliers of LLM.int8() begin: 0, for none, or a number above that float32 holds."""
+    # libqbits takes it as a float32, in which a smaller one may be 0 and a larger one is infinite.
+    fits = threshold == 0 or FLOAT32.smallest_normal <= threshold <= FLOAT32.max
+    check(fits, op, "threshold", threshold, "0 or a positive number within float32's range")
+
+
+def check_int8_sizes(op: str, rows: int, cols: int) -> None:
+    """Checks the sizes of an operand of an int8 product."""
+    for condition in (cols < 2**31, rows < 2**59, rows * cols < 2**59):
+        if condition is not True:
+            check(condition, op, "sizes", f"{rows} rows of {cols}", "columns below 2^31, that fit")

@@ -1,0 +1,237 @@
+"""LLM.int8() (Dettmers et al., arXiv 2208.07339): rows in 8 bits with one scale each, and their products."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from qbits import ops
+from qbits.functional.differentiation import apply_of, grad_of_bias, tangent_of_product
+from qbits.functional.linear import autocast_dtype
+from qbits.ops._library import LIBRARY, bypasses_dispatcher, check_is_tensor
+from qbits.ops.linear_int8 import kernel as linear_int8_kernel
+from qbits.ops.linear_int8 import linear_int8_with_grad
+
+
+class Int8Rows(NamedTuple):
+    """What quantize_int8_rowwise returns: the value of codes[..., k] is codes[..., k] * scales[...] / 127."""
+
+    codes: Tensor
+    """int8, as the quantized tensor; 0 in outlier columns."""
+    scales: Tensor
+    """float32, one for each row: the largest magnitude in it that is no outlier."""
+    outlier_columns: Tensor
+    """int32 [K]: the columns that hold outliers, ascending, then -1; [0] without a threshold."""
+    outlier_count: Tensor
+    """int32 [1]: how many they are."""
+
+
+def quantize_int8_rowwise(x: Tensor, threshold: float = 0.0) -> Int8Rows:
+    """Rounds 127 x / s to an integer, ties to even, s being the largest magnitude of the row.
+
+    A column that holds an outlier, an element |x| >= `threshold`, gets the code 0 in all rows; outliers do
+    not count for s. A NaN, or an infinity that is no outlier, makes its row's scale NaN and the codes 0. No
+    shape depends on the data, so nothing synchronises.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K].
+        threshold: from where on an element is an outlier, finite; 0 for no outliers.
+
+    Returns:
+        Int8Rows.
+
+    Raises:
+        ValueError: the threshold or a size does not fit, or x has no dimension.
+        TypeError: `x` is no tensor of these dtypes, or the threshold no number.
+    """
+    op = "quantize_int8_rowwise"
+    check_is_tensor(op, "x", x)
+    return Int8Rows(*ops.quantize_int8_rowwise(x.detach(), _as_threshold(op, threshold)))
+
+
+def dequantize_int8_rowwise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(codes * scales) * (1 / 127), each product rounded to float32, then rounded once to `dtype`.
+
+    Args:
+        codes: int8 [..., K].
+        scales: float32, one for each row.
+        dtype: of the result: float32, bfloat16 or float16.
+
+    Returns:
+        `dtype`, in the shape of `codes`.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit, or an argument is no tensor.
+    """
+    for what, tensor in (("codes", codes), ("scales", scales)):
+        check_is_tensor("dequantize_int8_rowwise", what, tensor)
+    return ops.dequantize_int8_rowwise(codes, scales, dtype)
+
+
+def linear_int8(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, threshold: float = 0.0
+) -> Tensor:
+    """x W^T + bias, x being quantized as by quantize_int8_rowwise, but for its outlier columns.
+
+    The product of the codes is exact; that of the outlier columns and the codes of W is summed in float32.
+    A NaN or an infinity in x reaches the row that holds it and no other.
+
+    Differentiable, any number of times, in `x` and `bias`; the weight is a constant. To gradients the
+    quantization of x is the identity (straight-through): that of x is grad W, W dequantized to grad's dtype.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K], of 1 to 8 dimensions.
+        codes: int8 [N, K], the rows of W: bitsandbytes' CB.
+        scales: float32 [N], not negative: bitsandbytes' SCB. On the CPU a negative one or a NaN raises; on
+            CUDA, where looking would synchronise, it is used.
+        bias: [N] in x's dtype, or None.
+        threshold: from where on an element of x is an outlier, finite; 0 for no outliers. LLM.int8() takes 6.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        ValueError: a shape, a device, the threshold or a scale does not fit.
+        TypeError: a dtype does not fit, or an argument is no tensor.
+    """
+    op = "linear_int8"
+    for what, tensor in (("x", x), ("codes", codes), ("scales", scales)):
+        check_is_tensor(op, what, tensor)
+    if bias is not None:
+        check_is_tensor(op, "bias", bias)
+    threshold = _as_threshold(op, threshold)
+    if scales.requires_grad:
+        scales = scales.detach()
+    if torch.compiler.is_exporting():
+        return linear_int8_with_grad(x, codes, scales, bias, threshold)
+    grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if grad or forward_ad._current_level >= 0:
+        return _apply(_LinearInt8)(x, bias, codes, scales, threshold)
+    return _product(x, codes, scales, bias, threshold)
+
+
+class _LinearInt8(torch.autograd.Function):
+    """Outside of the op, as that of linear_4bit: the backward pass keeps nothing but the int8 weight."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor | None, codes: Tensor, scales: Tensor, threshold: float) -> Tensor:
+        return _product(x, codes, scales, bias, threshold)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_weight(ctx, *inputs[2:4])
+        ctx.out_shape = output.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad, ctx.needs_input_grad[1]), None, None, None
+
+
+class _Dense(torch.autograd.Function):
+    """x W or x W^T, W dequantized and dropped: linear in x, so the gradient is the other one of the two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, codes: Tensor, scales: Tensor, transpose: bool) -> Tensor:
+        weight = ops.dequantize_int8_rowwise(codes, scales, x.dtype)
+        if transpose:
+            weight = weight.t()
+        if autocast_dtype(x) is None:
+            return x @ weight
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_weight(ctx, *inputs[1:3])
+        ctx.transpose = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _dense(grad, ctx.saved_tensors, not ctx.transpose), None, None, None
+
+
+def _gradients(ctx: Any, grad: Tensor, needs_bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    grad_x = _dense(grad, ctx.saved_tensors, False) if ctx.needs_input_grad[0] else None
+    return grad_x, grad_of_bias(grad) if needs_bias else None
+
+
+def _save_weight(ctx: Any, codes: Tensor, scales: Tensor) -> None:
+    ctx.save_for_backward(codes, scales)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(codes, scales)
+
+
+class _LinearInt8Forward(_LinearInt8):
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: None) -> Tensor:
+        out = None if x is None else _dense(x, ctx.saved_tensors, True)
+        return tangent_of_product(out, bias, ctx.out_shape)
+
+
+class _DenseForward(_Dense):
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, *rest: None) -> Tensor:
+        return _dense(x, ctx.saved_tensors, ctx.transpose)
+
+
+_FORWARD: dict[Any, Any] = {_LinearInt8: _LinearInt8Forward, _Dense: _DenseForward}
+
+
+def _apply(function: Any) -> Any:
+    return apply_of(function, _FORWARD)
+
+
+def _setup_exported(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _save_weight(ctx, *inputs[1:3])
+
+
+def _backward_exported(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_bias = _gradients(ctx, grad, ctx.needs_input_grad[3])
+    return grad_x, None, None, grad_bias, None
+
+
+torch.library.register_autograd(
+    "qbits::linear_int8_with_grad", _backward_exported, setup_context=_setup_exported, lib=LIBRARY
+)
+
+
+def _dense(x: Tensor, weight: tuple[Tensor, Tensor], transpose: bool) -> Tensor:
+    # A compiled gradient is not differentiated again, and Dynamo traces no function in a function.
+    again = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    function = _apply(_Dense) if again and not torch.compiler.is_compiling() else _Dense.forward
+    return function(x, *weight, transpose)
+
+
+def _product(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
+    if (
+        not torch.compiler.is_dynamo_compiling()
+        and bypasses_dispatcher(x)
+        and not (codes.is_neg() or scales.is_neg() or (bias is not None and bias.is_neg()))
+    ):
+        try:
+            return linear_int8_kernel(x, codes, scales, bias, threshold)
+        except TypeError:  # from libqbits: an error, or a tensor of a kind that only the dispatcher knows
+            pass
+    return ops.linear_int8(x, codes, scales, bias, threshold)
+
+
+def _as_threshold(op: str, threshold: object) -> float:
+    """`threshold` as a float the op can be given; torch says of another one only that its type is wrong."""
+    if type(threshold) is float:
+        return threshold
+    if not isinstance(threshold, Real):
+        raise TypeError(f"[{op}] threshold: got {threshold!r}, want a number")
+    try:
+        return float(threshold)
+    except OverflowError:
+        return math.inf  # which the op refuses

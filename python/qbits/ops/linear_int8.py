@@ -1,0 +1,82 @@
+"""The product of LLM.int8(): x, quantized row by row, times a weight of int8 rows; outlier columns apart."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, is_grad_enabled
+
+from qbits import _C
+from qbits.ops._library import (
+    FLOATS,
+    check,
+    check_int8_sizes,
+    check_tensor,
+    check_threshold,
+    define,
+    describe,
+    refuse_grad,
+)
+
+OP = "linear_int8"
+ADVICE = "qbits.functional.linear_int8"
+
+
+def _output(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, threshold: float = 0.0
+) -> Tensor:
+    check_threshold(OP, threshold)
+    check_tensor(OP, "x", x, FLOATS)
+    check(x.dim() > 0, OP, "x", "0 dimensions", "at least 1")
+    check_tensor(OP, "weight codes", codes, (torch.int8,), x.device)
+    check(codes.dim() == 2, OP, "weight codes", describe(codes), "2 dimensions")
+    n, k = codes.shape
+    check_tensor(OP, "weight scales", scales, (torch.float32,), x.device, n)
+    check(x.shape[-1] == k, OP, "x", describe(x), f"a last dimension of {k}")
+    rows = math.prod(x.shape[:-1])
+    check_int8_sizes(OP, rows, k)
+    check_int8_sizes(OP, rows, n)
+    if bias is not None:
+        check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
+    refuse_grad(OP, ADVICE, x, scales, bias)
+    return x.new_empty(*x.shape[:-1], n)
+
+
+def kernel(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, threshold: float = 0.0
+) -> Tensor:
+    """The op without torch's dispatcher, for calls that `bypasses_dispatcher` lets through."""
+    # Called once per layer and token: libqbits checks the arguments, and faster than _output.
+    if is_grad_enabled():
+        refuse_grad(OP, ADVICE, x, scales, bias)
+    check_threshold(OP, threshold)
+    try:
+        return _C.linear_int8(x, codes, scales, bias, threshold)
+    except RuntimeError:  # no such size, which the checks explain, or no memory
+        _output(x, codes, scales, bias, threshold)
+        raise
+
+
+def _rows_are_independent(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, threshold: float = 0.0
+) -> bool:
+    """Whether rows of x may be put together: with a threshold, those of one call share their outliers."""
+    return threshold == 0
+
+
+linear_int8 = define(
+    "linear_int8(Tensor x, Tensor codes, Tensor scales, Tensor? bias=None, float threshold=0.0) -> Tensor",
+    kernel,
+    _output,
+    leading_dimensions=_rows_are_independent,
+)
+
+# For programs of torch.export, as linear_4bit_with_grad; functional/int8.py gives it gradients. It has no
+# defaults: autograd would not see arguments left to them.
+linear_int8_with_grad = define(
+    "linear_int8_with_grad(Tensor x, Tensor codes, Tensor scales, Tensor? bias, float threshold) -> Tensor",
+    kernel,
+    _output,
+    leading_dimensions=_rows_are_independent,
+)
