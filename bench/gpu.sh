@@ -99,7 +99,7 @@ stage() {
 touch "$work/stages.tsv"
 stage install 40
 stage cpp 80
-stage bench 160
+stage bench 190
 stage pytest 200
 stage sanitizer 100
 stage racecheck 150

@@ -27,7 +27,8 @@ def quantizers(run: Run) -> Iterator[Cell]:
     n = targets.QUANTIZER_ELEMENTS
     x = torch.randn(n // COLS, COLS, device="cuda", dtype=torch.bfloat16)
     for op, what, moved, makers in _rows(n):
-        bounds = [Bound("of copy", "share", targets.OF_COPY[op])]
+        limit = targets.OF_COPY.get(f"{op} {what}", targets.OF_COPY[op])
+        bounds = [Bound("of copy", "share", limit)]
         if "bitsandbytes" in makers:
             bounds += run.fastest_peer(("bitsandbytes",))
         cell = Cell("quantizers", f"{op} {what}", bounds, work={"bytes": moved}, limit_us=run.limit_us(moved))
@@ -104,12 +105,39 @@ def _rows(n: int) -> Iterator[tuple[str, str, int, dict[str, Maker]]]:
             "bitsandbytes": _bnb_dequantize_blockwise,
         },
     )
+    moved = 3 * n + 4 * n // COLS
+    for threshold in targets.INT8_THRESHOLDS:
+        yield (
+            "quantize_int8_rowwise",
+            f"threshold {threshold:g}",
+            moved,
+            {
+                "qbits": lambda x, t=threshold: lambda: ops.quantize_int8_rowwise(x, t),
+                "bitsandbytes": lambda x, t=threshold: _bnb_quantize_int8(x, t),
+            },
+        )
+    yield (
+        "dequantize_int8_rowwise",
+        "",
+        moved,
+        {"qbits": _dequantize_int8},
+    )
     yield (
         "estimate_quantiles",
         "256 quantiles",
         2 * n,
         {"qbits": lambda x: lambda: ops.estimate_quantiles(x, 256, 1 / 512)},
     )
+
+
+def _bnb_quantize_int8(x: Tensor, threshold: float) -> Call:
+    half = x.half()  # it takes no other dtype
+    return lambda: _bnb().int8_vectorwise_quant(half, threshold)
+
+
+def _dequantize_int8(x: Tensor) -> Call:
+    codes, scales, *_ = ops.quantize_int8_rowwise(x)
+    return lambda: ops.dequantize_int8_rowwise(codes, scales, x.dtype)
 
 
 def _dequantize_4bit(x: Tensor, format: str) -> Call:
