@@ -19,7 +19,9 @@ TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
         for (const LinearInt8Plan& plan : plans) {
           const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
           const int64_t rows = wgmma ? Wgmma::kRows : 64;
-          EXPECT_EQ(plan.blocks, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns) * plan.splits)
+          EXPECT_EQ(plan.tiles, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns)) << to_string(plan);
+          const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.columns);
+          EXPECT_EQ(plan.blocks, once ? plan.tiles * plan.splits : std::min<int64_t>(plan.tiles, problem.sm_count))
               << to_string(plan);
           if (!wgmma) continue;
           EXPECT_LE(plan.splits * int64_t{Wgmma::kDepth}, k + Wgmma::kDepth - 1) << to_string(plan);

@@ -35,6 +35,7 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
   kernel_args.n = static_cast<int>(args.n);
   kernel_args.k = static_cast<int>(args.k);
   kernel_args.stages = static_cast<int>(ceil_div(args.k, int64_t{kDepth}));
+  kernel_args.tiles = static_cast<int>(plan.tiles);
   kernel_args.tiles_m = static_cast<int>(ceil_div(args.m, int64_t{plan.columns}));
   kernel_args.splits = plan.splits;
   kernel_args.x_values = args.x;

@@ -7,49 +7,55 @@
 #include "cuda/linear_4bit_slab_writer.cuh"
 #include "cuda/linear_int8_wgmma_outliers.cuh"
 
-// linear_int8 on Hopper. A block computes 128 weight rows by kColumns rows of x, or a share of their depth: one warp
-// brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each. Sums are integers,
-// so shares add up exactly in any order. Products with outlier columns join at the end, as float32 sums of bfloat16 or
-// float16 products: codes, up to 127 in magnitude, are exact in both.
+// linear_int8 on Hopper. A block computes tiles of 128 weight rows by kColumns rows of x, or a share of one's depth:
+// one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each. Sums are
+// integers, so shares add up exactly in any order. Products with outlier columns join at the end, as float32 sums of
+// bfloat16 or float16 products: codes, up to 127 in magnitude, are exact in both.
 
 namespace qbits::cuda {
 
 // One thread brings all stages. The first of the weight need not wait: the quantizer, which alone may still run, writes
 // none of it.
 template <class Shape>
-__device__ void bring_stages(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window) {
+__device__ void bring_stages(const Int8WgmmaArgs& args, uint32_t window) {
   constexpr int kDepth = LinearInt8Wgmma::kDepth;
-  const auto bring_weight = [&](int stage, int slot) {
+  const auto bring_weight = [&](const Int8Tile& tile, int stage, int slot) {
     const uint32_t full = window + Shape::kFull + slot * 8;
     barrier_arrive_expecting(full, Shape::kStageBytes);
     copy_box(window + slot * Shape::kStageBytes, &args.weight, stage * kDepth, tile.n0, full);
   };
-  const auto bring_x = [&](int stage, int slot) {
+  const auto bring_x = [&](const Int8Tile& tile, int stage, int slot) {
     copy_box(window + slot * Shape::kStageBytes + Shape::kWeightBytes, &args.x, stage * kDepth, tile.m0,
              window + Shape::kFull + slot * 8);
   };
-  const int first = min(tile.end - tile.begin, Shape::kStages);
-  for (int i = 0; i < first; ++i) bring_weight(tile.begin + i, i);
-  wait_for_kernels_before();
-  for (int i = 0; i < first; ++i) bring_x(tile.begin + i, i);
-  if constexpr (Shape::kOutlierTiles) {
-    const uint32_t full = window + Shape::kOutlierXFull;
-    if (cluster_rank() == 0) {
-      barrier_arrive_expecting(full, Shape::kColumns * 128);
-      copy_box(window + Shape::kOutlierX, &args.outliers, 0, tile.m0, full);
+  bool first = true;
+  Int8Slot<Shape> slot{.parity = 1};  // all are free
+  for_tiles<Shape>(args, [&](const Int8Tile& tile) {
+    int stage = tile.begin;
+    if (first) {
+      const int count = min(tile.end - tile.begin, Shape::kStages);
+      for (int i = 0; i < count; ++i) bring_weight(tile, stage + i, i);
+      wait_for_kernels_before();
+      for (int i = 0; i < count; ++i) bring_x(tile, stage + i, i);
+      for (int i = 0; i < count; ++i) slot.next();
+      stage += count;
     }
-  }
-  int slot = 0;
-  uint32_t parity = 0;
-  for (int stage = tile.begin + first; stage < tile.end; ++stage) {
-    barrier_wait(window + Shape::kEmpty + slot * 8, parity);
-    bring_weight(stage, slot);
-    bring_x(stage, slot);
-    if (++slot == Shape::kStages) {
-      slot = 0;
-      parity ^= 1;
+    for (; stage < tile.end; ++stage) {
+      barrier_wait(window + Shape::kEmpty + slot.index * 8, slot.parity);
+      bring_weight(tile, stage, slot.index);
+      bring_x(tile, stage, slot.index);
+      slot.next();
     }
-  }
+    if constexpr (Shape::kOutlierTiles) {
+      if (cluster_rank() == 0) {
+        const uint32_t full = window + Shape::kOutlierXFull;
+        if (!first) barrier_wait(window + Shape::kOutliersUsed, tile.parity ^ 1);
+        barrier_arrive_expecting(full, Shape::kColumns * 128);
+        copy_box(window + Shape::kOutlierX, &args.outliers, 0, tile.m0, full);
+      }
+    }
+    first = false;
+  });
 }
 
 template <class Shape>
@@ -58,30 +64,31 @@ class Int8Computer {
   using T = typename Shape::T;
   static constexpr int kSums = Shape::kSums;
 
-  __device__ Int8Computer(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window)
+  __device__ Int8Computer(const Int8WgmmaArgs& args, uint32_t window)
       : args_(args),
-        tile_(tile),
         window_(window),
         group_(static_cast<int>(threadIdx.x) / 128 - 1),
-        thread_(static_cast<int>(threadIdx.x) % 128),
-        row_(tile.n0 + group_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4) {
+        thread_(static_cast<int>(threadIdx.x) % 128) {}
+
+  // Begins a tile with what is known of its weight.
+  __device__ void start(const Int8Tile& tile) {
+    tile_ = tile;
+    row_ = tile.n0 + group_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int n = row_ + r * 8;
-      scale_[r] = n < args.n ? __fdiv_rn(args.scales[n], kInt8Max) : 0.0F;
-      bias_[r] = args.bias != nullptr && n < args.n ? to_float(static_cast<const T*>(args.bias)[n]) : 0.0F;
+      scale_[r] = n < args_.n ? __fdiv_rn(args_.scales[n], kInt8Max) : 0.0F;
+      bias_[r] = args_.bias != nullptr && n < args_.n ? to_float(static_cast<const T*>(args_.bias)[n]) : 0.0F;
     }
   }
 
-  // The integer sums of the block's stages.
-  __device__ void multiply(int32_t (&dots)[kSums]) const {
-    int slot = 0;
+  // The integer sums of the tile's stages.
+  __device__ void multiply(int32_t (&dots)[kSums]) {
     int before = 0;
-    uint32_t parity = 0;
     pin_int8(dots);
     for (int stage = tile_.begin; stage < tile_.end; ++stage) {
-      barrier_wait(window_ + Shape::kFull + slot * 8, parity);
-      const uint32_t at = window_ + slot * Shape::kStageBytes;
+      barrier_wait(window_ + Shape::kFull + slot_.index * 8, slot_.parity);
+      const uint32_t at = window_ + slot_.index * Shape::kStageBytes;
       const uint64_t weight = tile_descriptor(at + group_ * (64 * LinearInt8Wgmma::kDepth));
       const uint64_t x = tile_descriptor(at + Shape::kWeightBytes);
       wgmma_fence();
@@ -92,14 +99,12 @@ class Int8Computer {
       wgmma_commit();
       wgmma_wait<1>();
       if (stage > tile_.begin && thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
-      before = slot;
-      if (++slot == Shape::kStages) {
-        slot = 0;
-        parity ^= 1;
-      }
+      before = slot_.index;
+      slot_.next();
     }
     wgmma_wait<0>();
     pin_int8(dots);
+    if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
   }
 
   // Leaves sums for the first block of the cluster, or, in that block, adds what the others leave. All threads of the
@@ -145,9 +150,16 @@ class Int8Computer {
       sums[i + 1] = __fmul_rn(a.y, __int2float_rn(dots[i + 1]));
       sums[i + 2] = __fmul_rn(a.x, __int2float_rn(dots[i + 2]));
       sums[i + 3] = __fmul_rn(a.y, __int2float_rn(dots[i + 3]));
+      // Else ptxas would load all scales first, into as many registers, and spill.
+      if (kSums > 64 && i % 32 == 28) group_sync(kInt8GroupBarrier + group_, 128);
     }
     if constexpr (Shape::kOutliers) {
       if (outliers_ > 0) add_outliers(outliers_, sums);
+      if constexpr (Shape::kOutlierTiles) {
+        fence_shared();  // before the next tile's come the same way
+        __syncwarp();
+        if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kOutliersUsed);
+      }
     }
     scale_rows(sums);
     write(sums);
@@ -176,8 +188,8 @@ class Int8Computer {
         }
       }
     } else {
-      barrier_wait(window_ + Shape::kPicked, 0);
-      barrier_wait(window_ + Shape::kOutlierXFull, 0);
+      barrier_wait(window_ + Shape::kPicked, tile_.parity);
+      barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
       for (int first = 0; first < count; first += Shape::kOutlierColumns) {
         if (first > 0) {  // beyond what the loading warps have brought
           group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
@@ -233,13 +245,12 @@ class Int8Computer {
       constexpr int kRows = Shape::kSlabRows;
       const int warp = thread_ / 32;
       const int lane = thread_ % 32;
-      const uint32_t slab = window_ + group_ * (kRows * 128);
+      const uint32_t slab = window_ + Shape::kSlabs + group_ * (kRows * 128);
       SlabWriter<T> writer(args_.out, args_.n, tile_.m0, args_.m, tile_.n0 + group_ * 64, thread_);
       const int place = thread_ / 8 * 128 + (thread_ % 8 ^ (thread_ / 8 & 7)) * 16;
 #pragma unroll
       for (int s = 0; s < Shape::kColumns / kRows; ++s) {
-        group_sync(s == 0 ? kInt8ComputeBarrier : kInt8GroupBarrier + group_,
-                   s == 0 ? Shape::kComputeThreads : 128);  // the ring, or the slab before, has been read
+        group_sync(kInt8GroupBarrier + group_, 128);  // what the slab held has been read
 #pragma unroll
         for (int i = 0; i < kRows / 16; ++i) {
           const float* const d = sums + s * (kRows / 2) + i * 8;
@@ -257,13 +268,14 @@ class Int8Computer {
   }
 
   const Int8WgmmaArgs& args_;
-  const Int8Tile& tile_;
+  Int8Tile tile_{};
+  Int8Slot<Shape> slot_;
   uint32_t window_;
   int group_;
   int thread_;
-  int row_;         // of the weight: the first of the thread's two in a fragment
-  float scale_[2];  // of both, over 127
-  float bias_[2];
+  int row_ = 0;          // of the weight: the first of the thread's two in a fragment
+  float scale_[2] = {};  // of both, over 127
+  float bias_[2] = {};
   int outliers_ = 0;
 };
 
@@ -279,18 +291,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
     barrier_init(window + Shape::kPicked, Shape::kOutlierThreads);
     barrier_init(window + Shape::kOutlierXFull, 1);
+    barrier_init(window + Shape::kOutliersUsed, Shape::kComputeThreads / 32);
     barrier_init_fence();
     prefetch_map(&args.weight);
     prefetch_map(&args.x);
   }
   __syncthreads();
   if (Shape::kOutlierTiles && args.splits > 1) cluster_sync();  // blocks write to the first one's memory
-  const Int8Tile tile(args, Shape::kColumns);
   if (threadIdx.x < 128) {
     leave_registers<Shape::kLoadRegisters>();
-    if (threadIdx.x == 0) bring_stages<Shape>(args, tile, window);
+    if (threadIdx.x == 0) bring_stages<Shape>(args, window);
     if constexpr (Shape::kOutlierTiles) {
-      if (threadIdx.x >= 32) pick_outliers<Shape>(args, tile, window);
+      if (threadIdx.x >= 32) pick_outliers<Shape>(args, window);
     }
     if (args.splits > 1) {
       __syncwarp();
@@ -300,21 +312,25 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     return;
   }
   take_registers<Shape::kComputeRegisters>();
-  Int8Computer<Shape> computer(args, tile, window);
-  wait_for_kernels_before();
-  computer.stage_scales();
-  int32_t dots[Shape::kSums];
-  computer.multiply(dots);
-  if (args.splits > 1) {
-    const bool first = cluster_rank() == 0;
-    if (!first) computer.leave(dots);
-    cluster_sync();
-    if (first) computer.gather(dots);
-    cluster_sync();
-    if (!first) return;
-  }
-  group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
-  computer.finish(dots);
+  Int8Computer<Shape> computer(args, window);
+  for_tiles<Shape>(args, [&](const Int8Tile& tile) {
+    computer.start(tile);
+    wait_for_kernels_before();
+    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);  // the scales before have been read
+    computer.stage_scales();
+    int32_t dots[Shape::kSums];
+    computer.multiply(dots);
+    if (args.splits > 1) {
+      const bool first = cluster_rank() == 0;
+      if (!first) computer.leave(dots);
+      cluster_sync();
+      if (first) computer.gather(dots);
+      cluster_sync();
+      if (!first) return;
+    }
+    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
+    computer.finish(dots);
+  });
 #endif
 }
 

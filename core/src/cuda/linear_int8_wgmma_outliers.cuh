@@ -55,7 +55,7 @@ __device__ void gather_outliers(const Element* matrix, int rows_begin, int rows_
 // The weight's codes in the first outlier columns, picked by three warps from the ring as it goes by, for the block
 // that finishes the tile, the first of its cluster.
 template <class Shape>
-__device__ void pick_outliers(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window) {
+__device__ void pick_outliers(const Int8WgmmaArgs& args, uint32_t window) {
   using T = typename Shape::T;
   constexpr int kThreads = Shape::kOutlierThreads;
   constexpr int kDepth = LinearInt8Wgmma::kDepth;
@@ -73,31 +73,32 @@ __device__ void pick_outliers(const Int8WgmmaArgs& args, const Int8Tile& tile, u
     }
   }
   const uint32_t to = cluster_address(window + Shape::kOutlierWeight, 0);
-  int j = 0;
-  while (j < count && list(j) < tile.begin * kDepth) ++j;
-  int slot = 0;
-  uint32_t parity = 0;
-  for (int stage = tile.begin; stage < tile.end; ++stage) {
-    barrier_wait(window + Shape::kFull + slot * 8, parity);
-    const uint32_t codes = window + slot * Shape::kStageBytes;
-    for (; j < count; ++j) {
-      const int k = list(j) - stage * kDepth;
-      if (k >= kDepth) break;
-      for (int n = thread; n < Shape::kRows; n += kThreads) {
-        const auto code = load_shared<int8_t>(codes + n * 128 + (k / 16 ^ (n & 7)) * 16 + k % 16);
-        const auto value = static_cast<uint16_t>(pack<T>(static_cast<float>(code), 0.0F));
-        args.splits > 1 ? store_cluster(to + outlier_place(n, j), value)
-                        : store_shared(window + Shape::kOutlierWeight + outlier_place(n, j), value);
+  bool first = true;
+  Int8Slot<Shape> slot;
+  for_tiles<Shape>(args, [&](const Int8Tile& tile) {
+    if (!first) barrier_wait(window + Shape::kOutliersUsed, tile.parity ^ 1);
+    first = false;
+    int j = 0;
+    while (j < count && list(j) < tile.begin * kDepth) ++j;
+    for (int stage = tile.begin; stage < tile.end; ++stage) {
+      barrier_wait(window + Shape::kFull + slot.index * 8, slot.parity);
+      const uint32_t codes = window + slot.index * Shape::kStageBytes;
+      for (; j < count; ++j) {
+        const int k = list(j) - stage * kDepth;
+        if (k >= kDepth) break;
+        for (int n = thread; n < Shape::kRows; n += kThreads) {
+          const auto code = load_shared<int8_t>(codes + n * 128 + (k / 16 ^ (n & 7)) * 16 + k % 16);
+          const auto value = static_cast<uint16_t>(pack<T>(static_cast<float>(code), 0.0F));
+          args.splits > 1 ? store_cluster(to + outlier_place(n, j), value)
+                          : store_shared(window + Shape::kOutlierWeight + outlier_place(n, j), value);
+        }
       }
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) barrier_arrive(window + Shape::kEmpty + slot.index * 8);
+      slot.next();
     }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(window + Shape::kEmpty + slot * 8);
-    if (++slot == Shape::kStages) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-  barrier_arrive(window + Shape::kPicked);
+    barrier_arrive(window + Shape::kPicked);
+  });
 }
 
 }  // namespace qbits::cuda

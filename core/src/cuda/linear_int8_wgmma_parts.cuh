@@ -20,6 +20,7 @@ struct Int8WgmmaArgs {
   int n;
   int k;
   int stages;  // of the depth
+  int tiles;
   int tiles_m;
   int splits;
   const void* x_values;  // of outliers
@@ -45,50 +46,79 @@ struct Int8WgmmaShape {
   static constexpr int kLoadRegisters = 40;
   static constexpr int kComputeRegisters = 232;
 
-  // Shared memory: the ring on a 1024-byte boundary; tiles of the weight's and of x's first outlier columns, in rows of
-  // 128 bytes, swizzled as wgmma wants its operands; barriers, scales of x. At the end the ring holds sums of a
-  // cluster, then rows of out on their way.
+  // Shared memory: the ring on a 1024-byte boundary, which also holds sums of a cluster; tiles of the weight's and of
+  // x's first outlier columns, in rows of 128 bytes, swizzled as wgmma wants its operands; rows of out on their way;
+  // barriers, scales of x.
   static constexpr int kOutlierColumns = kOutlierValues;
   static constexpr int kOutlierThreads = 96;
   static constexpr int kReaders = kComputeThreads / 32 + (kOutlierTiles ? kOutlierThreads / 32 : 0);  // warps
   static constexpr int kOutlierBytes = kOutlierTiles ? (kRows + kColumns) * 128 : 0;
   static constexpr int kRest = 2048;
   static constexpr int kMaxStages = 10;
-  static constexpr int kFit = (227 * 1024 - 1024 - kRest - kOutlierBytes) / kStageBytes;
+  static constexpr int kSlabRows = kColumns < 32 ? kColumns : 32;  // of x, for each of two warpgroups
+  static constexpr int kSlabBytes = 2 * kSlabRows * 128;
+  static constexpr int kFit = (227 * 1024 - 1024 - kRest - kOutlierBytes - kSlabBytes) / kStageBytes;
   static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
   static constexpr int kOutlierWeight = kStages * kStageBytes;
   static constexpr int kOutlierX = kOutlierWeight + (kOutlierTiles ? kRows * 128 : 0);
-  static constexpr int kFull = kOutlierWeight + kOutlierBytes;
+  static constexpr int kSlabs = kOutlierWeight + kOutlierBytes;
+  static constexpr int kFull = kSlabs + kSlabBytes;
   static constexpr int kEmpty = kFull + kStages * 8;
   static constexpr int kPicked = kEmpty + kStages * 8;
   static constexpr int kOutlierXFull = kPicked + 8;
-  static constexpr int kScales = kOutlierXFull + 8;
+  static constexpr int kOutliersUsed = kOutlierXFull + 8;
+  static constexpr int kScales = kOutliersUsed + 8;
   static constexpr int kList = kScales + kColumns * 4;
   static constexpr int kBytes = kList + kOutlierColumns * 4;
   static constexpr int kSharedBytes = kBytes + 1024;
-  static constexpr int kSlabRows = kColumns < 32 ? kColumns : 32;  // of x
-  static_assert(kBytes <= kFull + kRest && 2 * kSlabRows * 128 <= kOutlierWeight &&
-                kComputeThreads * kSums * 4 <= kOutlierWeight);
+  static_assert(kBytes <= kFull + kRest && kComputeThreads * kSums * 4 <= kOutlierWeight);
 };
 
 inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups, and of each, 2 and 3
 inline constexpr int kInt8GroupBarrier = 2;
 inline constexpr int kInt8OutlierBarrier = 4;  // of the warps that bring outliers
 
-// A block's place in the problem.
+// What a block computes at a time.
 struct Int8Tile {
   int m0;
   int n0;
   int begin;  // stages
   int end;
+  uint32_t parity;  // of the block's tiles by turns
+};
 
-  __device__ Int8Tile(const Int8WgmmaArgs& args, int columns) {
-    const int tile = static_cast<int>(blockIdx.x) / args.splits;
-    const int split = static_cast<int>(blockIdx.x) % args.splits;
-    m0 = tile % args.tiles_m * columns;
-    n0 = tile / args.tiles_m * LinearInt8Wgmma::kRows;
-    begin = static_cast<int>(int64_t{args.stages} * split / args.splits);
-    end = static_cast<int>(int64_t{args.stages} * (split + 1) / args.splits);
+// Calls f(tile) for the block's tiles: one, or, where blocks go on, every so many.
+template <class Shape, class F>
+__device__ void for_tiles(const Int8WgmmaArgs& args, F f) {
+  const int split = static_cast<int>(blockIdx.x) % args.splits;
+  const auto tile = [&](int i, uint32_t parity) {
+    return Int8Tile{.m0 = i % args.tiles_m * Shape::kColumns,
+                    .n0 = i / args.tiles_m * LinearInt8Wgmma::kRows,
+                    .begin = static_cast<int>(int64_t{args.stages} * split / args.splits),
+                    .end = static_cast<int>(int64_t{args.stages} * (split + 1) / args.splits),
+                    .parity = parity};
+  };
+  const int first = static_cast<int>(blockIdx.x) / args.splits;
+  if constexpr (LinearInt8Wgmma::goes_on(Shape::kColumns)) {
+    const int step = static_cast<int>(gridDim.x) / args.splits;
+    uint32_t parity = 0;
+    for (int i = first; i < args.tiles; i += step, parity ^= 1) f(tile(i, parity));
+  } else {
+    f(tile(first, 0));
+  }
+}
+
+// A place in the ring, and how often it has gone round.
+template <class Shape>
+struct Int8Slot {
+  int index = 0;
+  uint32_t parity = 0;
+
+  __device__ void next() {
+    if (++index == Shape::kStages) {
+      index = 0;
+      parity ^= 1;
+    }
   }
 };
 

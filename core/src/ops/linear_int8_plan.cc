@@ -48,14 +48,14 @@ LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
   return {.kernel = LinearInt8Kernel::Wgmma,
           .columns = columns,
           .splits = splits,
-          .blocks = tiles * splits,
+          .tiles = tiles,
+          .blocks = splits == 1 && Wgmma::goes_on(columns) ? std::min<int64_t>(tiles, p.sm_count) : tiles * splits,
           .time = kLaunch + std::max(memory, waves * share * step) + waves * (kTile + end)};
 }
 
 LinearInt8Plan simt_plan(const LinearInt8Problem& p) {
-  return {.kernel = LinearInt8Kernel::Simt,
-          .columns = kSimtTile,
-          .blocks = ceil_div(p.n, int64_t{kSimtTile}) * ceil_div(p.m, int64_t{kSimtTile})};
+  const int64_t tiles = ceil_div(p.n, int64_t{kSimtTile}) * ceil_div(p.m, int64_t{kSimtTile});
+  return {.kernel = LinearInt8Kernel::Simt, .columns = kSimtTile, .tiles = tiles, .blocks = tiles};
 }
 
 std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
@@ -68,7 +68,7 @@ std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
     }
     if (columns >= p.m) break;  // a wider tile would only be emptier
   }
-  std::erase_if(plans, [](const LinearInt8Plan& plan) { return plan.blocks > INT32_MAX; });
+  std::erase_if(plans, [](const LinearInt8Plan& plan) { return plan.tiles * plan.splits > INT32_MAX; });
   return plans;
 }
 

@@ -31,6 +31,7 @@ struct LinearInt8Plan {
   LinearInt8Kernel kernel = LinearInt8Kernel::Simt;
   int columns = 64;  // rows of x in a tile
   int splits = 1;    // thread blocks, a cluster, that share a tile's depth
+  int64_t tiles = 0;
   int64_t blocks = 0;
   double time = 0;  // wgmma: the model's estimate, in clocks
 
@@ -43,6 +44,8 @@ struct LinearInt8Wgmma {
   static constexpr int kDepth = 128;  // of a stage: bytes, one swizzle line
   static constexpr int kColumns[] = {16, 32, 64, 128, 256};
   static constexpr int kSplits[] = {1, 2, 4, 8};
+  // Whether blocks go from tile to tile: not where a tile's sums alone take half of all registers.
+  static constexpr bool goes_on(int columns) { return columns < 256; }
   static constexpr int stage_bytes(int columns) { return (kRows + columns) * kDepth; }
 };
 
