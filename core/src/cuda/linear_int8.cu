@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_int8_kernels.h"
@@ -18,6 +20,7 @@ struct Parts {
   int64_t end;
 
   Parts(int64_t m, int64_t k, DType dtype, float threshold, Device device) {
+    m = std::min(m, int64_t{1} << 52);  // more rows do not exist, and their bytes might not fit 64 bits
     const auto after = [](int64_t begin, int64_t bytes) { return begin + ceil_div(bytes, int64_t{16}) * 16; };
     scales = m * linear_int8_pitch(k);
     columns = after(scales, m * 4);
@@ -59,7 +62,8 @@ void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) 
       .device = args.device};
   const QuantizedX x{quantizer.codes, quantizer.scales, quantizer.outlier_columns, quantizer.outlier_count,
                      outliers ? base + parts.values : nullptr};
-  quantize_int8_rowwise(quantizer, {.pitch = linear_int8_pitch(args.k), .outlier_values = x.values}, stream);
+  quantize_int8_rowwise(
+      quantizer, {.pitch = linear_int8_pitch(args.k), .product_follows = true, .outlier_values = x.values}, stream);
   plan.kernel == LinearInt8Kernel::Wgmma ? linear_int8_wgmma(args, x, plan, stream)
                                          : linear_int8_simt(args, x, plan, stream);
 }

@@ -142,24 +142,26 @@ class Int8Computer {
 
   // out of the tile.
   __device__ void finish(const int32_t (&dots)[kSums]) const {
-    float sums[kSums];
+    float sums[kSums] = {};
+    if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) add_outliers(sums);
 #pragma unroll
     for (int i = 0; i < kSums; i += 4) {
       const float2 a = load_shared<float2>(window_ + Shape::kScales + column(i) * 4);
-      sums[i] = __fmul_rn(a.x, __int2float_rn(dots[i]));
-      sums[i + 1] = __fmul_rn(a.y, __int2float_rn(dots[i + 1]));
-      sums[i + 2] = __fmul_rn(a.x, __int2float_rn(dots[i + 2]));
-      sums[i + 3] = __fmul_rn(a.y, __int2float_rn(dots[i + 3]));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        sums[i + j] = __fmaf_rn(j % 2 == 0 ? a.x : a.y, __int2float_rn(dots[i + j]), sums[i + j]);
+      }
       // Else ptxas would load all scales first, into as many registers, and spill.
       if (kSums > 64 && i % 32 == 28) group_sync(kInt8GroupBarrier + group_, 128);
     }
-    if constexpr (Shape::kOutliers) {
-      if (outliers_ > 0) add_outliers(outliers_, sums);
-      if constexpr (Shape::kOutlierTiles) {
-        fence_shared();  // before the next tile's come the same way
-        __syncwarp();
-        if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kOutliersUsed);
-      }
+    if constexpr (Shape::kOutlierTiles) {
+      // Without outliers, too, so that no one gets a tile ahead.
+      barrier_wait(window_ + Shape::kPicked, tile_.parity);
+      barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
+      if (outliers_ > 0) add_outliers(sums);
+      fence_shared();  // before the next tile's come the same way
+      __syncwarp();
+      if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kOutliersUsed);
     }
     scale_rows(sums);
     write(sums);
@@ -172,7 +174,8 @@ class Int8Computer {
     return window_ + (i / 4 * Shape::kComputeThreads + group_ * 128 + thread_) * 16;
   }
 
-  __device__ void add_outliers(int count, float (&sums)[kSums]) const {
+  __device__ void add_outliers(float (&sums)[kSums]) const {
+    const int count = outliers_;
     if constexpr (std::is_same_v<T, float>) {
       const float* const x = static_cast<const float*>(args_.x_values);
       for (int c = 0; c < count; ++c) {
@@ -188,8 +191,6 @@ class Int8Computer {
         }
       }
     } else {
-      barrier_wait(window_ + Shape::kPicked, tile_.parity);
-      barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
       for (int first = 0; first < count; first += Shape::kOutlierColumns) {
         if (first > 0) {  // beyond what the loading warps have brought
           group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);

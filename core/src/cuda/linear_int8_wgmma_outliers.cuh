@@ -62,7 +62,7 @@ __device__ void pick_outliers(const Int8WgmmaArgs& args, uint32_t window) {
   const int thread = static_cast<int>(threadIdx.x) - 32;
   wait_for_kernels_before();
   const int count = min(*args.count, Shape::kOutlierColumns);
-  const int column = thread < min(args.k, Shape::kOutlierColumns) ? args.columns[thread] : 0;
+  const int column = thread < min(args.k, Shape::kOutlierColumns) ? args.columns[thread] : 0;  // with `count`
   if (thread < count) store_shared(window + Shape::kList + thread * 4, column);
   group_sync(kInt8OutlierBarrier, kThreads);
   const auto list = [&](int j) { return load_shared<int>(window + Shape::kList + j * 4); };

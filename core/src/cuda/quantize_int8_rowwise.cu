@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(256) find_outliers(const __grid_constant__ Row
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int64_t row = first + b * kWarps;
-      const uint32_t largest = __reduce_max_sync(~0U, mark_outliers(runs[b], args.threshold, marks));
+      const uint32_t largest = warp_max(mark_outliers(runs[b], args.threshold, marks));
       if (row < end && lane == 0) args.magnitudes[row * args.strips + strip] = largest;
     }
   }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kMaxThreads, kResident) quantize_rows(const __
   static_assert(kKept == 4);
   constexpr bool kLists = kOutliers != Outliers::None;
   __shared__ uint64_t shared[kMaxThreads / 32];
-  let_next_kernel_start();  // linear_int8's product, which begins with the weight
+  if (args.product_follows) let_next_kernel_start();
   const int64_t first = int64_t{kRun} * threadIdx.x;
   const int64_t step = int64_t{kRun} * blockDim.x;
   const int64_t parts = ceil_div(args.cols, kKept * step);  // of a row, a block's runs at a time
@@ -209,12 +209,13 @@ __global__ void __launch_bounds__(kMaxThreads, kResident) quantize_rows(const __
     if constexpr (kLists) {
       const int32_t count = list.count();
       if (row == 0) {
-        const int64_t columns = args.values != nullptr ? 0 : args.cols;  // linear_int8 looks at no others
+        // linear_int8 looks at no more.
+        const int64_t columns = args.values != nullptr ? min(args.cols, int64_t{kOutlierValues}) : args.cols;
         for (int64_t i = count + int64_t{threadIdx.x}; i < columns; i += blockDim.x) args.columns[i] = -1;
         if (threadIdx.x == 0) *args.count = count;
       }
       if (row < args.rows && args.values != nullptr) {
-        for (int i = count + static_cast<int>(threadIdx.x); i < kOutlierValues; i += static_cast<int>(blockDim.x)) {
+        for (int64_t i = count + int64_t{threadIdx.x}; i < kOutlierValues; i += blockDim.x) {
           args.values[row * kOutlierValues + i] = from_float<T>(0.0F);
         }
       }
@@ -248,7 +249,8 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
                              .scales = args.scales,
                              .columns = args.outlier_columns,
                              .count = args.outlier_count,
-                             .values = static_cast<T*>(layout.outlier_values)};
+                             .values = static_cast<T*>(layout.outlier_values),
+                             .product_follows = layout.product_follows};
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
   const int64_t runs = ceil_div(args.cols, int64_t{kRun});

@@ -21,6 +21,7 @@ struct RowwiseArgs {
   int32_t* columns;
   int32_t* count;
   T* values;             // [rows, kOutlierValues] or null
+  bool product_follows;  // it may start early
   uint8_t* flags;        // [chunks, flag_pitch]: whether a column holds an outlier
   uint32_t* magnitudes;  // [rows, strips]: bits of the largest below the threshold
   int64_t flag_pitch;
@@ -66,9 +67,18 @@ __device__ Run<T, kRun> load_row(const RowwiseArgs<T>& args, int64_t row, int64_
   return load_run<kRun>(x, i, static_cast<int>(min(args.cols - i, int64_t{kRun})));
 }
 
+__device__ inline uint32_t warp_max(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0U, value);
+#else
+  for (int step = 1; step < 32; step *= 2) value = max(value, __shfl_xor_sync(~0U, value, step));
+  return value;
+#endif
+}
+
 // The largest of a value of each of the block's threads.
 __device__ inline uint32_t block_max(uint32_t value, uint32_t* shared) {
-  value = __reduce_max_sync(~0U, value);
+  value = warp_max(value);
   const int warps = static_cast<int>(blockDim.x) / 32;
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;

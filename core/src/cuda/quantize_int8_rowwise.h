@@ -9,6 +9,7 @@ inline constexpr int kOutlierValues = 64;
 // What linear_int8 asks for besides the public op.
 struct Int8Layout {
   int64_t pitch;                   // from row to row of codes, 0 behind the last column
+  bool product_follows = false;    // and may start early, since it waits before it reads what is written here
   void* outlier_values = nullptr;  // [rows, kOutlierValues] in x's dtype: x in the first outlier columns, then 0
 };
 

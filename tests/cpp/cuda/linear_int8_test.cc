@@ -16,14 +16,16 @@ struct Case {
   int64_t m;
   DType dtype = DType::BFloat16;
   bool bias = false;
-  int64_t outliers = 0;  // columns
-  int64_t offset = 0;    // elements by which pointers miss alignment
+  int64_t outliers = 0;    // columns
+  int64_t offset = 0;      // elements by which pointers miss alignment
+  int64_t x_offset = 0;    // x alone
+  bool threshold = false;  // without outliers, too
 };
 
 std::string to_string(const Case& c) {
   return "N " + std::to_string(c.n) + ", K " + std::to_string(c.k) + ", M " + std::to_string(c.m) + ", " +
          std::string(name(c.dtype)) + (c.bias ? ", bias" : "") + ", " + std::to_string(c.outliers) +
-         " outlier columns, offset " + std::to_string(c.offset);
+         " outlier columns" + (c.threshold ? ", threshold" : "") + ", offset " + std::to_string(c.offset + c.x_offset);
 }
 
 // Device memory of exactly as many bytes, for memcheck to watch.
@@ -58,12 +60,13 @@ class Product {
  public:
   explicit Product(const Case& c, uint32_t seed = 1)
       : case_(c),
-        threshold_(c.outliers > 0 ? kThreshold : 0.0F),
+        threshold_(c.threshold || c.outliers > 0 ? kThreshold : 0.0F),
         lead_(static_cast<size_t>(c.offset * itemsize(c.dtype))),
+        x_lead_(static_cast<size_t>((c.offset + c.x_offset) * itemsize(c.dtype))),
         x_(c.dtype, c.m * c.k),
         bias_(random_buffer(c.dtype, c.n, seed + 9)),
         codes_(static_cast<size_t>(c.n * c.k)),
-        x_device_(x_.bytes.size() + lead_, 0),
+        x_device_(x_.bytes.size() + x_lead_, 0),
         codes_device_(codes_.size() + static_cast<size_t>(c.offset), 0),
         scales_device_(static_cast<size_t>(c.n) * 4, 0),
         bias_device_(bias_.bytes.size(), 0),
@@ -89,16 +92,16 @@ class Product {
     for (int64_t j = 0; j < case_.outliers && case_.m > 0; ++j) {
       x_.set((j * 7 + 1) % case_.m * case_.k + j * step, j % 2 == 0 ? 30.0F : -6.0F);
     }
-    x_device_.write(x_.bytes, lead_);
+    x_device_.write(x_.bytes, x_lead_);
   }
   void set_x(int64_t i, float value) {
     want_.clear();
     x_.set(i, value);
-    x_device_.write(x_.bytes, lead_);
+    x_device_.write(x_.bytes, x_lead_);
   }
 
   LinearInt8Args args() {
-    const LinearInt8Args args{.x = x_device_.data() + lead_,
+    const LinearInt8Args args{.x = x_device_.data() + x_lead_,
                               .dtype = case_.dtype,
                               .m = case_.m,
                               .n = case_.n,
@@ -119,7 +122,8 @@ class Product {
     DeviceBytes workspace(static_cast<size_t>(workspace_bytes()), 0xcd);
     LinearInt8Args a = args();
     a.workspace = workspace.data();
-    cuda::run(a, plan, Stream{});
+    // Twice in a row, in the same workspace.
+    for (int i = 0; i < 2; ++i) cuda::run(a, plan, Stream{});
     check(cudaDeviceSynchronize());
   }
   std::vector<LinearInt8Plan> plans() { return linear_int8_plans(cuda::problem_of(args())); }
@@ -200,6 +204,7 @@ class Product {
   Case case_;
   float threshold_;
   size_t lead_;
+  size_t x_lead_;
   Buffer x_;
   Buffer bias_;
   std::vector<uint8_t> codes_;
@@ -229,6 +234,14 @@ std::vector<Case> cases() {
     }
   }
   cases.push_back({.n = 130, .k = 64, .m = 20, .bias = true, .outliers = 64});  // every column
+  for (const int64_t outliers : {1, 15, 16, 17, 63, 65, 129}) {
+    for (const DType dtype : kFloats)
+      cases.push_back({.n = 140, .k = 1040, .m = 35, .dtype = dtype, .outliers = outliers});
+  }
+  for (const DType dtype : kFloats) {
+    cases.push_back({.n = 140, .k = 512, .m = 35, .dtype = dtype, .threshold = true});
+    cases.push_back({.n = 140, .k = 512, .m = 35, .dtype = dtype, .outliers = 5, .x_offset = 1});
+  }
   return cases;
 }
 
@@ -249,15 +262,23 @@ TEST(LinearInt8Cuda, EveryPlanOfEveryCase) {
   }
 }
 
-// Several waves of thread blocks, and rings of shared memory that go round many times.
+// Several tiles of each thread block, whose rings of shared memory go round many times or not once.
 TEST(LinearInt8Cuda, ManyTiles) {
   QBITS_NEEDS_GPU();
-  for (const int64_t outliers : {0, 41}) {
-    Product product({.n = 18000, .k = 2048, .m = 3, .outliers = outliers});
+  std::vector<Case> cases;
+  for (const int64_t outliers : {0, 41}) cases.push_back({.n = 18000, .k = 2048, .m = 3, .outliers = outliers});
+  for (const int64_t outliers : {0, 1, 80}) {
+    for (const DType dtype : kFloats) {
+      cases.push_back({.n = 52000, .k = 160, .m = 33, .dtype = dtype, .outliers = outliers, .threshold = true});
+    }
+    cases.push_back({.n = 52000, .k = 128, .m = 100, .outliers = outliers, .threshold = true});
+  }
+  for (const Case& c : cases) {
+    Product product(c);
     for (const LinearInt8Plan& plan : product.plans()) {
       product.poison();
       product.run(plan);
-      EXPECT_EQ(product.mismatch(), "") << to_string(plan);
+      EXPECT_EQ(product.mismatch(), "") << to_string(c) << "; " << to_string(plan);
     }
   }
 }
