@@ -66,6 +66,7 @@ TRANSFORMS = {
     "vmap without grad": lambda m: torch.no_grad()(vmap(m))(batch(5, 16)),
     "vmap over the last dimension": lambda m: vmap(m, in_dims=1, out_dims=1)(batch(16, 5)),
     "vmap over the middle one": lambda m: vmap(m, in_dims=1)(batch(3, 5, 16)),
+    "vmap over what requires a gradient": lambda m: vmap(m)(batch(5, 16).requires_grad_()),
     "vmap of vmap": lambda m: vmap(vmap(m))(batch(2, 3, 16)),
     "gradients of each sample": lambda m: vmap(grad(loss(m)))(batch(5, 16)),
     "in chunks": lambda m: vmap(grad(loss(m)), chunk_size=2)(batch(5, 16)),

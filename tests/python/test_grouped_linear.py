@@ -159,6 +159,20 @@ def test_it_compiles_to_one_graph(dynamic, name):
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-3, atol=1e-3)
 
 
+def test_a_compiled_transform_is_refused_or_left_to_eager_mode():
+    weight = experts()
+    x, offsets = inputs((3, 0, 2, 1))
+
+    def gradient(v):
+        return torch.func.grad(lambda u: grouped_linear_4bit(u, weight, offsets).sum())(v)
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(gradient, backend="eager")(x), gradient(x))
+    torch._dynamo.reset()  # which else knows that it cannot trace this
+    with pytest.raises(Exception, match=r"torch\.func inside torch.compile"):
+        torch.compile(gradient, backend="eager", fullgraph=True)(x)
+
+
 def test_refusals():
     weight = experts()
     x, offsets = inputs((1, 1, 1, 1))

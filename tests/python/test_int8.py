@@ -167,6 +167,58 @@ def test_transforms_are_straight_through(transform, threshold):
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
 
 
+def test_vmap_over_what_requires_a_gradient():
+    codes, scales, bias, weight = make()
+    x, biases = randn(3, K).requires_grad_(), randn(4, N).requires_grad_()
+    out = vmap(lambda v: F.linear_int8(v, codes, scales, bias))(x)
+    assert torch.equal(out, F.linear_int8(x, codes, scales, bias))
+    (grad_x,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(grad_x, weight.sum(0).expand(3, K))
+    out = vmap(lambda b: F.linear_int8(x[0], codes, scales, b))(biases)
+    (grad_bias,) = torch.autograd.grad(out.sum(), biases)
+    assert torch.equal(grad_bias, torch.ones(4, N))
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_vmap_over_no_elements(threshold):
+    codes, scales, bias, _ = make()
+    assert vmap(lambda v: F.linear_int8(v, codes, scales, bias, threshold))(randn(0, 5, K)).shape == (0, 5, N)
+
+
+def test_a_compiled_transform_is_refused_or_left_to_eager_mode():
+    codes, scales, bias, weight = make()
+
+    def gradient(v):
+        return grad(lambda u: F.linear_int8(u, codes, scales, bias).sum())(v)
+
+    x = randn(K)
+    torch.testing.assert_close(torch.compile(gradient, backend="eager")(x), weight.sum(0))
+    torch._dynamo.reset()  # which else knows that it cannot trace this
+    with pytest.raises(Exception, match=r"torch\.func inside torch.compile"):
+        torch.compile(gradient, backend="eager", fullgraph=True)(x)
+
+
+def test_an_exported_program_that_returns_rows_can_be_saved(tmp_path):
+    class Quantize(torch.nn.Module):
+        def forward(self, x):
+            return F.quantize_int8_rowwise(x, 6.0)
+
+    x = outliers(randn(5, K))
+    torch.export.save(torch.export.export(Quantize(), (x,)), tmp_path / "rows.pt2")
+    rows = torch.export.load(tmp_path / "rows.pt2").module()(x)
+    assert torch.equal(rows.codes, F.quantize_int8_rowwise(x, 6.0).codes)
+
+
+def test_refusals_say_what_the_product_takes():
+    codes, scales, bias, _ = make()
+    with pytest.raises(TypeError, match=r"x: got float64, want float32, bfloat16, float16$"):
+        F.linear_int8(randn(2, K).double(), codes, scales)
+    with pytest.raises(ValueError, match=r"bias: got .*, want 1 dimension"):
+        F.linear_int8(randn(2, K), codes, scales, bias[None])
+    with pytest.raises(TypeError, match="dtype: got 'float32', want float32, bfloat16 or float16"):
+        F.dequantize_int8_rowwise(codes, scales, "float32")
+
+
 def test_vmap_keeps_the_outliers_of_one_element_from_the_others(device):
     codes, scales, bias, _ = make(device)
     x = randn(3, 5, K).to(device)

@@ -40,7 +40,7 @@ QBITS_API void quantize_int8_rowwise(const TensorView& x, float threshold, const
                                      const TensorView& workspace, Stream stream = {});
 
 // out[i, k] = codes[i, k] scales[i] / 127, as a float32 product with the scale and one with the float32 nearest to
-// 1/127, as bitsandbytes has it, then one rounding to out's dtype. Scales above 2^121 may overflow.
+// 1/127, as bitsandbytes has it, then one rounding to out's dtype. Scales from 2^121 on may overflow.
 //   codes   int8 [.., cols]
 //   scales  float32, one for each row
 //   out     float, as codes

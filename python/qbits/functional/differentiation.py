@@ -24,6 +24,23 @@ def apply_of(function: Any, with_jvp: Mapping[Any, Any]) -> Any:
     return super(torch.autograd.Function, function).apply
 
 
+def refuse_compiled_transform(op: str) -> None:
+    """Raises RuntimeError for a transform of torch.func that torch.compile traces.
+
+    Dynamo hides from the product that anything is differentiated, and its derivatives would be zeros. Where
+    graph breaks are allowed, the function then runs in eager mode.
+    """
+    if torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"[{op}] torch.func inside torch.compile: got a transform, want eager mode")
+
+
+def is_differentiated(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a product takes part in autograd, or may do so for all that a transform of torch.func shows."""
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+
+
 def grad_of_bias(grad: Tensor) -> Tensor:
     """The gradient of a bias that was added to each row."""
     return grad.sum_to_size(grad.shape[-1:])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
-from qbits.functional.differentiation import apply_of
+from qbits.functional.differentiation import apply_of, is_differentiated, refuse_compiled_transform
 from qbits.functional.linear import refuse_input
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ def grouped_linear_4bit(
     scales = weight.absmax if weight.zeros is None else weight.scales
     nested = (weight.nested_absmax, weight.nested_code, weight.offset)
     facts = (weight.format, weight.block_size, n, k)
-    grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if grad or forward_ad._current_level >= 0:
+    refuse_compiled_transform(OP)
+    if is_differentiated(x, bias):
         return _apply(_GroupedLinear4bit)(
             x, bias, offsets, weight.codes, scales, weight.zeros, *nested, *facts
         )

@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import _register_namedtuple
 
 from qbits import ops
-from qbits.functional.differentiation import apply_of, grad_of_bias, tangent_of_product
+from qbits.functional.differentiation import (
+    apply_of,
+    grad_of_bias,
+    is_differentiated,
+    refuse_compiled_transform,
+    tangent_of_product,
+)
 from qbits.functional.linear import autocast_dtype
 from qbits.ops._library import LIBRARY, bypasses_dispatcher, check_is_tensor
 from qbits.ops.linear_int8 import kernel as linear_int8_kernel
@@ -29,6 +36,10 @@ class Int8Rows(NamedTuple):
     """int32 [K]: the columns that hold outliers, ascending, then -1; [0] without a threshold."""
     outlier_count: Tensor
     """int32 [1]: how many they are."""
+
+
+# So that programs of torch.export that return one can be saved.
+_register_namedtuple(Int8Rows, serialized_type_name="qbits.functional.Int8Rows")
 
 
 def quantize_int8_rowwise(x: Tensor, threshold: float = 0.0) -> Int8Rows:
@@ -69,8 +80,11 @@ def dequantize_int8_rowwise(codes: Tensor, scales: Tensor, dtype: torch.dtype = 
         ValueError: a shape or device does not fit.
         TypeError: a dtype does not fit, or an argument is no tensor.
     """
+    op = "dequantize_int8_rowwise"
     for what, tensor in (("codes", codes), ("scales", scales)):
-        check_is_tensor("dequantize_int8_rowwise", what, tensor)
+        check_is_tensor(op, what, tensor)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"[{op}] dtype: got {dtype!r}, want float32, bfloat16 or float16")
     return ops.dequantize_int8_rowwise(codes, scales, dtype)
 
 
@@ -110,8 +124,8 @@ def linear_int8(
         scales = scales.detach()
     if torch.compiler.is_exporting():
         return linear_int8_with_grad(x, codes, scales, bias, threshold)
-    grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if grad or forward_ad._current_level >= 0:
+    refuse_compiled_transform(op)
+    if is_differentiated(x, bias):
         return _apply(_LinearInt8)(x, bias, codes, scales, threshold)
     return _product(x, codes, scales, bias, threshold)
 
@@ -234,4 +248,4 @@ def _as_threshold(op: str, threshold: object) -> float:
     try:
         return float(threshold)
     except OverflowError:
-        return math.inf  # which the op refuses
+        return -math.inf if threshold < 0 else math.inf  # which the op refuses

@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
-from qbits.functional.differentiation import apply_of, grad_of_bias, tangent_of_product
+from qbits.functional.differentiation import (
+    apply_of,
+    grad_of_bias,
+    is_differentiated,
+    tangent_of_product,
+)
 from qbits.ops._library import LIBRARY, bypasses_dispatcher
 from qbits.ops.linear_4bit import kernel as linear_4bit_kernel
 from qbits.ops.linear_4bit import linear_4bit_with_grad
@@ -225,7 +230,7 @@ def _dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tens
         return torch.nn.functional.linear(x, weight.detach(), bias)
     exporting = _is_exporting()
     codes, scales, *rest = weight.operands  # type: ignore[misc]
-    if not exporting and (_differentiated(x, bias) or forward_ad._current_level >= 0):
+    if not exporting and is_differentiated(x, bias):
         return _apply(_Linear4bit)(x, bias, codes, scales, *rest)
     op = linear_4bit_with_grad if exporting else _linear
     return op(x, codes, scales, bias, *rest)

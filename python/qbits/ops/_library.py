@@ -58,7 +58,7 @@ def _vmap(
     overload: Any, one_call: Callable[..., bool], info: Any, in_dims: Sequence[int | None], *args: Any
 ) -> tuple[Tensor, int]:
     """The rule of torch.vmap: one call for a batch of the first argument, else one for each element."""
-    if all(dim is None for dim in in_dims[1:]) and one_call(*args):
+    if all(dim is None for dim in in_dims[1:]) and (info.batch_size == 0 or one_call(*args)):
         return overload(args[0].movedim(in_dims[0], 0), *args[1:]), 0
     parts = [
         [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)]
@@ -257,7 +257,7 @@ def check_threshold(op: str, threshold: float) -> None:
     """Checks where outliers of LLM.int8() begin: 0, for none, or a number above that float32 holds."""
     # libqbits takes it as a float32, in which a smaller one may be 0 and a larger one is infinite.
     fits = threshold == 0 or FLOAT32.smallest_normal <= threshold <= FLOAT32.max
-    check(fits, op, "threshold", threshold, "0 or a positive number within float32's range")
+    check(fits, op, "threshold", threshold, "0 or a positive number within float32's normal range")
 
 
 def check_int8_sizes(op: str, rows: int, cols: int) -> None:

@@ -39,6 +39,7 @@ def _output(
     check_int8_sizes(OP, rows, n)
     if bias is not None:
         check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
+        check(bias.dim() == 1, OP, "bias", describe(bias), "1 dimension")
     refuse_grad(OP, ADVICE, x, scales, bias)
     return x.new_empty(*x.shape[:-1], n)
 
@@ -52,8 +53,10 @@ def kernel(
         refuse_grad(OP, ADVICE, x, scales, bias)
     check_threshold(OP, threshold)
     try:
-        return _C.linear_int8(x, codes, scales, bias, threshold)
-    except RuntimeError:  # no such size, which the checks explain, or no memory
+        if bias is None or bias.dim() == 1:
+            return _C.linear_int8(x, codes, scales, bias, threshold)
+        raise ValueError
+    except (RuntimeError, TypeError, ValueError):  # the checks say it better, unless there is no memory
         _output(x, codes, scales, bias, threshold)
         raise
 
