@@ -6,6 +6,7 @@
 #include "qbits/error.h"
 #include "qbits/quantize.h"
 #include "qbits/runtime.h"
+#include "refusal.h"
 
 namespace qbits {
 namespace {
@@ -119,13 +120,8 @@ TEST(EstimateQuantiles, RefusesBadArgumentsBeforeWriting) {
   auto w = [&](int64_t n) { return TensorView::contiguous(workspace.data(), DType::UInt8, {n}); };
   const TensorView v = view(x, 100), enough = w(std::ssize(workspace));
   auto refused = [&](ErrorCode code, auto call) {
-    try {
-      call();
-      ADD_FAILURE() << "accepted";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      EXPECT_TRUE(std::string(error.what()).starts_with("[estimate_quantiles] ")) << error.what();
-    }
+    const std::string message = test::refusal(code, call);
+    EXPECT_TRUE(message.starts_with("[estimate_quantiles] ")) << message;
   };
   for (double offset : {-0.1, 0.5, 1.0, static_cast<double>(NAN)}) {
     refused(ErrorCode::InvalidArgument, [&] { estimate_quantiles(v, offset, view(quantiles, 16), enough); });

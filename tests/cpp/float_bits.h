@@ -3,10 +3,12 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
 #include "qbits/dtype.h"
+#include "qbits/tensor.h"
 
 // Float conversions and random data for the tests, written apart from the library's own.
 
@@ -48,6 +50,10 @@ struct Buffer {
     return std::bit_cast<float>(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(bytes.data())[i]) << 16);
   }
 };
+
+inline TensorView view_of(Buffer& buffer, std::initializer_list<int64_t> shape) {
+  return TensorView::contiguous(buffer.bytes.data(), buffer.dtype, shape);
+}
 
 // Normal random values already rounded to `dtype`.
 inline Buffer random_buffer(DType dtype, int64_t n, uint32_t seed, float scale = 1.0F) {

@@ -4,6 +4,7 @@
 
 #include "qbits/error.h"
 #include "qbits/runtime.h"
+#include "refusal.h"
 #include "rows_int8.h"
 
 namespace qbits {
@@ -257,13 +258,8 @@ TEST(LinearInt8, RefusesBadArgumentsBeforeWriting) {
   std::vector<uint8_t> bytes(static_cast<size_t>(linear_int8_workspace(w.view(), 2, DType::Float32, 6.0F)), 0xCD);
   const TensorView v = view_of(x, {2, 4}), o = view_of(out, {2, 3}), s = workspace_of(bytes);
   auto refused = [&](ErrorCode code, auto call) {
-    try {
-      call();
-      ADD_FAILURE() << "accepted";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      EXPECT_NE(std::string(error.what()).find("linear_int8"), std::string::npos) << error.what();
-    }
+    const std::string message = test::refusal(code, call);
+    EXPECT_NE(message.find("linear_int8"), std::string::npos) << message;
   };
   const auto invalid = ErrorCode::InvalidArgument, type = ErrorCode::InvalidType;
   for (float threshold : {-1.0F, NAN, INFINITY}) {

@@ -15,9 +15,6 @@ template <class T>
 TensorView view_of(std::vector<T>& values, DType dtype, std::initializer_list<int64_t> shape) {
   return TensorView::contiguous(values.data(), dtype, shape);
 }
-inline TensorView view_of(Buffer& buffer, std::initializer_list<int64_t> shape) {
-  return TensorView::contiguous(buffer.bytes.data(), buffer.dtype, shape);
-}
 inline TensorView workspace_of(std::vector<uint8_t>& bytes) {
   return view_of(bytes, DType::UInt8, {std::ssize(bytes)});
 }

@@ -27,10 +27,6 @@ inline TensorView view_of(std::vector<uint8_t>& v) {
   return TensorView::contiguous(v.data(), DType::UInt8, {std::ssize(v)});
 }
 
-inline TensorView view_of(Buffer& buffer, std::initializer_list<int64_t> shape) {
-  return TensorView::contiguous(buffer.bytes.data(), buffer.dtype, shape);
-}
-
 // Random codes and scales: no need for a float weight behind them.
 struct RandomWeight {
   Weight4bit weight;

@@ -1,4 +1,5 @@
 #include "cpu/absmax.inl.h"
+#include "cpu/encode_run.inl.h"
 
 // Included inside an instruction set's namespace, after its simd_<isa>.h.
 
@@ -80,30 +81,15 @@ Group group_of(Range range, float levels, DType scale_dtype) {
 }
 
 template <class T>
-void encode_run(const T* x, int64_t n, Group group, float levels, uint8_t* codes) {
-  constexpr int kLanes = F32::kLanes;
-  auto encode = [&](F32 v) {
+void code_run(const T* x, int64_t n, Group group, float levels, uint8_t* codes) {
+  if (!group.coded()) {
+    __builtin_memset(codes, 0, static_cast<size_t>(n));
+    return;
+  }
+  encode_run(x, n, codes, [&](F32 v) {
     const F32 code = round(v / set1(group.scale)) + set1(group.zero);
     return to_i32(min(max(code, set1(0.0F)), set1(levels)));
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_u8(codes + i, encode(load(x + i)));
-  if (i < n) {
-    T rest[kLanes] = {};
-    uint8_t rest_codes[kLanes];
-    for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
-    store_u8(rest_codes, encode(load(rest)));
-    for (int64_t j = i; j < n; ++j) codes[j] = rest_codes[j - i];
-  }
-}
-
-template <class T>
-void code_run(const T* x, int64_t n, Group group, float levels, uint8_t* codes) {
-  if (group.coded()) {
-    encode_run(x, n, group, levels, codes);
-  } else {
-    __builtin_memset(codes, 0, static_cast<size_t>(n));
-  }
+  });
 }
 
 // Codes of elements start.. of the whole tensor, two a byte. A start in the middle of a byte keeps its high nibble.

@@ -1,3 +1,5 @@
+#include "cpu/encode_run.inl.h"
+
 // Included inside an instruction set's namespace, after its simd_<isa>.h.
 
 namespace {
@@ -59,20 +61,11 @@ void scan_rows(const Int8Rows& rows, int64_t begin, int64_t end) {
 // Codes of a row whose scale is above 0; those of outliers, beyond the scale, are arbitrary.
 template <class T>
 void code_row(const T* x, int64_t n, float scale, uint8_t* codes) {
-  constexpr int kLanes = F32::kLanes;
   // Numbers from 2^23 to 2^24 are the integers: the one addition rounds the exact product, and the code, modulo 256,
   // is the last byte.
   constexpr float kIntegers = 0x1.8p23F;
-  auto encode = [&](F32 v) { return bits(fmadd(v / set1(scale), set1(kInt8Max), set1(kIntegers))) & set1(0xff); };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_u8(codes + i, encode(load(x + i)));
-  if (i < n) {
-    T rest[kLanes] = {};
-    uint8_t rest_codes[kLanes];
-    for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
-    store_u8(rest_codes, encode(load(rest)));
-    for (int64_t j = i; j < n; ++j) codes[j] = rest_codes[j - i];
-  }
+  encode_run(x, n, codes,
+             [&](F32 v) { return bits(fmadd(v / set1(scale), set1(kInt8Max), set1(kIntegers))) & set1(0xff); });
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 
 #include "ops/ceil_div.h"
 #include "ops/int8.h"
+#include "ops/linear_4bit_plan.h"
 
 namespace qbits {
 namespace {
@@ -29,16 +30,11 @@ bool wgmma_fits(const LinearInt8Problem& p) {
          std::max(p.m, p.n) <= kMaxSize;
 }
 
-// The clusters of `blocks` that a device holds at once; those of more than two find no room for some multiprocessors.
-int64_t resident_clusters(int sm_count, int blocks) {
-  return std::max<int64_t>((blocks > 2 ? sm_count * 10 / 11 : sm_count) / blocks, 1);
-}
-
 LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
   const int64_t tiles_n = ceil_div(p.n, int64_t{Wgmma::kRows});
   const int64_t tiles = tiles_n * ceil_div(p.m, int64_t{columns});
   const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
-  const double waves = static_cast<double>(ceil_div(tiles, resident_clusters(p.sm_count, splits)));
+  const double waves = static_cast<double>(ceil_div(tiles, linear_4bit_resident_clusters(p.sm_count, splits)));
   const double share = static_cast<double>(ceil_div(stages, int64_t{splits}));
   // Weights come from memory once, whatever the number of tiles that need them; to each block from the L2.
   const double weight_bytes = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count;

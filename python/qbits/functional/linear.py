@@ -13,6 +13,7 @@ from qbits.functional.differentiation import (
     apply_of,
     grad_of_bias,
     is_differentiated,
+    requires_grad,
     tangent_of_product,
 )
 from qbits.ops._library import LIBRARY, bypasses_dispatcher
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _linear = ops.linear_4bit
 _grad_x = ops.linear_4bit_grad_x
-_is_grad_enabled = torch.is_grad_enabled
 _is_exporting = torch.compiler.is_exporting
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -206,14 +206,10 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
         operands = getattr(weight, "operands", None)
         if operands is not None:
             try:
-                return (_apply_direct if _differentiated(x, bias) else linear_4bit_kernel)(x, bias, operands)
+                return (_apply_direct if requires_grad(x, bias) else linear_4bit_kernel)(x, bias, operands)
             except TypeError:  # from libqbits: an error, or a tensor of a kind that only the dispatcher knows
                 pass
     return _dispatched(x, weight, bias)
-
-
-def _differentiated(x: Tensor, bias: Tensor | None) -> bool:
-    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def _dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:

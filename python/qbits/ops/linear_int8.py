@@ -52,10 +52,10 @@ def kernel(
     if is_grad_enabled():
         refuse_grad(OP, ADVICE, x, scales, bias)
     check_threshold(OP, threshold)
+    if bias is not None and bias.dim() != 1:  # libqbits sees only how many numbers it has
+        _output(x, codes, scales, bias, threshold)
     try:
-        if bias is None or bias.dim() == 1:
-            return _C.linear_int8(x, codes, scales, bias, threshold)
-        raise ValueError
+        return _C.linear_int8(x, codes, scales, bias, threshold)
     except (RuntimeError, TypeError, ValueError):  # the checks say it better, unless there is no memory
         _output(x, codes, scales, bias, threshold)
         raise
