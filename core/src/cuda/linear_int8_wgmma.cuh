@@ -191,34 +191,20 @@ class Int8Computer {
         }
       }
     } else {
-      for (int first = 0; first < count; first += Shape::kOutlierColumns) {
+      const auto list = [&](int j) { return args_.columns[j]; };
+      for (int first = 0; first < count; first += kOutlierValues) {
         if (first > 0) {  // beyond what the loading warps have brought
           group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
           const int thread = group_ * 128 + thread_;
-          gather_outliers<Shape>(args_.codes, tile_.n0, args_.n, Shape::kRows, window_ + Shape::kOutlierWeight, args_,
-                                 first, count, thread, Shape::kComputeThreads);
-          gather_outliers<Shape>(static_cast<const uint16_t*>(args_.x_values), tile_.m0, args_.m, Shape::kColumns,
-                                 window_ + Shape::kOutlierX, args_, first, count, thread, Shape::kComputeThreads);
+          gather_outliers<T>(args_.codes, tile_.n0, args_.n, Shape::kRows, window_ + Shape::kOutlierWeight, args_.k,
+                             list, first, count, thread, Shape::kComputeThreads);
+          gather_outliers<T>(static_cast<const uint16_t*>(args_.x_values), tile_.m0, args_.m, Shape::kColumns,
+                             window_ + Shape::kOutlierX, args_.k, list, first, count, thread, Shape::kComputeThreads);
           fence_shared();
           group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
         }
-        const int steps = (min(count - first, Shape::kOutlierColumns) + 15) / 16;
-        const uint64_t x = tile_descriptor(window_ + Shape::kOutlierX);
-        pin(sums);
-        for (int s = 0; s < steps; ++s) {
-          uint32_t a[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            a[i] =
-                load_shared<uint32_t>(window_ + Shape::kOutlierWeight +
-                                      outlier_place(row_ - tile_.n0 + i % 2 * 8, s * 16 + i / 2 * 8 + thread_ % 4 * 2));
-          }
-          wgmma_fence();
-          wgmma<T>(sums, a, x + s * 2, 1);
-          wgmma_commit();
-          wgmma_wait<0>();
-        }
-        pin(sums);
+        multiply_outliers<T>(sums, window_ + Shape::kOutlierWeight, row_ - tile_.n0, window_ + Shape::kOutlierX,
+                             min(count - first, kOutlierValues));
       }
     }
   }
@@ -297,6 +283,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     prefetch_map(&args.weight);
     prefetch_map(&args.x);
   }
+  if constexpr (Shape::kOutlierTiles) clear_outliers<Shape>(window);
   __syncthreads();
   if (Shape::kOutlierTiles && args.splits > 1) cluster_sync();  // blocks write to the first one's memory
   if (threadIdx.x < 128) {

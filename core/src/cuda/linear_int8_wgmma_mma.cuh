@@ -33,6 +33,13 @@ __device__ inline void store_cluster(uint32_t address, uint16_t value) {
   QBITS_WGMMA_ASM("st.shared::cluster.u16 [%0], %1;\n" ::"r"(address), "h"(value) : "memory");
 }
 
+// A word at the same offset in another block of the cluster.
+__device__ inline uint32_t load_cluster_word(uint32_t address, uint32_t rank) {
+  uint32_t v = 0;
+  QBITS_WGMMA_ASM("ld.shared::cluster.u32 %0, [%1];\n" : "=r"(v) : "r"(cluster_address(address, rank)) : "memory");
+  return v;
+}
+
 // Makes what this thread wrote to shared memory visible to wgmma.
 __device__ inline void fence_shared() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
 

@@ -69,7 +69,7 @@ struct Int8WgmmaShape {
   static constexpr int kOutliersUsed = kOutlierXFull + 8;
   static constexpr int kScales = kOutliersUsed + 8;
   static constexpr int kList = kScales + kColumns * 4;
-  static constexpr int kBytes = kList + kOutlierColumns * 4;
+  static constexpr int kBytes = kList + (kOutlierColumns + 1) * 4;
   static constexpr int kSharedBytes = kBytes + 1024;
   static_assert(kBytes <= kFull + kRest && kComputeThreads * kSums * 4 <= kOutlierWeight);
 };

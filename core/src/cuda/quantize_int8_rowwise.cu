@@ -26,7 +26,7 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(256) find_outliers(const __grid_constant__ RowwiseArgs<T> args) {
   constexpr int kBatch = 16 / sizeof(T);  // loads in flight
   constexpr int kWarps = 8;
-  __shared__ uint32_t shared[kWarps][32];
+  __shared__ uint2 shared[kWarps][32];
   let_next_kernel_start();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(256) find_outliers(const __grid_constant__ Row
   const int64_t chunk = blockIdx.x / args.strips;
   const int64_t i = strip * kStrip + lane * kRun;
   const int64_t end = min((chunk + 1) * args.chunk_rows, args.rows);
-  uint32_t marks = 0;
+  Marks<T> marks;
   for (int64_t first = chunk * args.chunk_rows + warp; first < end; first += kBatch * kWarps) {
     Run<T, kRun> runs[kBatch];
 #pragma unroll
@@ -46,15 +46,19 @@ __global__ void __launch_bounds__(256) find_outliers(const __grid_constant__ Row
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int64_t row = first + b * kWarps;
-      const uint32_t largest = warp_max(mark_outliers(runs[b], args.threshold, marks));
+      const uint32_t largest = warp_max(marks.add(runs[b], args.threshold));
       if (row < end && lane == 0) args.magnitudes[row * args.strips + strip] = largest;
     }
   }
-  shared[warp][lane] = marks;
+  uint2 flags = marks.bytes();
+  shared[warp][lane] = flags;
   __syncthreads();
   if (warp > 0) return;
-  for (int other = 1; other < kWarps; ++other) marks |= shared[other][lane];
-  *reinterpret_cast<uint2*>(args.flags + chunk * args.flag_pitch + i) = bytes_of(marks);
+  for (int other = 1; other < kWarps; ++other) {
+    flags.x |= shared[other][lane].x;
+    flags.y |= shared[other][lane].y;
+  }
+  *reinterpret_cast<uint2*>(args.flags + chunk * args.flag_pitch + i) = flags;
 }
 
 template <bool kAligned, class T>
@@ -62,8 +66,8 @@ __device__ void encode(const RowwiseArgs<T>& args, const Int8Encoder& encoder, c
                        int64_t row, int64_t i) {
   int8_t* const codes = args.codes + row * args.pitch + i;
   uint2 packed = encoder(run);
-  packed.x &= ~(flags.x * 0xff);
-  packed.y &= ~(flags.y * 0xff);
+  packed.x &= ~flags.x;
+  packed.y &= ~flags.y;
   if constexpr (kAligned) {
     *reinterpret_cast<uint2*>(codes) = packed;
   } else {
@@ -87,139 +91,127 @@ __global__ void __launch_bounds__(kMaxThreads, kResident) quantize_rows(const __
   static_assert(kKept == 4);
   constexpr bool kLists = kOutliers != Outliers::None;
   __shared__ uint64_t shared[kMaxThreads / 32];
+  __shared__ int32_t first_columns[kOutlierValues];
   if (args.product_follows) let_next_kernel_start();
   const int64_t first = int64_t{kRun} * threadIdx.x;
   const int64_t step = int64_t{kRun} * blockDim.x;
   const int64_t parts = ceil_div(args.cols, kKept * step);  // of a row, a block's runs at a time
+  Run<T, kRun> kept[kKept];
   uint2 flags[kKept] = {};
-  int32_t ranks[kKept] = {};
   Ranks list(shared);
-  bool waits = kOutliers == Outliers::Found;
 
-  // Bits of the largest magnitude of a part, and marks of outliers that are not yet known.
-  const auto look = [&](const Run<T, kRun>(&runs)[kKept]) {
+  const auto column = [&](int64_t part, int j) { return first + (part * kKept + j) * step; };
+  const auto load = [&](int64_t row, int64_t part) {
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) {
+      kept[j] = {};
+      if (row < args.rows && column(part, j) < args.cols) kept[j] = load_row<kAligned>(args, row, column(part, j));
+    }
+  };
+  // Bits of the largest magnitude, and outliers that are not yet known.
+  const auto look = [&] {
     uint32_t largest = 0;
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
       if constexpr (kOutliers == Outliers::None) {
-        largest = max(largest, largest_magnitude(runs[j]));
+        largest = max(largest, largest_magnitude(kept[j]));
       } else {
-        uint32_t marks = 0;
-        largest = max(largest, mark_outliers(runs[j], args.threshold, marks));
-        flags[j] = bytes_of(marks);
+        Marks<T> marks;
+        largest = max(largest, marks.add(kept[j], args.threshold));
+        flags[j] = marks.bytes();
       }
     }
     return largest;
   };
-  const auto load = [&](int64_t row, int64_t part, Run<T, kRun>(&runs)[kKept]) {
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      const int64_t i = first + (part * kKept + j) * step;
-      runs[j] = {};
-      if (row < args.rows && i < args.cols) runs[j] = load_row<kAligned>(args, row, i);
-    }
-  };
   const auto load_flags = [&](int64_t part) {
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
-      const int64_t i = first + (part * kKept + j) * step;
       flags[j] = make_uint2(0, 0);
-      for (int c = 0; i < args.cols && c < args.chunks; ++c) {
-        const uint2 own = *reinterpret_cast<const uint2*>(args.flags + c * args.flag_pitch + i);
+      for (int c = 0; column(part, j) < args.cols && c < args.chunks; ++c) {
+        const uint2 own = *reinterpret_cast<const uint2*>(args.flags + c * args.flag_pitch + column(part, j));
         flags[j].x |= own.x;
         flags[j].y |= own.y;
       }
     }
   };
-  const auto rank = [&] {
+  const auto enlist = [&](int64_t part, bool writes) {
     int found[kKept];
+    int32_t ranks[kKept];
 #pragma unroll
-    for (int j = 0; j < kKept; ++j) found[j] = __popc(flags[j].x) + __popc(flags[j].y);
+    for (int j = 0; j < kKept; ++j) found[j] = count_marks(flags[j]);
     list.next(found, ranks);
-  };
-  const auto finish = [&](int64_t row, int64_t part, const Int8Encoder& encoder, const Run<T, kRun>(&runs)[kKept]) {
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
-      const int64_t i = first + (part * kKept + j) * step;
-      if constexpr (kLists) {
-        if ((flags[j].x | flags[j].y) != 0) {
-          int32_t at = ranks[j];
-#pragma unroll
-          for (int k = 0; k < kRun; ++k) {
-            if (((k < 4 ? flags[j].x : flags[j].y) >> k % 4 * 8 & 1) == 0) continue;
-            if (row == 0) args.columns[at] = static_cast<int32_t>(i + k);
-            if (row < args.rows && args.values != nullptr && at < kOutlierValues) {
-              args.values[row * kOutlierValues + at] = from_float<T>(runs[j][k]);
-            }
-            ++at;
-          }
-        }
+      if (found[j] == 0) continue;
+      int32_t at = ranks[j];
+      for (int k = 0; k < kRun; ++k) {
+        if (!is_marked(flags[j], k)) continue;
+        const auto i = static_cast<int32_t>(column(part, j) + k);
+        if (at < kOutlierValues) first_columns[at] = i;
+        if (writes) args.columns[at] = i;
+        ++at;
       }
-      if (row < args.rows && i < args.cols) encode<kAligned>(args, encoder, runs[j], flags[j], row, i);
+    }
+  };
+  const auto finish = [&](int64_t row, int64_t part, const Int8Encoder& encoder) {
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) {
+      const int64_t i = column(part, j);
+      if (row < args.rows && i < args.cols) encode<kAligned>(args, encoder, kept[j], flags[j], row, i);
     }
   };
 
-  bool listed = false;
-  for (int64_t row = blockIdx.x; row < max(args.rows, int64_t{1});
-       row += gridDim.x) {  // without rows, there is a count
-    Run<T, kRun> kept[kKept];
-    load(row, 0, kept);
+  bool listed = false;  // The list is one for all rows, and so are the flags if they are of one part.
+  const int64_t last = parts - 1;
+  for (int64_t row = blockIdx.x; row < max(args.rows, int64_t{1}); row += gridDim.x) {  // without rows: a count
     uint32_t largest = 0;
     if constexpr (kOutliers == Outliers::Found) {
-      if (waits) wait_for_kernels_before();
-      waits = false;
+      if (parts > 0) load(row, last);
+      if (!listed) wait_for_kernels_before();
       for (int64_t s = threadIdx.x; row < args.rows && s < args.strips; s += blockDim.x) {
         largest = max(largest, args.magnitudes[row * args.strips + s]);
       }
-      if (!listed || parts > 1) load_flags(0);
+      for (int64_t part = listed ? last : 0; part < parts && (!listed || parts > 1); ++part) {
+        load_flags(part);
+        if (!listed) enlist(part, row == 0);
+      }
     } else {
 #pragma unroll 1
-      for (int64_t part = parts - 1; part > 0; --part) {
-        Run<T, kRun> runs[kKept];
-        load(row, part, runs);
-        largest = max(largest, look(runs));
+      for (int64_t part = 0; part < parts; ++part) {
+        load(row, part);
+        largest = max(largest, look());
+        if constexpr (kLists) enlist(part, true);
       }
-      largest = max(largest, look(kept));
     }
     const float scale = finite_scale(block_max(largest, reinterpret_cast<uint32_t*>(shared)));
     if (row < args.rows && threadIdx.x == 0) args.scales[row] = scale;
-    const Int8Encoder encoder(scale);
-    // The list is one for all rows: what a block has of the first part it keeps.
-    if (kLists && (!listed || parts > 1)) {
-      __syncthreads();
-      list = Ranks(shared);
-      rank();
+    float value = 0.0F;  // of the first outlier columns, one for each of as many threads
+    const bool has_value = kLists && row < args.rows && args.values != nullptr && threadIdx.x < kOutlierValues;
+    if (has_value && static_cast<int32_t>(threadIdx.x) < list.count()) {
+      value = to_float(args.x[row * args.cols + first_columns[threadIdx.x]]);
     }
-    listed = true;
-    if (parts > 0) finish(row, 0, encoder, kept);
+    const Int8Encoder encoder(scale);
+    if (parts > 0) finish(row, last, encoder);
 #pragma unroll 1
-    for (int64_t part = 1; part < parts; ++part) {
-      load(row, part, kept);
-      if constexpr (kOutliers == Outliers::Own) look(kept);
+    for (int64_t part = 0; part < last; ++part) {
+      load(row, part);
+      if constexpr (kOutliers == Outliers::Own) look();
       if constexpr (kOutliers == Outliers::Found) load_flags(part);
-      if constexpr (kLists) {
-        __syncthreads();
-        rank();
-      }
-      finish(row, part, encoder, kept);
+      finish(row, part, encoder);
     }
     for (int64_t i = args.cols + threadIdx.x; row < args.rows && i < args.pitch; i += blockDim.x) {
       args.codes[row * args.pitch + i] = 0;
     }
     if constexpr (kLists) {
-      const int32_t count = list.count();
+      if (has_value) args.values[row * kOutlierValues + threadIdx.x] = from_float<T>(value);
       if (row == 0) {
         // linear_int8 looks at no more.
         const int64_t columns = args.values != nullptr ? min(args.cols, int64_t{kOutlierValues}) : args.cols;
-        for (int64_t i = count + int64_t{threadIdx.x}; i < columns; i += blockDim.x) args.columns[i] = -1;
-        if (threadIdx.x == 0) *args.count = count;
-      }
-      if (row < args.rows && args.values != nullptr) {
-        for (int64_t i = count + int64_t{threadIdx.x}; i < kOutlierValues; i += blockDim.x) {
-          args.values[row * kOutlierValues + i] = from_float<T>(0.0F);
-        }
+        for (int64_t i = list.count() + int64_t{threadIdx.x}; i < columns; i += blockDim.x) args.columns[i] = -1;
+        if (threadIdx.x == 0) *args.count = list.count();
       }
     }
+    listed = true;
   }
 }
 
@@ -244,7 +236,7 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
                              .rows = args.rows,
                              .cols = args.cols,
                              .pitch = layout.pitch,
-                             .threshold = args.threshold,
+                             .threshold = threshold_of<T>(args.threshold),
                              .codes = args.codes,
                              .scales = args.scales,
                              .columns = args.outlier_columns,

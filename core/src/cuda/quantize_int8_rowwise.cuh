@@ -1,5 +1,7 @@
 #pragma once
 
+#include <bit>
+
 #include "cuda/quotient.cuh"
 #include "ops/ceil_div.h"
 
@@ -9,20 +11,41 @@ namespace qbits::cuda::rowwise {
 
 inline constexpr int kRun = 8;  // elements a thread takes at a time
 
+// What |x| is compared with: the least number of T that is at least the threshold.
+template <class T>
+struct Threshold {
+  float value = 0;
+  uint32_t word = 0;  // of a 16-bit T, twice
+
+  __device__ Pair<T> pair() const { return reinterpret_cast<const Pair<T>&>(word); }
+};
+
+template <class T>
+Threshold<T> threshold_of(float value) {
+  const auto twice = [](uint32_t bits) { return bits << 16 | bits; };
+  if constexpr (std::is_same_v<T, float>) {
+    return {.value = value};
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return {.word = twice(__half_as_ushort(__float2half_ru(value)))};
+  } else {
+    return {.word = twice((std::bit_cast<uint32_t>(value) + 0xffff) >> 16)};
+  }
+}
+
 template <class T>
 struct RowwiseArgs {
   const T* x;
   int64_t rows;
   int64_t cols;
   int64_t pitch;  // of codes
-  float threshold;
+  Threshold<T> threshold;
   int8_t* codes;
   float* scales;
   int32_t* columns;
   int32_t* count;
   T* values;             // [rows, kOutlierValues] or null
   bool product_follows;  // it may start early
-  uint8_t* flags;        // [chunks, flag_pitch]: whether a column holds an outlier
+  uint8_t* flags;        // [chunks, flag_pitch]: 255 for a column that holds an outlier, else 0
   uint32_t* magnitudes;  // [rows, strips]: bits of the largest below the threshold
   int64_t flag_pitch;
   int64_t strips;
@@ -30,32 +53,49 @@ struct RowwiseArgs {
   int64_t chunk_rows;
 };
 
-// Codes of a row: 127 x / scale to the nearest integer, halves to even.
+// Codes of a row: 127 x / scale to the nearest integer, halves to even, x / scale being rounded first.
 struct Int8Encoder {
+  // At 1.5 * 2^23 the spacing of floats is 1: a fused sum is rounded to an integer, once.
+  static constexpr float kIntegers = 0x1.8p23F;
+  static constexpr float kMinScale = 0x1p-100F;  // for which 127 / scale is no subnormal number and not infinite
+
   Quotient quotient;
+  float factor;
+  float sure;  // up to this distance from an integer the product with the factor rounds as the quotient does
   bool all_zero;
 
-  __device__ explicit Int8Encoder(float scale) : quotient(scale), all_zero(!(scale > 0.0F)) {}
+  // The product errs by 127 / 2^24 and the quotient by as much: 1.6e-5 together.
+  __device__ explicit Int8Encoder(float scale)
+      : quotient(scale),
+        factor(127.0F / scale),
+        sure(scale > 0.0F && scale < kMinScale ? -1.0F : 0.5F - 0x1p-15F),
+        all_zero(!(scale > 0.0F)) {}
 
+  // Codes of elements beyond the scale, which are outliers', are arbitrary.
   template <class T>
   __device__ uint2 operator()(const Run<T, kRun>& run) const {
-    float x[kRun];
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) x[k] = run[k];
-    if (quotient.factor() != 1.0F) {
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) x[k] *= quotient.factor();
-    }
     uint32_t bits[kRun];
-    // At 1.5 * 2^23 the spacing of floats is 1: the fused sum is rounded to an integer, once.
+    float distance = 0.0F;
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      bits[k] = __float_as_uint(__fmaf_rn(quotient(x[k]), 127.0F * 0x1p-32F, 0x1.8p23F));
+      const float rounded = __fmaf_rn(run[k], factor, kIntegers);
+      distance = fmaxf(distance, fabsf(__fmaf_rn(run[k], factor, kIntegers - rounded)));
+      bits[k] = __float_as_uint(rounded);
     }
+    if (!(distance <= sure)) exact(run, bits);
     const auto pack = [&](int k) {
       return __byte_perm(__byte_perm(bits[k], bits[k + 1], 0x40), __byte_perm(bits[k + 2], bits[k + 3], 0x40), 0x5410);
     };
     return all_zero ? make_uint2(0, 0) : make_uint2(pack(0), pack(4));
+  }
+
+ private:
+  template <class T>
+  __device__ void exact(const Run<T, kRun>& run, uint32_t (&bits)[kRun]) const {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      bits[k] = __float_as_uint(__fmaf_rn(quotient(run[k] * quotient.factor()), 127.0F * 0x1p-32F, kIntegers));
+    }
   }
 };
 
@@ -108,31 +148,65 @@ __device__ uint32_t largest_magnitude(const Run<T, kRun>& run) {
   }
 }
 
-// The same of the elements below the threshold; marks the others.
+// Outliers among the elements of a run: all bits of each of them, as the elements lie.
 template <class T>
-__device__ uint32_t mark_outliers(const Run<T, kRun>& run, float threshold, uint32_t& marks) {
-  uint32_t largest = largest_magnitude(run);
-  if (__uint_as_float(largest) < threshold) return largest;
-  largest = 0;
+struct Marks {
+  static constexpr int kWords = kRun * sizeof(T) / 4;
+  uint32_t words[kWords] = {};
+
+  // The bits of the largest |x| below the threshold; marks the others. The order of bits is that of magnitudes.
+  __device__ uint32_t add(const Run<T, kRun>& run, const Threshold<T>& threshold) {
+    if constexpr (sizeof(T) == 2) {
+      Pair<T> largest{};
 #pragma unroll
-  for (int k = 0; k < kRun; ++k) {
-    const float magnitude = fabsf(run[k]);
-    if (magnitude >= threshold) {
-      marks |= 1U << k;
+      for (int k = 0; k < kWords; ++k) {
+        const Pair<T> magnitude = __habs2(run.pair(k));
+        const uint32_t outlier = __hge2_mask(magnitude, threshold.pair());
+        words[k] |= outlier;
+        const uint32_t below = reinterpret_cast<const uint32_t&>(magnitude) & ~outlier;
+        largest = __hmax2_nan(largest, reinterpret_cast<const Pair<T>&>(below));
+      }
+      return __float_as_uint(to_float(__hmax_nan(largest.x, largest.y)));
     } else {
-      largest = max(largest, __float_as_uint(magnitude));
+      uint32_t largest = 0;
+#pragma unroll
+      for (int k = 0; k < kWords; ++k) {
+        const float magnitude = fabsf(run[k]);
+        const uint32_t outlier = magnitude >= threshold.value ? ~0U : 0U;
+        words[k] |= outlier;
+        largest = max(largest, __float_as_uint(magnitude) & ~outlier);
+      }
+      return largest;
     }
   }
-  return largest;
+
+  // A byte for each element, all bits or none.
+  __device__ uint2 bytes() const {
+    if constexpr (sizeof(T) == 2) {
+      return make_uint2(__byte_perm(words[0], words[1], 0x6420), __byte_perm(words[2], words[3], 0x6420));
+    } else {
+      const auto four = [&](int k) {
+        return __byte_perm(__byte_perm(words[k], words[k + 1], 0x40), __byte_perm(words[k + 2], words[k + 3], 0x40),
+                           0x5410);
+      };
+      return make_uint2(four(0), four(4));
+    }
+  }
+};
+
+// The same as eight bits, and back.
+__device__ inline uint32_t bits_of(uint2 bytes) {
+  const auto four = [](uint32_t word) { return (word & 0x08040201U) * 0x01010101U >> 24; };
+  return four(bytes.x) | four(bytes.y) << 4;
+}
+__device__ inline uint2 bytes_of(uint32_t bits) {
+  const auto four = [](uint32_t b) { return (b * 0x00204081U & 0x01010101U) * 0xff; };
+  return make_uint2(four(bits & 15), four(bits >> 4));
 }
 
-// A byte for each of eight marks.
-__device__ inline uint2 bytes_of(uint32_t marks) {
-  uint2 flags = make_uint2(0, 0);
-#pragma unroll
-  for (int k = 0; k < kRun; ++k) (k < 4 ? flags.x : flags.y) |= (marks >> k & 1) << k % 4 * 8;
-  return flags;
-}
+// How many elements those bytes mark, and whether the k-th.
+__device__ inline int count_marks(uint2 bytes) { return (__popc(bytes.x) + __popc(bytes.y)) / 8; }
+__device__ inline bool is_marked(uint2 bytes, int k) { return ((k < 4 ? bytes.x : bytes.y) >> k % 4 * 8 & 1) != 0; }
 
 // Where outlier columns stand in their list: by scans over runs of all threads of the block, in the order of columns.
 class Ranks {
