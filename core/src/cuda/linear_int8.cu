@@ -39,15 +39,12 @@ LinearInt8Problem problem_of(const LinearInt8Args& args) {
           .k = args.k,
           .m = args.m,
           .dtype = args.dtype,
-          .outliers = args.threshold > 0,
           .aligned = all_on_16_bytes(args.codes, args.out),
-          .x_aligned = all_on_16_bytes(args.x),
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};
 }
 
 void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) {
-  if (plan.kernel == LinearInt8Kernel::Fused) return linear_int8_fused(args, plan, stream);
   const Parts parts(args.m, args.k, args.dtype, args.threshold, args.device);
   uint8_t* const base = static_cast<uint8_t*>(args.workspace);
   const bool outliers = args.threshold > 0;

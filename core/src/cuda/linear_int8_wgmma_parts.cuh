@@ -94,8 +94,8 @@ __device__ void for_tiles(const Int8WgmmaArgs& args, F f) {
   const auto tile = [&](int i, uint32_t parity) {
     return Int8Tile{.m0 = i % args.tiles_m * Shape::kColumns,
                     .n0 = i / args.tiles_m * LinearInt8Wgmma::kRows,
-                    .begin = static_cast<int>(int64_t{args.stages} * split / args.splits),
-                    .end = static_cast<int>(int64_t{args.stages} * (split + 1) / args.splits),
+                    .begin = args.stages * split / args.splits,  // no more than 1024 times 8
+                    .end = args.stages * (split + 1) / args.splits,
                     .parity = parity};
   };
   const int first = static_cast<int>(blockIdx.x) / args.splits;

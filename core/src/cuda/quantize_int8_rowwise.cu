@@ -2,285 +2,231 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/linear_4bit_ptx.cuh"
-#include "cuda/quantize_int8_rowwise.cuh"
-#include "cuda/quantize_int8_rowwise.h"
+#include "cuda/quantize_int8_outliers.cuh"
 
-// Without outliers, or of one row, one launch, a thread block for each row. With them two, for the columns to leave out
-// depend on all rows: the first looks at strips of columns, each whole, so that no memory need be cleared before; the
-// second encodes.
+// Rows are encoded each by itself, in one pass over x. With a threshold the columns to leave out depend on all rows:
+// the pass marks them, and a second kernel, or for one row the same, takes them out of the codes.
 
 namespace qbits::cuda {
 namespace {
 
 using namespace rowwise;
 
-constexpr int kMaxThreads = 256;
-constexpr int kResident = 4;  // thread blocks of a multiprocessor
-constexpr int kKept = 4;  // runs a thread keeps from the look for the absmax until they are encoded; others come anew
-constexpr int kStrip = 32 * kRun;  // columns
-constexpr int kMaxChunks = 16;     // of rows, which have flags of their own
-
-// A warp looks at a strip's columns of a row. Grid: strips, then chunks of rows.
-template <class T, bool kAligned>
-__global__ void __launch_bounds__(256) find_outliers(const __grid_constant__ RowwiseArgs<T> args) {
-  constexpr int kBatch = 16 / sizeof(T);  // loads in flight
-  constexpr int kWarps = 8;
-  __shared__ uint2 shared[kWarps][32];
-  let_next_kernel_start();
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t strip = blockIdx.x % args.strips;
-  const int64_t chunk = blockIdx.x / args.strips;
-  const int64_t i = strip * kStrip + lane * kRun;
-  const int64_t end = min((chunk + 1) * args.chunk_rows, args.rows);
-  Marks<T> marks;
-  for (int64_t first = chunk * args.chunk_rows + warp; first < end; first += kBatch * kWarps) {
-    Run<T, kRun> runs[kBatch];
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      runs[b] = {};
-      const int64_t row = first + b * kWarps;
-      if (row < end && i < args.cols) runs[b] = load_row<kAligned>(args, row, i);
-    }
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int64_t row = first + b * kWarps;
-      const uint32_t largest = warp_max(marks.add(runs[b], args.threshold));
-      if (row < end && lane == 0) args.magnitudes[row * args.strips + strip] = largest;
-    }
-  }
-  uint2 flags = marks.bytes();
-  shared[warp][lane] = flags;
-  __syncthreads();
-  if (warp > 0) return;
-  for (int other = 1; other < kWarps; ++other) {
-    flags.x |= shared[other][lane].x;
-    flags.y |= shared[other][lane].y;
-  }
-  *reinterpret_cast<uint2*>(args.flags + chunk * args.flag_pitch + i) = flags;
-}
-
-template <bool kAligned, class T>
-__device__ void encode(const RowwiseArgs<T>& args, const Int8Encoder& encoder, const Run<T, kRun>& run, uint2 flags,
-                       int64_t row, int64_t i) {
-  int8_t* const codes = args.codes + row * args.pitch + i;
-  uint2 packed = encoder(run);
-  packed.x &= ~flags.x;
-  packed.y &= ~flags.y;
-  if constexpr (kAligned) {
-    *reinterpret_cast<uint2*>(codes) = packed;
-  } else {
-    const int valid = static_cast<int>(min(args.cols - i, int64_t{kRun}));
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-      if (k < valid) codes[k] = static_cast<int8_t>((k < 4 ? packed.x : packed.y) >> k % 4 * 8);
-    }
-  }
-}
+constexpr int kKept = 4;        // runs a thread keeps from the look for the absmax until they are encoded
+constexpr int kMinGroup = 128;  // threads that have a row
+constexpr int kMaxGroup = 256;
+constexpr int kResident = 4;  // such groups of a multiprocessor
+constexpr int kMaxThreads = kMaxGroup * kResident;
+constexpr int kTakeOutBlocks = 64;
+constexpr int kTakeOutRows = 8;  // of a block, at least
 
 enum class Outliers : uint8_t {
   None,
-  Own,    // of one row, which its block finds by itself
-  Found,  // by find_outliers
+  One,  // in one row
+  Many,
 };
 
-// A row after the other. After find_outliers, x itself, older than that, is read before it has ended.
-template <class T, bool kAligned, Outliers kOutliers>
-__global__ void __launch_bounds__(kMaxThreads, kResident) quantize_rows(const __grid_constant__ RowwiseArgs<T> args) {
-  static_assert(kKept == 4);
-  constexpr bool kLists = kOutliers != Outliers::None;
-  __shared__ uint64_t shared[kMaxThreads / 32];
-  __shared__ int32_t first_columns[kOutlierValues];
-  if (args.product_follows) let_next_kernel_start();
-  const int64_t first = int64_t{kRun} * threadIdx.x;
-  const int64_t step = int64_t{kRun} * blockDim.x;
-  const int64_t parts = ceil_div(args.cols, kKept * step);  // of a row, a block's runs at a time
-  Run<T, kRun> kept[kKept];
-  uint2 flags[kKept] = {};
-  Ranks list(shared);
+// What a group of threads does with rows, in parts of as many columns as they keep.
+template <class T, bool kAligned, bool kMarks>
+class RowQuantizer {
+ public:
+  __device__ RowQuantizer(const RowwiseArgs<T>& args, int thread)
+      : args_(args), first_(kRun * thread), step_(kRun * args.group), cols_(static_cast<uint32_t>(args.cols)) {}
 
-  const auto column = [&](int64_t part, int j) { return first + (part * kKept + j) * step; };
-  const auto load = [&](int64_t row, int64_t part) {
+  __device__ int parts() const { return static_cast<int>(ceil_div(cols_, kKept * step_)); }
+
+  __device__ void load(int64_t row, int part) {
+    const T* const x = args_.x + row * args_.cols;
 #pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      kept[j] = {};
-      if (row < args.rows && column(part, j) < args.cols) kept[j] = load_row<kAligned>(args, row, column(part, j));
-    }
-  };
-  // Bits of the largest magnitude, and outliers that are not yet known.
-  const auto look = [&] {
+    for (int j = 0; j < kKept; ++j) kept_[j] = load_row<kAligned>(x, column(part, j), cols_);
+  }
+
+  // Bits of the largest magnitude; marks outliers.
+  __device__ uint32_t look() {
     uint32_t largest = 0;
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
-      if constexpr (kOutliers == Outliers::None) {
-        largest = max(largest, largest_magnitude(kept[j]));
+      if constexpr (kMarks) {
+        largest = max(largest, marks_[j].add(kept_[j], args_.threshold));
       } else {
-        Marks<T> marks;
-        largest = max(largest, marks.add(kept[j], args.threshold));
-        flags[j] = marks.bytes();
+        largest = max(largest, largest_magnitude(kept_[j]));
       }
     }
     return largest;
-  };
-  const auto load_flags = [&](int64_t part) {
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      flags[j] = make_uint2(0, 0);
-      for (int c = 0; column(part, j) < args.cols && c < args.chunks; ++c) {
-        const uint2 own = *reinterpret_cast<const uint2*>(args.flags + c * args.flag_pitch + column(part, j));
-        flags[j].x |= own.x;
-        flags[j].y |= own.y;
-      }
-    }
-  };
-  const auto enlist = [&](int64_t part, bool writes) {
-    int found[kKept];
-    int32_t ranks[kKept];
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) found[j] = count_marks(flags[j]);
-    list.next(found, ranks);
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      if (found[j] == 0) continue;
-      int32_t at = ranks[j];
-      for (int k = 0; k < kRun; ++k) {
-        if (!is_marked(flags[j], k)) continue;
-        const auto i = static_cast<int32_t>(column(part, j) + k);
-        if (at < kOutlierValues) first_columns[at] = i;
-        if (writes) args.columns[at] = i;
-        ++at;
-      }
-    }
-  };
-  const auto finish = [&](int64_t row, int64_t part, const Int8Encoder& encoder) {
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      const int64_t i = column(part, j);
-      if (row < args.rows && i < args.cols) encode<kAligned>(args, encoder, kept[j], flags[j], row, i);
-    }
-  };
+  }
 
-  bool listed = false;  // The list is one for all rows, and so are the flags if they are of one part.
-  const int64_t last = parts - 1;
-  for (int64_t row = blockIdx.x; row < max(args.rows, int64_t{1}); row += gridDim.x) {  // without rows: a count
-    uint32_t largest = 0;
-    if constexpr (kOutliers == Outliers::Found) {
-      if (parts > 0) load(row, last);
-      if (!listed) wait_for_kernels_before();
-      for (int64_t s = threadIdx.x; row < args.rows && s < args.strips; s += blockDim.x) {
-        largest = max(largest, args.magnitudes[row * args.strips + s]);
-      }
-      for (int64_t part = listed ? last : 0; part < parts && (!listed || parts > 1); ++part) {
-        load_flags(part);
-        if (!listed) enlist(part, row == 0);
-      }
-    } else {
-#pragma unroll 1
-      for (int64_t part = 0; part < parts; ++part) {
-        load(row, part);
-        largest = max(largest, look());
-        if constexpr (kLists) enlist(part, true);
-      }
+  // Eight bits for run j of the thread.
+  __device__ uint32_t marks(int j) const { return marks_[j].bits(); }
+
+  // Of a row that is too long for all of its marks to be kept: into the block's own, after those of rows before.
+  __device__ void leave_marks(uint8_t* to, int part, bool first) {
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) {
+      const int64_t at = column(part, j) / kRun;
+      if (at < args_.mark_pitch) to[at] = static_cast<uint8_t>((first ? 0 : to[at]) | marks(j));
+      marks_[j] = {};
     }
-    const float scale = finite_scale(block_max(largest, reinterpret_cast<uint32_t*>(shared)));
-    if (row < args.rows && threadIdx.x == 0) args.scales[row] = scale;
-    float value = 0.0F;  // of the first outlier columns, one for each of as many threads
-    const bool has_value = kLists && row < args.rows && args.values != nullptr && threadIdx.x < kOutlierValues;
-    if (has_value && static_cast<int32_t>(threadIdx.x) < list.count()) {
-      value = to_float(args.x[row * args.cols + first_columns[threadIdx.x]]);
-    }
+  }
+
+  // Encodes a row of which the group holds the last part.
+  __device__ void encode(int64_t row, float scale) {
+    int8_t* const to = args_.codes + row * args_.pitch;
     const Int8Encoder encoder(scale);
-    if (parts > 0) finish(row, last, encoder);
+    const int last = parts() - 1;
 #pragma unroll 1
-    for (int64_t part = 0; part < last; ++part) {
-      load(row, part);
-      if constexpr (kOutliers == Outliers::Own) look();
-      if constexpr (kOutliers == Outliers::Found) load_flags(part);
-      finish(row, part, encoder);
-    }
-    for (int64_t i = args.cols + threadIdx.x; row < args.rows && i < args.pitch; i += blockDim.x) {
-      args.codes[row * args.pitch + i] = 0;
-    }
-    if constexpr (kLists) {
-      if (has_value) args.values[row * kOutlierValues + threadIdx.x] = from_float<T>(value);
-      if (row == 0) {
-        // linear_int8 looks at no more.
-        const int64_t columns = args.values != nullptr ? min(args.cols, int64_t{kOutlierValues}) : args.cols;
-        for (int64_t i = list.count() + int64_t{threadIdx.x}; i < columns; i += blockDim.x) args.columns[i] = -1;
-        if (threadIdx.x == 0) *args.count = list.count();
+    for (int i = last; i < 2 * last + 1; ++i) {
+      const int part = i == last ? last : i - last - 1;
+      if (part != last) load(row, part);
+#pragma unroll
+      for (int j = 0; j < kKept; ++j) {
+        const uint32_t k = column(part, j);
+        if (k < cols_) store_codes<kAligned>(to, k, cols_, encoder(kept_[j]));
       }
     }
-    listed = true;
+    if (first_ == 0) args_.scales[row] = scale;
+    for (int64_t i = args_.cols + first_ / kRun; i < args_.pitch; i += args_.group) to[i] = 0;
+  }
+
+ private:
+  // Unsigned, for it may lie behind the last, which is below 2^31.
+  __device__ uint32_t column(int part, int j) const { return first_ + (part * kKept + j) * step_; }
+
+  const RowwiseArgs<T>& args_;
+  Run<T, kRun> kept_[kKept];
+  Marks<T> marks_[kMarks ? kKept : 1];
+  uint32_t first_;
+  uint32_t step_;
+  uint32_t cols_;
+};
+
+// A row after the other, of a group's threads.
+template <class T, bool kAligned, Outliers kOutliers>
+__global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kMaxGroup,
+                                  kOutliers == Outliers::Many ? 1 : kResident)
+    quantize_rows(const __grid_constant__ RowwiseArgs<T> args) {
+  constexpr bool kMarks = kOutliers != Outliers::None;
+  __shared__ uint32_t magnitudes[kMaxThreads / kMinGroup][32];
+  if (args.product_follows || kOutliers == Outliers::Many) let_next_kernel_start();
+  const int groups = static_cast<int>(blockDim.x) / args.group;
+  const int group = static_cast<int>(threadIdx.x) / args.group;
+  const int thread = static_cast<int>(threadIdx.x) - group * args.group;
+  RowQuantizer<T, kAligned, kMarks> quantizer(args, thread);
+  const int parts = quantizer.parts();
+  uint8_t* const marks = kMarks ? args.marks + blockIdx.x * args.mark_pitch : nullptr;
+  for (int64_t row = int64_t{blockIdx.x} * groups + group; row < args.rows; row += int64_t{gridDim.x} * groups) {
+    uint32_t largest = 0;
+#pragma unroll 1
+    for (int part = 0; part < parts; ++part) {
+      quantizer.load(row, part);
+      largest = max(largest, quantizer.look());
+      if (kMarks && parts > 1) quantizer.leave_marks(marks, part, row == blockIdx.x);
+    }
+    quantizer.encode(row, finite_scale(group_max(largest, 1 + group, args.group, magnitudes[group])));
+  }
+  if constexpr (kMarks) {
+    // Those of all groups together.
+    __shared__ uint8_t own[kKept * kMaxThreads];
+    if (parts == 1) {
+#pragma unroll
+      for (int j = 0; j < kKept; ++j) {
+        own[(group * kKept + j) * args.group + thread] = static_cast<uint8_t>(quantizer.marks(j));
+      }
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < args.mark_pitch; i += static_cast<int>(blockDim.x)) {
+        uint32_t bits = own[i];
+        for (int g = 1; g < groups; ++g) bits |= own[g * kKept * args.group + i];
+        marks[i] = static_cast<uint8_t>(bits);
+      }
+    }
+  }
+  if constexpr (kOutliers == Outliers::One) {
+    __shared__ OutlierShared shared;
+    __syncthreads();
+    take_out_columns(args, 0, args.rows, shared);
   }
 }
 
-// How the workspace is used with a threshold.
-struct Scratch {
-  int64_t flag_pitch;
-  int64_t strips;
-  int64_t chunks;
-  int64_t bytes;
+template <class T>
+__global__ void __launch_bounds__(1024, 1) take_out_outliers(const __grid_constant__ RowwiseArgs<T> args) {
+  __shared__ OutlierShared shared;
+  if (args.product_follows) let_next_kernel_start();
+  wait_for_kernels_before();
+  const int64_t begin = args.rows * blockIdx.x / gridDim.x;
+  const int64_t end = args.rows * (blockIdx.x + 1) / gridDim.x;
+  take_out_columns(args, begin, end, shared);
+}
 
-  Scratch(int64_t rows, int64_t cols)
-      : flag_pitch(ceil_div(cols, int64_t{kStrip}) * kStrip),
-        strips(ceil_div(cols, int64_t{kStrip})),
-        chunks(std::clamp<int64_t>(rows / 64, 1, kMaxChunks)),
-        bytes(chunks * flag_pitch + rows * strips * 4) {}
+// How a call is shared out. With a threshold the workspace holds the blocks' marks.
+struct Shares {
+  int group;
+  int groups;  // of a block
+  int64_t blocks;
+  int64_t mark_pitch;
+
+  Shares(int64_t rows, int64_t cols, bool outliers, int sm_count) {
+    const int64_t runs = ceil_div(cols, int64_t{kRun});
+    // As many threads as keep the row, up to the most.
+    group = static_cast<int>(std::clamp<int64_t>(ceil_div(runs, int64_t{kKept} * 32) * 32, kMinGroup, kMaxGroup));
+    groups = 1;
+    blocks = std::clamp<int64_t>(rows, 1, INT32_MAX);
+    mark_pitch = ceil_div(runs, int64_t{16}) * 16;
+    if (!outliers || rows <= 1) return;
+    // Few blocks, for each has marks that others read. Long rows leave theirs as they go: no two groups.
+    if (runs <= int64_t{kKept} * group) {
+      groups = static_cast<int>(std::clamp<int64_t>(rows / sm_count, 1, kMaxThreads / group));
+    }
+    const int64_t resident = int64_t{sm_count} * (kMaxThreads / (group * groups));
+    blocks = std::min(ceil_div(rows, int64_t{groups}), resident);
+  }
+
+  int64_t mark_bytes() const { return blocks * mark_pitch; }
 };
 
 template <class T>
 void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
-  RowwiseArgs<T> kernel_args{.x = static_cast<const T*>(args.x),
-                             .rows = args.rows,
-                             .cols = args.cols,
-                             .pitch = layout.pitch,
-                             .threshold = threshold_of<T>(args.threshold),
-                             .codes = args.codes,
-                             .scales = args.scales,
-                             .columns = args.outlier_columns,
-                             .count = args.outlier_count,
-                             .values = static_cast<T*>(layout.outlier_values),
-                             .product_follows = layout.product_follows};
+  const bool outliers = args.threshold > 0;
+  const Shares shares(args.rows, args.cols, outliers, device_facts(args.device, op).sm_count);
+  const RowwiseArgs<T> kernel_args{.x = static_cast<const T*>(args.x),
+                                   .rows = args.rows,
+                                   .cols = args.cols,
+                                   .pitch = layout.pitch,
+                                   .threshold = threshold_of<T>(args.threshold),
+                                   .codes = args.codes,
+                                   .scales = args.scales,
+                                   .columns = args.outlier_columns,
+                                   .count = args.outlier_count,
+                                   .values = static_cast<T*>(layout.outlier_values),
+                                   .product_follows = layout.product_follows,
+                                   .group = shares.group,
+                                   .marks = static_cast<uint8_t*>(args.workspace),
+                                   .markers = args.rows > 0 ? static_cast<int>(shares.blocks) : 0,
+                                   .mark_pitch = shares.mark_pitch};
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
-  const int64_t runs = ceil_div(args.cols, int64_t{kRun});
-  // As many threads as keep the row, up to the most.
-  const int threads = static_cast<int>(std::clamp<int64_t>(ceil_div(runs, int64_t{kKept} * 32) * 32, 64, kMaxThreads));
-  const int64_t blocks = std::clamp<int64_t>(args.rows, 1, INT32_MAX);
+  const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups};
   dispatch_bool(aligned, [&](auto is_aligned) {
-    const LaunchShape shape{.blocks = blocks, .threads = threads};
-    if (args.threshold == 0) {
-      return launch(op, quantize_rows<T, is_aligned, Outliers::None>, shape, stream, kernel_args);
+    if (!outliers) {
+      if (args.rows > 0) launch(op, quantize_rows<T, is_aligned, Outliers::None>, shape, stream, kernel_args);
+      return;
     }
     if (args.rows <= 1) {
-      return launch(op, quantize_rows<T, is_aligned, Outliers::Own>, shape, stream, kernel_args);
+      launch(op, quantize_rows<T, is_aligned, Outliers::One>, {.blocks = 1, .threads = kMaxGroup}, stream, kernel_args);
+      return;
     }
-    const Scratch scratch(args.rows, args.cols);
-    kernel_args.flags = static_cast<uint8_t*>(args.workspace);
-    kernel_args.magnitudes = reinterpret_cast<uint32_t*>(kernel_args.flags + scratch.chunks * scratch.flag_pitch);
-    kernel_args.flag_pitch = scratch.flag_pitch;
-    kernel_args.strips = scratch.strips;
-    kernel_args.chunks = static_cast<int>(scratch.chunks);
-    kernel_args.chunk_rows = ceil_div(args.rows, scratch.chunks);
-    if (scratch.strips > 0) {
-      launch(op, find_outliers<T, is_aligned>, {.blocks = scratch.strips * scratch.chunks, .threads = 256}, stream,
-             kernel_args);
-    }
-    // As many blocks as run at once: each lists the outlier columns for itself.
-    launch(op, quantize_rows<T, is_aligned, Outliers::Found>,
-           {.blocks = std::min<int64_t>(blocks, kResident * device_facts(args.device, op).sm_count),
-            .threads = threads,
-            .overlaps = scratch.strips > 0},
-           stream, kernel_args);
+    launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
+    launch(
+        op, take_out_outliers<T>,
+        {.blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks), .threads = 1024, .overlaps = true},
+        stream, kernel_args);
   });
 }
 
 }  // namespace
 
-int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device) {
-  return threshold > 0 && rows > 1 ? Scratch(rows, cols).bytes : 0;
+int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device) {
+  if (threshold == 0) return 0;
+  return Shares(rows, cols, true, device_facts(device, "quantize_int8_rowwise").sm_count).mark_bytes();
 }
 
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {

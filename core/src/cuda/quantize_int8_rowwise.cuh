@@ -2,10 +2,12 @@
 
 #include <bit>
 
+#include "cuda/linear_4bit_stream_ptx.cuh"
+#include "cuda/quantize_int8_rowwise.h"
 #include "cuda/quotient.cuh"
 #include "ops/ceil_div.h"
 
-// The parts of the row-wise quantizer: magnitudes of runs, their codes, the places of outlier columns in a list.
+// The parts of the row-wise quantizer: magnitudes of runs, their codes, marks of outliers.
 
 namespace qbits::cuda::rowwise {
 
@@ -45,31 +47,22 @@ struct RowwiseArgs {
   int32_t* count;
   T* values;             // [rows, kOutlierValues] or null
   bool product_follows;  // it may start early
-  uint8_t* flags;        // [chunks, flag_pitch]: 255 for a column that holds an outlier, else 0
-  uint32_t* magnitudes;  // [rows, strips]: bits of the largest below the threshold
-  int64_t flag_pitch;
-  int64_t strips;
-  int chunks;
-  int64_t chunk_rows;
+  int group;             // threads that have a row
+  uint8_t* marks;        // [markers, mark_pitch]: a bit for each column that holds an outlier in a block's rows
+  int markers;
+  int64_t mark_pitch;
 };
 
 // Codes of a row: 127 x / scale to the nearest integer, halves to even, x / scale being rounded first.
-struct Int8Encoder {
-  // At 1.5 * 2^23 the spacing of floats is 1: a fused sum is rounded to an integer, once.
-  static constexpr float kIntegers = 0x1.8p23F;
-  static constexpr float kMinScale = 0x1p-100F;  // for which 127 / scale is no subnormal number and not infinite
-
-  Quotient quotient;
-  float factor;
-  float sure;  // up to this distance from an integer the product with the factor rounds as the quotient does
-  bool all_zero;
-
-  // The product errs by 127 / 2^24 and the quotient by as much: 1.6e-5 together.
+class Int8Encoder {
+ public:
+  // The product with 127 / scale errs by two units of 127 / 2^24, the quotient by one, 2.3e-5 together: up to `sure_`
+  // from an integer both round to the same. The others, and rows with tiny scales, are divided.
   __device__ explicit Int8Encoder(float scale)
-      : quotient(scale),
-        factor(127.0F / scale),
-        sure(scale > 0.0F && scale < kMinScale ? -1.0F : 0.5F - 0x1p-15F),
-        all_zero(!(scale > 0.0F)) {}
+      : quotient_(scale),
+        factor_(quotient_.reciprocal() * (127.0F * 0x1p-32F)),
+        sure_(scale > 0.0F && scale < 0x1p-60F ? -1.0F : 0.5F - 0x1p-14F),
+        all_zero_(!(scale > 0.0F)) {}
 
   // Codes of elements beyond the scale, which are outliers', are arbitrary.
   template <class T>
@@ -78,33 +71,61 @@ struct Int8Encoder {
     float distance = 0.0F;
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      const float rounded = __fmaf_rn(run[k], factor, kIntegers);
-      distance = fmaxf(distance, fabsf(__fmaf_rn(run[k], factor, kIntegers - rounded)));
+      const float rounded = __fmaf_rn(run[k], factor_, kIntegers);
+      distance = fmaxf(distance, fabsf(__fmaf_rn(run[k], factor_, kIntegers - rounded)));
       bits[k] = __float_as_uint(rounded);
     }
-    if (!(distance <= sure)) exact(run, bits);
     const auto pack = [&](int k) {
       return __byte_perm(__byte_perm(bits[k], bits[k + 1], 0x40), __byte_perm(bits[k + 2], bits[k + 3], 0x40), 0x5410);
     };
-    return all_zero ? make_uint2(0, 0) : make_uint2(pack(0), pack(4));
+    uint2 codes = make_uint2(pack(0), pack(4));
+    if (!(distance <= sure_)) codes = divided(run);
+    return all_zero_ ? make_uint2(0, 0) : codes;
   }
 
  private:
+  // At 1.5 * 2^23 the spacing of floats is 1: a fused sum is rounded to an integer, once.
+  static constexpr float kIntegers = 0x1.8p23F;
+
+  // A loop, for it is rarely run: code that is not in the instruction cache costs more than it computes.
   template <class T>
-  __device__ void exact(const Run<T, kRun>& run, uint32_t (&bits)[kRun]) const {
-#pragma unroll
+  __device__ uint2 divided(const Run<T, kRun>& run) const {
+    uint2 codes = make_uint2(0, 0);
+#pragma unroll 1
     for (int k = 0; k < kRun; ++k) {
-      bits[k] = __float_as_uint(__fmaf_rn(quotient(run[k] * quotient.factor()), 127.0F * 0x1p-32F, kIntegers));
+      float x = run[0];
+#pragma unroll
+      for (int i = 1; i < kRun; ++i) x = i == k ? run[i] : x;
+      const float rounded = __fmaf_rn(quotient_(x * quotient_.factor()), 127.0F * 0x1p-32F, kIntegers);
+      (k < 4 ? codes.x : codes.y) |= (__float_as_uint(rounded) & 255) << k % 4 * 8;
     }
+    return codes;
   }
+
+  Quotient quotient_;
+  float factor_;
+  float sure_;
+  bool all_zero_;
 };
 
 // Run i.. of a row of x; 0 behind its end.
 template <bool kAligned, class T>
-__device__ Run<T, kRun> load_row(const RowwiseArgs<T>& args, int64_t row, int64_t i) {
-  const T* const x = args.x + row * args.cols;
-  if constexpr (kAligned) return load_run<kRun>(x, i);
-  return load_run<kRun>(x, i, static_cast<int>(min(args.cols - i, int64_t{kRun})));
+__device__ Run<T, kRun> load_row(const T* x, uint32_t i, uint32_t cols) {
+  if (i >= cols) return {};
+  if constexpr (kAligned) return load_run<kRun>(x + i, 0);
+  return load_run<kRun>(x, i, static_cast<int>(min(cols - i, uint32_t{kRun})));
+}
+
+// Codes of run i.. of a row.
+template <bool kAligned>
+__device__ void store_codes(int8_t* to, uint32_t i, uint32_t cols, uint2 codes) {
+  if constexpr (kAligned) {
+    *reinterpret_cast<uint2*>(to + i) = codes;
+  } else {
+    for (uint32_t k = 0; k < min(cols - i, uint32_t{kRun}); ++k) {
+      to[i + k] = static_cast<int8_t>((k < 4 ? codes.x : codes.y) >> k % 4 * 8);
+    }
+  }
 }
 
 __device__ inline uint32_t warp_max(uint32_t value) {
@@ -116,15 +137,14 @@ __device__ inline uint32_t warp_max(uint32_t value) {
 #endif
 }
 
-// The largest of a value of each of the block's threads.
-__device__ inline uint32_t block_max(uint32_t value, uint32_t* shared) {
+// The largest of a value of each of a group of threads, at most 1024, that has a barrier of its own.
+__device__ inline uint32_t group_max(uint32_t value, int barrier, int threads, uint32_t (&shared)[32]) {
   value = warp_max(value);
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  for (int i = 0; i < warps; ++i) value = max(value, shared[i]);
-  return value;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  barrier_sync(barrier, threads);  // the values before have been read
+  if (lane == 0) shared[threadIdx.x / 32 % (threads / 32)] = value;
+  barrier_sync(barrier, threads);
+  return warp_max(lane < threads / 32 ? shared[lane] : 0);
 }
 
 // A magnitude from its bits, NaN for infinity and NaN.
@@ -148,21 +168,19 @@ __device__ uint32_t largest_magnitude(const Run<T, kRun>& run) {
   }
 }
 
-// Outliers among the elements of a run: all bits of each of them, as the elements lie.
+// Which elements of runs are outliers.
 template <class T>
-struct Marks {
-  static constexpr int kWords = kRun * sizeof(T) / 4;
-  uint32_t words[kWords] = {};
-
+class Marks {
+ public:
   // The bits of the largest |x| below the threshold; marks the others. The order of bits is that of magnitudes.
   __device__ uint32_t add(const Run<T, kRun>& run, const Threshold<T>& threshold) {
     if constexpr (sizeof(T) == 2) {
       Pair<T> largest{};
 #pragma unroll
-      for (int k = 0; k < kWords; ++k) {
+      for (int k = 0; k < kRun / 2; ++k) {
         const Pair<T> magnitude = __habs2(run.pair(k));
         const uint32_t outlier = __hge2_mask(magnitude, threshold.pair());
-        words[k] |= outlier;
+        words_[k] |= outlier;
         const uint32_t below = reinterpret_cast<const uint32_t&>(magnitude) & ~outlier;
         largest = __hmax2_nan(largest, reinterpret_cast<const Pair<T>&>(below));
       }
@@ -170,82 +188,30 @@ struct Marks {
     } else {
       uint32_t largest = 0;
 #pragma unroll
-      for (int k = 0; k < kWords; ++k) {
+      for (int k = 0; k < kRun; ++k) {
         const float magnitude = fabsf(run[k]);
-        const uint32_t outlier = magnitude >= threshold.value ? ~0U : 0U;
-        words[k] |= outlier;
-        largest = max(largest, __float_as_uint(magnitude) & ~outlier);
+        const bool outlier = magnitude >= threshold.value;
+        words_[0] |= outlier ? 1U << k : 0;
+        largest = max(largest, outlier ? 0 : __float_as_uint(magnitude));
       }
       return largest;
     }
   }
 
-  // A byte for each element, all bits or none.
-  __device__ uint2 bytes() const {
+  // A bit for each element.
+  __device__ uint32_t bits() const {
     if constexpr (sizeof(T) == 2) {
-      return make_uint2(__byte_perm(words[0], words[1], 0x6420), __byte_perm(words[2], words[3], 0x6420));
-    } else {
       const auto four = [&](int k) {
-        return __byte_perm(__byte_perm(words[k], words[k + 1], 0x40), __byte_perm(words[k + 2], words[k + 3], 0x40),
-                           0x5410);
+        return (__byte_perm(words_[k], words_[k + 1], 0x6420) & 0x08040201U) * 0x01010101U >> 24;
       };
-      return make_uint2(four(0), four(4));
+      return four(0) | four(2) << 4;
+    } else {
+      return words_[0];
     }
   }
-};
-
-// The same as eight bits, and back.
-__device__ inline uint32_t bits_of(uint2 bytes) {
-  const auto four = [](uint32_t word) { return (word & 0x08040201U) * 0x01010101U >> 24; };
-  return four(bytes.x) | four(bytes.y) << 4;
-}
-__device__ inline uint2 bytes_of(uint32_t bits) {
-  const auto four = [](uint32_t b) { return (b * 0x00204081U & 0x01010101U) * 0xff; };
-  return make_uint2(four(bits & 15), four(bits >> 4));
-}
-
-// How many elements those bytes mark, and whether the k-th.
-__device__ inline int count_marks(uint2 bytes) { return (__popc(bytes.x) + __popc(bytes.y)) / 8; }
-__device__ inline bool is_marked(uint2 bytes, int k) { return ((k < 4 ? bytes.x : bytes.y) >> k % 4 * 8 & 1) != 0; }
-
-// Where outlier columns stand in their list: by scans over runs of all threads of the block, in the order of columns.
-class Ranks {
- public:
-  __device__ explicit Ranks(uint64_t* shared) : shared_(shared) {}
-
-  // The ranks of the first of `found` columns that this thread has in each of the next four runs.
-  __device__ void next(const int (&found)[4], int32_t (&ranks)[4]) {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    uint64_t own = 0;  // 16 bits for each run: no more than 8 columns of 256 threads
-#pragma unroll
-    for (int j = 0; j < 4; ++j) own |= uint64_t{static_cast<uint32_t>(found[j])} << 16 * j;
-    if (__syncthreads_or(own != 0) == 0) return;
-    uint64_t up_to = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const uint64_t other = __shfl_up_sync(~0U, up_to, step);
-      if (lane >= step) up_to += other;
-    }
-    if (lane == 31) shared_[warp] = up_to;
-    __syncthreads();
-    uint64_t before = up_to - own;
-    uint64_t all = 0;
-    for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) {
-      if (w < warp) before += shared_[w];
-      all += shared_[w];
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      ranks[j] = count_ + static_cast<int32_t>(before >> 16 * j & 0xffff);
-      count_ += static_cast<int32_t>(all >> 16 * j & 0xffff);
-    }
-  }
-  __device__ int32_t count() const { return count_; }
 
  private:
-  uint64_t* shared_;
-  int32_t count_ = 0;
+  uint32_t words_[sizeof(T) == 2 ? kRun / 2 : 1] = {};  // of 16-bit types all bits of an element
 };
 
 }  // namespace qbits::cuda::rowwise

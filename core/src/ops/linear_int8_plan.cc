@@ -1,9 +1,6 @@
 #include "ops/linear_int8_plan.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <iterator>
 
 #include "ops/ceil_div.h"
 #include "ops/int8.h"
@@ -13,7 +10,6 @@ namespace qbits {
 namespace {
 
 using Wgmma = LinearInt8Wgmma;
-using Fused = LinearInt8Fused;
 
 constexpr int kSimtTile = 64;
 constexpr int64_t kMaxSize = 1 << 30;  // of M, N and K: what wgmma counts in 32 bits
@@ -24,15 +20,10 @@ constexpr double kL2BytesPerClock = 60.0;  // and at most
 constexpr double kStep = 200.0;            // of a stage of the depth
 constexpr double kStepColumn = 3.8;        // and for each row of x
 constexpr double kLaunch = 5500.0;
-constexpr double kOutlierLaunch = 3500.0;  // more with a threshold
 constexpr double kTile = 2500.0;
 constexpr double kTileColumn = 12.0;
 constexpr double kSplit = 600.0;  // for each further block of a cluster, to add its sums
 constexpr double kSplitColumn = 30.0;
-constexpr double kFusedLaunch = 3500.0;
-constexpr double kFusedUnit = 90.0;      // to quantize two rows of a stage, a warp
-constexpr double kFusedCluster = 900.0;  // to exchange magnitudes
-constexpr double kFusedColumn = 25.0;
 
 bool wgmma_fits(const LinearInt8Problem& p) {
   return p.compute_capability == 90 && p.aligned && p.k % 16 == 0 && p.k > 0 && p.k <= kInt8ExactDepth &&
@@ -55,29 +46,7 @@ LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
           .splits = splits,
           .tiles = tiles,
           .blocks = splits == 1 && Wgmma::goes_on(columns) ? std::min<int64_t>(tiles, p.sm_count) : tiles * splits,
-          .time = kLaunch + (p.outliers ? kOutlierLaunch : 0.0) + std::max(memory, waves * share * step) +
-                  waves * (kTile + end)};
-}
-
-bool fused_fits(const LinearInt8Problem& p) {
-  return wgmma_fits(p) && p.x_aligned && p.dtype != DType::Float32 && p.m <= std::ranges::max(Fused::kColumns);
-}
-
-LinearInt8Plan fused_plan(const LinearInt8Problem& p, int columns, int splits) {
-  const int64_t tiles = ceil_div(p.n, int64_t{Wgmma::kRows});
-  const double share = static_cast<double>(ceil_div(ceil_div(p.k, int64_t{Wgmma::kDepth}), int64_t{splits}));
-  const double waves = static_cast<double>(ceil_div(tiles, linear_4bit_resident_clusters(p.sm_count, splits)));
-  const auto pairs = static_cast<double>(std::bit_ceil(static_cast<uint64_t>(ceil_div(p.m, int64_t{2}))));
-  const double memory = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count / kBytesPerClock;
-  const double quantize = std::ceil(share * pairs / 8) * kFusedUnit + (splits > 1 ? kFusedCluster : 0.0);
-  const double end = kTile + kFusedColumn * columns + (splits > 1 ? kSplit : 0.0);
-  return {.kernel = LinearInt8Kernel::Fused,
-          .columns = columns,
-          .splits = splits,
-          .tiles = tiles,
-          .blocks = tiles * splits,
-          .time = kFusedLaunch + std::max(memory, waves * (quantize + share * (kStep + kStepColumn * columns))) +
-                  waves * end};
+          .time = kLaunch + std::max(memory, waves * share * step) + waves * (kTile + end)};
 }
 
 LinearInt8Plan simt_plan(const LinearInt8Problem& p) {
@@ -101,44 +70,25 @@ std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
   return plans;
 }
 
-std::vector<LinearInt8Plan> fused_plans(const LinearInt8Problem& p) {
-  std::vector<LinearInt8Plan> plans;
-  if (!fused_fits(p)) return plans;
-  const int columns = *std::ranges::find_if(Fused::kColumns, [&](int c) { return c >= p.m; });
-  const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
-  for (const int splits : Wgmma::kSplits) {
-    if (splits > stages || ceil_div(stages, int64_t{splits}) > Fused::max_stages(columns)) continue;
-    plans.push_back(fused_plan(p, columns, splits));
-  }
-  std::erase_if(plans, [](const LinearInt8Plan& plan) { return plan.blocks > INT32_MAX; });
-  return plans;
-}
-
-std::vector<LinearInt8Plan> tensor_core_plans(const LinearInt8Problem& p) {
-  std::vector<LinearInt8Plan> plans = wgmma_plans(p);
-  std::ranges::copy(fused_plans(p), std::back_inserter(plans));
-  return plans;
-}
-
 }  // namespace
 
 LinearInt8Plan linear_int8_plan(const LinearInt8Problem& p) {
-  const std::vector<LinearInt8Plan> plans = tensor_core_plans(p);
+  const std::vector<LinearInt8Plan> plans = wgmma_plans(p);
   const auto best = std::ranges::min_element(plans, {}, &LinearInt8Plan::time);
   return best == plans.end() ? simt_plan(p) : *best;
 }
 
 std::vector<LinearInt8Plan> linear_int8_plans(const LinearInt8Problem& p) {
-  std::vector<LinearInt8Plan> plans = tensor_core_plans(p);
+  std::vector<LinearInt8Plan> plans = wgmma_plans(p);
   plans.push_back(simt_plan(p));
   return plans;
 }
 
 std::string to_string(const LinearInt8Plan& plan) {
-  const bool simt = plan.kernel == LinearInt8Kernel::Simt;
-  std::string text = simt ? "simt 64x" : plan.kernel == LinearInt8Kernel::Fused ? "fused 128x" : "wgmma 128x";
+  const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
+  std::string text = wgmma ? "wgmma 128x" : "simt 64x";
   text += std::to_string(plan.columns);
-  if (!simt) text += ", " + std::to_string(plan.splits) + (plan.splits == 1 ? " split" : " splits");
+  if (wgmma) text += ", " + std::to_string(plan.splits) + (plan.splits == 1 ? " split" : " splits");
   return text + ", " + std::to_string(plan.blocks) + (plan.blocks == 1 ? " block" : " blocks");
 }
 

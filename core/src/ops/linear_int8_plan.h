@@ -15,9 +15,7 @@ struct LinearInt8Problem {
   int64_t k = 0;
   int64_t m = 0;
   DType dtype = DType::BFloat16;
-  bool outliers = false;  // there is a threshold
-  bool aligned = true;    // weight codes and out lie on 16-byte boundaries
-  bool x_aligned = true;  // and x
+  bool aligned = true;  // weight codes and out lie on 16-byte boundaries
   int compute_capability = 90;
   int sm_count = 132;
 
@@ -27,7 +25,6 @@ struct LinearInt8Problem {
 enum class LinearInt8Kernel : uint8_t {
   Simt,   // dot products of four codes, for any problem and device
   Wgmma,  // Hopper's tensor cores: tiles of 128 weight rows
-  Fused,  // the same for up to 64 rows of x, which each block quantizes for itself
 };
 
 struct LinearInt8Plan {
@@ -36,7 +33,7 @@ struct LinearInt8Plan {
   int splits = 1;    // thread blocks, a cluster, that share a tile's depth
   int64_t tiles = 0;
   int64_t blocks = 0;
-  double time = 0;  // wgmma and fused: the model's estimate, in clocks
+  double time = 0;  // wgmma: the model's estimate, in clocks
 
   bool operator==(const LinearInt8Plan&) const = default;
 };
@@ -50,12 +47,6 @@ struct LinearInt8Wgmma {
   // Whether blocks go from tile to tile: not where a tile's sums alone take half of all registers.
   static constexpr bool goes_on(int columns) { return columns < 256; }
   static constexpr int stage_bytes(int columns) { return (kRows + columns) * kDepth; }
-};
-
-// What the fused kernel has otherwise: a block keeps all codes of its share of x.
-struct LinearInt8Fused {
-  static constexpr int kColumns[] = {16, 32, 64};
-  static constexpr int max_stages(int columns) { return 512 / columns; }
 };
 
 // Codes of x are kept in rows of this many bytes, so that they begin at 16 bytes.
