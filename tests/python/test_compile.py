@@ -126,7 +126,7 @@ def test_embedding_and_fallback_ops():
     indices = torch.tensor([[1, 2], [3, 49]])
     fast, _ = compiled(embedding, "aot_eager")
     assert torch.equal(fast(indices), embedding(indices))
-    for format in ("nf4", "int8", "dynamic"):
+    for format in ("nf4", "int8", "int8_affine", "dynamic"):
         q = qbits.quantize(torch.randn(32, 64), format)
         fast, _ = compiled(lambda x, w: x @ w.t() + w.sum(), "aot_eager")
         x = torch.randn(2, 64)

@@ -186,7 +186,11 @@ def test_on_the_meta_device():
 def test_refusals_before_anything_is_touched():
     for bad, error, message in [
         ("nf5", ValueError, r"\[QuantizeConfig\] format: got 'nf5', want one of nf4"),
-        ("int8", ValueError, r"\[QuantizeConfig\] format: got 'int8', want one of nf4, fp4, int4"),
+        (
+            "dynamic",
+            ValueError,
+            r"\[QuantizeConfig\] format: got 'dynamic', want one of nf4, fp4, int4, int8$",
+        ),
         (4, TypeError, r"\[quantize_\] config: got int"),
     ]:
         model = Model()
@@ -301,7 +305,10 @@ def test_skip_is_names(skip):
     [
         ({"double_quant": "no"}, "double quantization: got 'no', want True or False"),
         ({"embeddings": 1}, "embeddings: got 1, want True or False"),
-        ({"block_size": None}, "block size: got None, want an int"),
+        ({"block_size": "64"}, "block size: got '64', want an int"),
+        ({"experts": 1}, "experts: got 1, want True or False"),
+        ({"format": "int8", "threshold": "6"}, "threshold: got '6', want a number"),
+        ({"format": "int8", "threshold": True}, "threshold: got True, want a number"),
     ],
 )
 def test_options_of_another_type_are_refused(options, message):

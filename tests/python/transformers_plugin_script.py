@@ -146,7 +146,7 @@ def save_by_hand(folder: str) -> None:
 
 
 def refuse(folder: str) -> None:
-    for bad in ({"format": "nf5"}, {"block_size": 48}, {"format": "int8"}, {"blocksize": 64}):
+    for bad in ({"format": "nf5"}, {"block_size": 48}, {"format": "int8_affine"}, {"blocksize": 64}):
         try:
             qbits.QbitsConfig(**bad)
         except (ValueError, TypeError):
