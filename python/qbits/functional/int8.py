@@ -240,8 +240,9 @@ class _LinearInt8FromFloat(torch.autograd.Function):
         grad_x = _matmul(grad, _rounded(weight, grad.dtype)) if needs_x else None
         grad_weight = None
         if needs_weight:
-            rows = grad.reshape(-1, weight.shape[0])
-            grad_weight = _matmul(rows.t(), x.reshape(-1, weight.shape[1])).to(weight.dtype)
+            m = math.prod(grad.shape[:-1])
+            rows, of_x = grad.reshape(m, grad.shape[-1]), x.reshape(m, x.shape[-1])
+            grad_weight = _matmul(rows.t(), of_x).to(weight.dtype)
         return grad_x, grad_weight, grad_of_bias(grad) if needs_bias else None, None
 
 

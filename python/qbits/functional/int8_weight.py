@@ -32,7 +32,7 @@ def product_in_graph(x: Tensor, weight: QuantizedTensor, bias: Tensor | None, th
 
     Dynamo itself would read codes and scales as they were before the graph's own writes to the weight.
     """
-    return linear_int8(x, weight.codes, weight.scales, bias, threshold)  # type: ignore[arg-type]
+    return linear_int8(x, weight.codes, weight.scales, bias, float(threshold))  # type: ignore[arg-type]
 
 
 def embedding_int8(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
