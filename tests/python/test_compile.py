@@ -1,6 +1,8 @@
 """torch.compile: one graph, forward and backward, and one compilation for every number of rows."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import qbits
-from layers import embedding, linear
+from quantized_layers import embedding, linear
 from qbits.nn import Linear4bit, Linear8bit
 
 OPTIONS = {
@@ -176,6 +178,23 @@ def test_outliers_and_float_weights_of_8_bit_layers(kept, autocast):
         tolerance = 2e-2 if autocast else 1e-4
         torch.testing.assert_close(*gradients, atol=tolerance, rtol=tolerance)
     assert counter.frame_count <= frames({"format": "int8"})
+
+
+@pytest.mark.parametrize("order", ["import qbits, torch._dynamo", "import torch._dynamo, qbits"])
+def test_the_tracer_knows_the_product_in_any_order_of_imports(order):
+    code = (
+        f"{order}\n"
+        "from torch._dynamo import trace_rules, variables\n"
+        "from qbits.functional.int8_weight import product_in_graph\n"
+        "kind = trace_rules.lookup_callable(product_in_graph)\n"
+        "assert kind is variables.TorchInGraphFunctionVariable, kind\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_qbits_does_not_import_the_tracer():
+    code = "import sys, qbits; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_transforms_of_8_bit_layers_are_refused_in_a_graph():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qbits
-from layers import embedding, linear, linear_class
+from quantized_layers import embedding, linear, linear_class
 from qbits.nn import Linear4bit
 
 OPTIONS = {
