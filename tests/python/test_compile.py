@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import qbits
-from quantized_layers import embedding, linear
 from qbits.nn import Linear4bit, Linear8bit
+from quantized_layers import embedding, linear
 
 OPTIONS = {
     "nf4": {},

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import qbits
-from quantized_layers import embedding, linear, linear_class
 from qbits.nn import Linear4bit
+from quantized_layers import embedding, linear, linear_class
 
 OPTIONS = {
     "nf4": {},
