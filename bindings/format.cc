@@ -30,6 +30,18 @@ std::vector<std::string_view> names(std::span<const DType> dtypes) {
   return result;
 }
 
+const char* coding(const Format& format) {
+  switch (format.coding) {
+    case Coding::Codebook:
+      return "codebook";
+    case Coding::Affine:
+      return "affine";
+    case Coding::Symmetric:
+      return "symmetric";
+  }
+  return "";
+}
+
 const char* ties(const Format& format) {
   switch (format.ties) {
     case Ties::Lower:
@@ -69,7 +81,7 @@ void init_format(nb::module_& m) {
       .def_prop_ro("name", [](const Format& f) { return f.name; })
       .def_prop_ro("summary", [](const Format& f) { return f.summary; })
       .def_ro("bits", &Format::bits)
-      .def_prop_ro("coding", [](const Format& f) { return f.coding == Coding::Codebook ? "codebook" : "affine"; })
+      .def_prop_ro("coding", &coding)
       .def_prop_ro("codebook", [](const Format& f) { return list(f.codebook); })
       .def_prop_ro("ties", &ties)
       .def_prop_ro("block_sizes", [](const Format& f) { return list(f.block_sizes); })

@@ -164,8 +164,8 @@ void quantize_rows(Runner& runner) {
   for (int64_t n : {kLarge, kLayer}) rows_absmax(runner, n / 64);
   for (DType dtype : {DType::BFloat16, DType::Float32}) {
     rows_affine(runner, format("int4"), 64, 4096, dtype);
-    rows_affine(runner, format("int8"), 128, 4096, dtype);
-    rows_affine(runner, format("int8"), 0, 8192, dtype);
+    rows_affine(runner, format("int8_affine"), 128, 4096, dtype);
+    rows_affine(runner, format("int8_affine"), 0, 8192, dtype);
   }
   rows_affine(runner, format("int4"), 0, 11008, DType::BFloat16);
   for (DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) {

@@ -82,7 +82,7 @@ def _rows(n: int) -> Iterator[tuple[str, str, int, dict[str, Maker]]]:
         moved,
         {"qbits": _dequantize_double, "bitsandbytes": _bnb_dequantize_double},
     )
-    for format, bits, group in [("int4", 4, size), ("int8", 8, 128), ("int8", 8, 0)]:
+    for format, bits, group in [("int4", 4, size), ("int8_affine", 8, 128), ("int8_affine", 8, 0)]:
         what = f"{format} groups of {group}" if group else f"{format} whole rows"
         moved = 2 * n + n * bits // 8 + 8 * n // (group or COLS)
         makers = {"qbits": lambda x, f=format, g=group: lambda: ops.quantize_affine(x, f, g, torch.float32)}

@@ -44,6 +44,7 @@ constexpr DType kFloat32Only[] = {DType::Float32};
 constexpr DType kFloats[] = {DType::Float32, DType::BFloat16, DType::Float16};
 constexpr std::string_view kCodebookTensors[] = {"codes", "absmax"};
 constexpr std::string_view kAffineTensors[] = {"codes", "scales", "zeros"};
+constexpr std::string_view kSymmetricTensors[] = {"codes", "scales"};
 
 Format codebook(std::string_view name, std::string_view summary, int bits, std::span<const float> values, Ties ties) {
   return {.name = name,
@@ -71,6 +72,19 @@ Format affine(std::string_view name, std::string_view summary, int bits) {
           .tensors = kAffineTensors};
 }
 
+Format symmetric(std::string_view name, std::string_view summary) {
+  return {.name = name,
+          .summary = summary,
+          .bits = 8,
+          .coding = Coding::Symmetric,
+          .codebook = {},
+          .ties = Ties::Even,
+          .block_sizes = {},
+          .whole_rows = true,
+          .scale_dtypes = kFloat32Only,
+          .tensors = kSymmetricTensors};
+}
+
 std::span<const Format> table() {
   static const auto dynamic = map256([](auto out) { create_dynamic_map(true, 7, 8, out); });
   static const auto dynamic_unsigned = map256([](auto out) { create_dynamic_map(false, 7, 8, out); });
@@ -79,11 +93,12 @@ std::span<const Format> table() {
   static const auto e4m3 = map256([](auto out) { create_fp8_map(true, 4, 3, 8, out); });
   static const auto e5m2 = map256([](auto out) { create_fp8_map(true, 5, 2, 8, out); });
   static const auto normal = map256([](auto out) { create_normal_map(0.9677083, true, out); });
-  static const std::array<Format, 12> rows = {
+  static const std::array<Format, 13> rows = {
       codebook("nf4", "4-bit NormalFloat: quantiles of a normal distribution", 4, kNf4, Ties::Lower),
       codebook("fp4", "4-bit float: sign, 2 exponent bits, 1 mantissa bit", 4, kFp4, Ties::TowardZero),
       affine("int4", "4-bit linear with a scale and a zero point per group", 4),
-      affine("int8", "8-bit linear with a scale and a zero point per group", 8),
+      symmetric("int8", "8-bit linear with a scale per row: LLM.int8()"),
+      affine("int8_affine", "8-bit linear with a scale and a zero point per group", 8),
       codebook("dynamic", "8-bit signed dynamic exponent map", 8, dynamic, Ties::Even),
       codebook("dynamic_unsigned", "8-bit unsigned dynamic exponent map", 8, dynamic_unsigned, Ties::Even),
       codebook("linear", "8-bit signed linear map", 8, linear, Ties::Even),
@@ -118,6 +133,7 @@ int64_t num_scales(const Format& format, int64_t rows, int64_t cols, int64_t blo
       rows >= 0 && cols >= 0 && !__builtin_mul_overflow(rows, cols, &n), ErrorCode::InvalidArgument, "num_scales",
       "shape", [&] { return std::to_string(rows) + " x " + std::to_string(cols); },
       "sizes of at least 0 with a product below 2^63");
+  if (format.coding == Coding::Symmetric) return rows;
   if (n == 0) return 0;
   if (format.coding == Coding::Codebook) return ceil_div(n, block_size);
   return rows * (block_size == 0 ? 1 : ceil_div(cols, block_size));

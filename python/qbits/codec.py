@@ -11,6 +11,7 @@ from torch._guards import detect_fake_mode
 
 from qbits import _C, ops
 from qbits.formats import FORMATS, Format
+from qbits.ops._library import describe
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes of weights and activations."""
@@ -24,11 +25,14 @@ _DYNAMIC = "the map of double quantization"
 _DYNAMIC_MAP = tuple(_C.create_dynamic_map(True, 7, 8))
 
 
-def check_format(op: str, format: str, bits: int | None = None) -> Format:
-    """The row of the format table called `format`, of `bits` if given. Raises ValueError listing those."""
+def check_format(op: str, format: str, in_layers: bool = False) -> Format:
+    """The row of the format table called `format`, one that layers can hold if asked for.
+
+    Raises ValueError listing those that fit.
+    """
 
     def fits(row: Format) -> bool:
-        return (row.coding == "affine" or bool(row.codebook)) and bits in (None, row.bits)
+        return (row.coding != "codebook" or bool(row.codebook)) and (row.in_layers or not in_layers)
 
     row = FORMATS.get(format) if isinstance(format, str) else None
     if row is None or not fits(row):
@@ -41,12 +45,12 @@ def check_options(
     op: str, row: Format, block_size: int | None, double_quant: bool, scale_dtype: torch.dtype | None
 ) -> tuple[int, torch.dtype]:
     """The block size and scale dtype to use, defaults filled in. Raises ValueError or TypeError."""
-    size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
+    default = DEFAULT_BLOCK_SIZE if row.block_sizes else 0
+    size = default if block_size is None else block_size
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"[{op}] block size: got {size!r}, want an int")
     if size not in row.block_sizes and not (row.whole_rows and size == 0):
-        want = ", ".join(map(str, row.block_sizes)) + (" or 0 for whole rows" if row.whole_rows else "")
-        raise ValueError(f"[{op}] block size: got {size}, want {want}")
+        raise ValueError(f"[{op}] block size: got {size}, want {row.describe_block_sizes()}")
     if not isinstance(double_quant, bool):
         raise TypeError(f"[{op}] double quantization: got {double_quant!r}, want True or False")
     if double_quant and not (row.bits == 4 and row.coding == "codebook"):
@@ -102,6 +106,8 @@ def encode(
         tensors["codes"], tensors["scales"], tensors["zeros"] = ops.quantize_affine(
             x, format, block_size, scale_dtype
         )
+    elif row.coding == "symmetric":
+        tensors["codes"], tensors["scales"], *_ = ops.quantize_int8_rowwise(x)
     elif row.bits == 4:
         codes, absmax = ops.quantize_4bit(x, format, block_size)
         tensors = {"codes": codes, "absmax": absmax}
@@ -137,6 +143,11 @@ def decode(
         return ops.dequantize_affine(
             codes, tensors["scales"], tensors["zeros"], format, block_size, shape, dtype
         )
+    if row.coding == "symmetric":
+        assert codes is not None
+        if codes.shape != shape:
+            raise ValueError(f"[dequantize_int8_rowwise] codes: got {describe(codes)}, want {list(shape)}")
+        return ops.dequantize_int8_rowwise(codes, tensors["scales"], dtype)
     if row.bits == 4:
         nested = (tensors.get("nested_absmax"), tensors.get("nested_code"), tensors.get("offset"))
         return ops.dequantize_4bit(codes, tensors["absmax"], format, block_size, shape, dtype, *nested)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 
 from qbits.codec import FLOATS, check_format, check_options
+from qbits.formats import FORMATS
+from qbits.ops._library import check_threshold
+
+DEFAULT_THRESHOLD = 6.0
+"""Of LLM.int8(): the outlier threshold its paper and Hugging Face's llm_int8_threshold have."""
 
 
 @dataclass(frozen=True)
@@ -14,35 +22,60 @@ class QuantizeConfig:
     """Options of `qbits.quantize_` and of the `from_float` constructors; checked when made.
 
     Attributes:
-        format: a 4-bit format of the table: "nf4", "fp4" or "int4".
-        block_size: elements that share a scale: 16 to 4096; "int4" takes 0 for whole rows.
+        format: a 4-bit format of the table, "nf4", "fp4" or "int4", or "int8": LLM.int8().
+        block_size: elements that share a scale: 16 to 4096, 64 by default; "int4" takes 0 for whole rows,
+            "int8" has nothing else.
         double_quant: codebook formats: quantize the scales too, to 8 bits in blocks of 256.
         scale_dtype: "int4": dtype of scales and zeros; float32 by default.
         compute_dtype: dtype x is cast to before a product; its own by default.
         embeddings: quantize nn.Embedding too.
         experts: quantize the weights of mixtures of experts: the 3-D parameters of modules whose class is
-            named "...Experts...", as transformers' are.
+            named "...Experts...", as transformers' are. The default for 4 bits; "int8" has no products for
+            them and leaves them dense.
+        threshold: "int8": magnitude from which on an element of x makes its column an outlier, which is
+            multiplied in x's own dtype; 0 for none, 6 by default.
     """
 
     format: str = "nf4"
-    block_size: int = 64
+    block_size: int | None = None  # None until __post_init__, as for the other two
     double_quant: bool = False
     scale_dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | None = None
     embeddings: bool = False
-    experts: bool = True
+    experts: bool | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
-        row = check_format("QuantizeConfig", self.format, bits=4)
-        if self.block_size is None:
-            raise TypeError("[QuantizeConfig] block size: got None, want an int")
+        row = check_format("QuantizeConfig", self.format, in_layers=True)
+        if self.experts is None:
+            object.__setattr__(self, "experts", row.bits == 4)
         for name in ("embeddings", "experts"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"[QuantizeConfig] {name}: got {value!r}, want True or False")
-        check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)
+        if self.experts and row.bits != 4:
+            raise ValueError(
+                f"[QuantizeConfig] experts: got True, want False or a 4-bit format, not {row.name}"
+            )
+        size, _ = check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)
+        object.__setattr__(self, "block_size", size)
+        object.__setattr__(self, "threshold", self._checked_threshold(row.coding == "symmetric"))
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
             want = "float32, bfloat16, float16 or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
+
+    def _checked_threshold(self, has_one: bool) -> float | None:
+        threshold = self.threshold
+        if not has_one:
+            if threshold is not None:
+                want = f"None: {self.format} has no outliers, only int8 has"
+                raise ValueError(f"[QuantizeConfig] threshold: got {threshold!r}, want {want}")
+            return None
+        if threshold is None:
+            return DEFAULT_THRESHOLD
+        if isinstance(threshold, bool) or not isinstance(threshold, Real):
+            raise TypeError(f"[QuantizeConfig] threshold: got {threshold!r}, want a number")
+        check_threshold("QuantizeConfig", threshold)
+        return float(threshold)
 
 
 def as_config(op: str, config: str | QuantizeConfig | None) -> QuantizeConfig:
@@ -53,4 +86,23 @@ def as_config(op: str, config: str | QuantizeConfig | None) -> QuantizeConfig:
         return QuantizeConfig(format=config)
     if not isinstance(config, QuantizeConfig):
         raise TypeError(f"[{op}] config: got {type(config).__name__}, want a format or a QuantizeConfig")
+    return config
+
+
+def config_of(
+    op: str, bits: int, config: str | QuantizeConfig | None, options: Mapping[str, Any] | None = None
+) -> QuantizeConfig:
+    """The config of a layer whose formats have `bits` a code, from what its constructor was given.
+
+    Raises ValueError for a format of others, TypeError for both a config and options.
+    """
+    if options and config is not None:
+        raise TypeError(f"[{op}] options: got {sorted(options)} beside config, want one or the other")
+    if config is None:
+        own = {} if bits == 4 else {"format": "int8", "threshold": 0.0}
+        config = QuantizeConfig(**{**own, **(options or {})})
+    config = as_config(op, config)
+    if FORMATS[config.format].bits != bits:
+        known = ", ".join(name for name, row in FORMATS.items() if row.in_layers and row.bits == bits)
+        raise ValueError(f"[{op}] format: got {config.format!r}, want one of {known}")
     return config

@@ -21,7 +21,7 @@ class Format:
     name: str
     summary: str
     bits: int
-    coding: str  # "codebook" or "affine"
+    coding: str  # "codebook", "affine" or "symmetric"
     codebook: tuple[float, ...]
     ties: str  # "lower", "toward_zero" or "even"
     block_sizes: tuple[int, ...]
@@ -33,13 +33,32 @@ class Format:
         """Bytes of codes for `numel` elements; `numel` may be symbolic."""
         return (numel + 1) // 2 if self.bits == 4 else numel
 
+    @property
+    def codes_dtype(self) -> torch.dtype:
+        """int8 where codes are signed, else uint8."""
+        return torch.int8 if self.coding == "symmetric" else torch.uint8
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether there are products that read it: 4-bit formats and int8."""
+        return self.bits == 4 or self.coding == "symmetric"
+
+    def describe_block_sizes(self) -> str:
+        """ "16, 32, ... or 0 for whole rows", for messages."""
+        sizes = ", ".join(map(str, self.block_sizes))
+        whole = "0 for whole rows" if self.whole_rows else ""
+        return " or ".join(filter(None, (sizes, whole)))
+
     def num_scales(self, rows: int, cols: int, block_size: int) -> int:
         """Number of scales of a tensor of `rows` x `cols` elements; the sizes may be symbolic.
 
-        Codebook blocks run over the flattened tensor, affine groups stay inside a row.
+        Codebook blocks run over the flattened tensor, affine groups stay inside a row, and symmetric formats
+        have one scale for each row.
         """
         if self.coding == "codebook":
             return (rows * cols + block_size - 1) // block_size
+        if self.coding == "symmetric":
+            return rows
         return rows * self.groups(cols, block_size)
 
     def groups(self, cols: int, group_size: int) -> int:

@@ -11,6 +11,7 @@ from types import ModuleType
 
 # When this module of another library has been imported, that plug-in registers itself with it.
 PLUGINS = {
+    "torch._dynamo": "qbits.integrations.dynamo",
     "accelerate.hooks": "qbits.integrations.accelerate",
     "transformers.integrations.moe": "qbits.integrations.transformers_experts",
     "transformers.modeling_utils": "qbits.integrations.transformers_saving",

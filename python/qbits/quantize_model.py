@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from qbits.codec import FLOATS, dtype_name
 from qbits.config import QuantizeConfig, as_config
-from qbits.nn.embedding_4bit import Embedding4bit
-from qbits.nn.linear_4bit import Linear4bit, is_conv1d
+from qbits.formats import FORMATS
+from qbits.nn import Embedding4bit, Embedding8bit, Linear4bit, Linear8bit
+from qbits.nn.quantized_embedding import QuantizedEmbedding
 from qbits.nn.quantized_experts import (
     dequantize_experts,
     expert_weights,
     quantize_experts,
     quantized_expert_weights,
 )
+from qbits.nn.quantized_linear import QuantizedLinear, is_conv1d
 from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
 from qbits.tensor import QuantizedTensor
 
@@ -49,21 +51,23 @@ def quantize_(
     model: nn.Module,
     config: str | QuantizeConfig = "nf4",
     *,
+    threshold: float | None = None,
     skip: Iterable[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
 ) -> nn.Module:
-    """Replaces the linear layers of `model` by 4-bit ones, in place, one after the other.
+    """Replaces the linear layers of `model` by 4-bit or 8-bit ones, in place, one after the other.
 
     nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so, and the weights of
-    mixtures of experts, whose modules keep their class. Subclasses of the layers, which may use their weight
-    in their own way, layers whose weight is computed from others (by weight_norm, pruning, ...) and layers
-    that are quantized already stay as they are. Hooks on calls are kept. A module or weight used in several
-    places is quantized once and stays shared.
+    mixtures of experts, whose modules keep their class; "int8" leaves these weights dense. Subclasses of the
+    layers, which may use their weight in their own way, layers whose weight is computed from others (by
+    weight_norm, pruning, ...) and layers that are quantized already stay as they are. Hooks on calls are
+    kept. A module or weight used in several places is quantized once and stays shared.
 
     Args:
         model: its weights float32, bfloat16 or float16.
-        config: a 4-bit format ("nf4", "fp4", "int4") or a QuantizeConfig.
+        config: a format ("nf4", "fp4", "int4", "int8") or a QuantizeConfig.
+        threshold: that of "int8", 6 by default: see QuantizeConfig, which says it itself.
         skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
             "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
             their weight with another kind of module; an empty list quantizes these too, and unties them.
@@ -78,11 +82,16 @@ def quantize_(
             the parameter and the first bad index, with the layers before it quantized already.
         TypeError: a dtype that cannot be quantized, before anything is changed.
     """
+    if threshold is not None:
+        if not isinstance(config, str):
+            got = f"{threshold!r} beside {config!r}"
+            raise TypeError(f"[quantize_] threshold: got {got}, want it in the QuantizeConfig")
+        config = QuantizeConfig(format=config, threshold=threshold)
     config = as_config("quantize_", config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
     if _is_target(model, config):
-        want = "a model that contains it, or Linear4bit.from_float"
+        want = f"a model that contains it, or {linear_class(config).__name__}.from_float"
         raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
     patterns = _output_names(model) if skip is None else _names("quantize_", skip)
     tied = _shared_with_others(model, config) if skip is None else set()
@@ -124,7 +133,8 @@ def dequantize_(
         progress: show a bar; by default only on a terminal.
 
     Returns:
-        `model`, with nn.Linear, nn.Embedding and, where there was one, Conv1D; weights not trainable.
+        `model`, with nn.Linear, nn.Embedding and, where there was one, Conv1D; weights not trainable, but for
+        those that Linear8bit trains.
 
     Raises:
         ValueError: a quantized layer itself, which cannot be replaced in place.
@@ -262,10 +272,16 @@ def _quantize_group(group: list[_Place], config: QuantizeConfig, device: torch.d
         place.replace(modules[id(module)])
 
 
+def linear_class(config: QuantizeConfig) -> type[QuantizedLinear]:
+    """The class of the linear layers that hold this format."""
+    return Linear4bit if FORMATS[config.format].bits == 4 else Linear8bit
+
+
 def _quantized(module: Any, weight: nn.Parameter, config: QuantizeConfig, transposed: bool) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return Embedding4bit.from_parameter(weight, config, module.padding_idx, module.training)
-    return Linear4bit.from_parameter(weight, module.bias, config, transposed, module.training)
+        embedding = Embedding4bit if FORMATS[config.format].bits == 4 else Embedding8bit
+        return embedding.from_parameter(weight, config, module.padding_idx, module.training)
+    return linear_class(config).from_parameter(weight, module.bias, config, transposed, module.training)
 
 
 def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
@@ -277,7 +293,10 @@ def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
         if transposed not in weights:
             dense = module.dequantize(dtype)
             dense = dense.t().contiguous() if transposed else dense
-            weights[transposed] = nn.Parameter(dense, requires_grad=False)
+            kept = not isinstance(module.weight, QuantizedTensor)  # of Linear8bit with has_fp16_weights
+            same = kept and dense.dtype == module.weight.dtype
+            trained = kept and module.weight.requires_grad
+            weights[transposed] = module.weight if same else nn.Parameter(dense, requires_grad=trained)
         if id(module) not in modules:
             modules[id(module)] = _move_hooks(module, _dequantized(module, weights[transposed]))
         place.replace(modules[id(module)])
@@ -285,7 +304,7 @@ def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
 
 def _dequantized(module: Any, weight: nn.Parameter) -> nn.Module:
     rows, cols = module.weight.shape
-    if isinstance(module, Embedding4bit):
+    if isinstance(module, QuantizedEmbedding):
         dense: Any = nn.Embedding(rows, cols, module.padding_idx, device="meta")
     elif module.fan_in_fan_out:
         from transformers.pytorch_utils import Conv1D

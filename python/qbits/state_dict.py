@@ -1,7 +1,8 @@
 """A quantized weight as entries of a state dict, and back.
 
-nf4 and fp4 use bitsandbytes' keys and bytes, so that checkpoints load and save both ways. Affine formats
-use the same scheme: `weight`, `weight.scales`, `weight.zeros`, `weight.quant_state.qbits__int4`.
+nf4, fp4 and int8 use bitsandbytes' keys and bytes, so that checkpoints load and save both ways: int8 those of
+Linear8bitLt, `weight`, `SCB` and `weight_format`. Affine formats use the scheme of the 4-bit ones: `weight`,
+`weight.scales`, `weight.zeros`, `weight.quant_state.qbits__int4`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,24 @@ WEIGHT_SUFFIXES = (
     *(_QBITS + name for name, row in FORMATS.items() if row.coding == "affine"),
 )
 """What may follow `weight.` in the keys of a quantized weight."""
+
+_SIBLINGS = ("SCB", "weight_format")
+
+WEIGHT_KEYS = {
+    "weight": "",
+    **{f"weight.{suffix}": suffix for suffix in WEIGHT_SUFFIXES},
+    **{suffix: suffix for suffix in _SIBLINGS},
+}
+"""The keys of a module whose `weight` is quantized, and the suffix of each entry."""
+
+_LAYOUTS = {1: "col32", 2: "col_turing", 3: "col_ampere"}  # of bitsandbytes before 0.45
+
+
+def key_of(name: str, suffix: str) -> str:
+    """The key of the entry `suffix` of the weight `name`: below it, or for int8's beside it."""
+    if suffix in _SIBLINGS:
+        return name.rpartition(".")[0] + "." * ("." in name) + suffix
+    return f"{name}.{suffix}" if suffix else name
 
 
 def quant_state(weight: QuantizedTensor) -> QuantState:
@@ -60,15 +79,19 @@ def weight_entries(weight: QuantizedTensor) -> dict[str, Tensor]:
     Reads the offset of double quantization, which synchronises.
 
     Raises:
-        ValueError: a meta tensor, or an 8-bit format.
+        ValueError: a meta tensor, or an 8-bit code map.
     """
     if weight.codes.is_meta:
         raise ValueError("[state_dict] weight: got a quantized weight without data on the meta device")
+    if FORMATS[weight.format].coding == "symmetric":
+        assert weight.scales is not None
+        row_major = torch.tensor(0, dtype=torch.uint8)
+        return {"": weight.codes.reshape(weight.shape), "SCB": weight.scales, "weight_format": row_major}
     codes = weight.codes.reshape(-1, 1)
     if weight.format in QuantState.valid_quant_types:
         return {"": codes, **quant_state(weight).as_dict(packed=True)}
     if weight.scales is None or weight.zeros is None:
-        raise ValueError(f"[state_dict] format: got {weight.format}, want a 4-bit or affine format")
+        raise ValueError(f"[state_dict] format: got {weight.format}, want a 4-bit, affine or int8 format")
     fields = {
         "quant_type": weight.format,
         "blocksize": weight.block_size,
@@ -85,8 +108,14 @@ def is_quantized(entries: Mapping[str, Tensor]) -> bool:
     return len(entries) > 1 or (isinstance(codes, Tensor) and not codes.is_floating_point())
 
 
-def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | None = None) -> QuantizedTensor:
+def weight_from_entries(
+    entries: Mapping[str, Tensor],
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> QuantizedTensor:
     """The tensor `weight_entries` took apart, on `device` (by default where the codes are).
+
+    Its dtype is the one it had, or `dtype` for int8, whose entries do not tell.
 
     Raises:
         ValueError: an entry is missing, unknown, of the wrong size, or contradicts another.
@@ -103,6 +132,8 @@ def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | No
         if value.layout != torch.strided or (value.is_meta and device.type != "meta"):
             want = f"a dense tensor with data, to load on {device}"
             raise ValueError(f"[load_state_dict] {key or 'codes'}: got {describe(value)}, want {want}")
+    if not rest.keys().isdisjoint(_SIBLINGS):
+        return _int8_from_entries(codes, rest, device, dtype)
     if any(key.startswith(_QBITS) for key in rest):
         return _affine_from_entries(codes, rest, device)
     state = QuantState.from_dict(rest, device)
@@ -120,6 +151,27 @@ def weight_from_entries(entries: Mapping[str, Tensor], device: torch.device | No
         **nested,
     }
     return QuantizedTensor(tensors, state.quant_type, state.blocksize, state.shape, state.dtype)
+
+
+def _int8_from_entries(
+    codes: Tensor, rest: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> QuantizedTensor:
+    if not {"SCB"} <= set(rest) <= {"SCB", "weight_format"}:
+        got = ["weight", *sorted(rest)]
+        raise ValueError(f"[load_state_dict] entries: got {got}, want weight, SCB and weight_format")
+    scales, layout = rest["SCB"], rest.get("weight_format")  # which old checkpoints of these rows lack
+    if layout is not None:
+        if layout.numel() != 1 or layout.is_floating_point() or layout.is_complex():
+            raise ValueError(f"[load_state_dict] weight_format: got {describe(layout)}, want one uint8")
+        if not layout.is_meta and (number := int(layout)) != 0:
+            layout_name = f"{number} ({_LAYOUTS.get(number, 'unknown')})"
+            raise ValueError(f"[load_state_dict] weight_format: got {layout_name}, want 0: rows as they are")
+    if codes.dim() != 2:
+        raise ValueError(f"[load_state_dict] codes: got {describe(codes)}, want 2 dimensions")
+    check_entry("codes", codes, torch.int8, codes.numel())
+    check_entry("SCB", scales, torch.float32, codes.shape[0])
+    tensors = {"codes": codes.to(device), "scales": scales.to(device).reshape(-1)}
+    return QuantizedTensor(tensors, "int8", 0, codes.shape, dtype)
 
 
 def _affine_from_entries(codes: Tensor, rest: Mapping[str, Tensor], device: torch.device) -> QuantizedTensor:
@@ -157,6 +209,7 @@ def entries_of(state_dict: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """The entries of the weight `name` in `state_dict`, keyed by suffix."""
     prefix = f"{name}."
     entries = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-    if name in state_dict:
-        entries[""] = state_dict[name]
+    for suffix in ("", *(_SIBLINGS if name.rpartition(".")[2] == "weight" else ())):
+        if (key := key_of(name, suffix)) in state_dict:
+            entries[suffix] = state_dict[key]
     return entries

@@ -41,9 +41,9 @@ class QuantizedTensor(Tensor):
     """A wrapper tensor with the logical shape and dtype of the dense tensor it stands for.
 
     `F.linear`, `F.embedding` and, for the experts of a 3-D one, `F.grouped_mm` read 4-bit weights in their
-    packed form. Moving, copying, viewing and slicing along rows keep the tensor quantized; every other op
-    works on its dequantized values. Ops that write into it, and assignment to `data`, quantize the result
-    again in the same format.
+    packed form, the first two also those of int8 (products without outliers: these are for layers). Moving,
+    copying, viewing and slicing along rows keep the tensor quantized; every other op works on its dequantized
+    values. Ops that write into it, and assignment to `data`, quantize the result again in the same format.
 
     `qbits.quantize` makes one.
 
@@ -51,9 +51,10 @@ class QuantizedTensor(Tensor):
         format: the name of its row in the format table.
         block_size: elements that share a scale; 0 means whole rows.
         rows, cols: the matrix that was quantized; `shape` is any view of it.
-        codes: uint8, [rows, bytes of a row] where rows fall on bytes, else 1-D.
+        codes: uint8, int8 for the format of that name, [rows, bytes of a row] where rows fall on bytes,
+            else 1-D.
         absmax: codebook formats: float32 [blocks], or uint8 [blocks] if double-quantized.
-        scales, zeros: affine formats: [rows, groups].
+        scales, zeros: affine formats: [rows, groups]. Format int8: scales float32 [rows], no zeros.
         nested_absmax, nested_code, offset: double quantization: absmax is
             nested_code[absmax] * nested_absmax[block // 256] + offset.
     """
@@ -65,6 +66,7 @@ class QuantizedTensor(Tensor):
     logical_dtype: torch.dtype
     is_4bit_matrix: bool
     is_4bit_experts: bool
+    is_int8_matrix: bool
     codes: Tensor
     absmax: Tensor | None
     scales: Tensor | None
@@ -118,15 +120,16 @@ class QuantizedTensor(Tensor):
             return
         self.format, self.block_size, self.logical_dtype = format, block_size, dtype
         self.rows, self.cols = matrix_shape(shape) if matrix is None else matrix
-        packed = FORMATS[format].bits == 4 and len(shape) > 1 and shape[-1] == self.cols
-        self.is_4bit_matrix = packed and len(shape) == 2
-        self.is_4bit_experts = packed and len(shape) == 3
+        row, whole = FORMATS[format], len(shape) > 1 and shape[-1] == self.cols
+        self.is_4bit_matrix = whole and row.bits == 4 and len(shape) == 2
+        self.is_4bit_experts = whole and row.bits == 4 and len(shape) == 3
+        self.is_int8_matrix = whole and row.coding == "symmetric" and len(shape) == 2
         for name in TENSORS:
             setattr(self, name, tensors.get(name))
 
     def _adopt(self, other: QuantizedTensor) -> None:
-        facts = ("format", "block_size", "logical_dtype", "rows", "cols", "is_4bit_matrix", "is_4bit_experts")
-        for name in (*facts, *TENSORS):
+        kinds = ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix")
+        for name in ("format", "block_size", "logical_dtype", "rows", "cols", *kinds, *TENSORS):
             setattr(self, name, getattr(other, name))
 
     # An op is called once per layer and token: its arguments are gathered once.
@@ -335,11 +338,11 @@ def quantize(
     """Quantizes `tensor` to a format of the table.
 
     Args:
-        tensor: float32, bfloat16 or float16, any shape. Affine groups run along its last dimension,
-            codebook blocks over its elements in row-major order.
-        format: "nf4", "fp4", "int4", "int8", or an 8-bit code map of the table.
+        tensor: float32, bfloat16 or float16, any shape. Affine groups and the rows of int8 run along its last
+            dimension, codebook blocks over its elements in row-major order.
+        format: "nf4", "fp4", "int4", "int8" (LLM.int8()), "int8_affine", or an 8-bit code map of the table.
         block_size: elements that share a scale: 16 to 4096, 64 by default; affine formats take 0 for
-            whole rows.
+            whole rows, int8 has nothing else.
         double_quant: 4-bit codebook formats: quantize the scales too (arXiv 2305.14314, section 3).
         scale_dtype: affine formats: dtype of scales and zeros.
         name: if given, a NaN or infinity in `tensor` raises, with this name in the message. If not, its
@@ -394,9 +397,9 @@ def rebuild_quantized_tensor(
 ) -> QuantizedTensor:
     """Unpickles a QuantizedTensor. Raises ValueError or TypeError for tensors its format does not have."""
     row = check_format("QuantizedTensor", format)
-    scales = {"scales", "zeros"} if row.coding == "affine" else {"absmax"}
-    nested = {"nested_absmax", "nested_code", "offset"} if {*tensors} - {"codes"} - scales else set()
-    if {*tensors} != {"codes"} | scales | nested or not all(isinstance(t, Tensor) for t in tensors.values()):
+    extra = {*tensors} - {*row.tensors} if row.coding == "codebook" else set()
+    nested = {"nested_absmax", "nested_code", "offset"} if extra else set()
+    if {*tensors} != {*row.tensors} | nested or not all(isinstance(t, Tensor) for t in tensors.values()):
         want = f"the tensors of {format}"
         raise ValueError(f"[QuantizedTensor] tensors: got {sorted(map(str, tensors))}, want {want}")
     if min((*shape, *matrix), default=0) < 0 or math.prod(shape) != math.prod(matrix):

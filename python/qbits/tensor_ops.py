@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from qbits import dense_view, ops
 from qbits.codec import FLOATS, dynamic_map
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
+from qbits.functional.int8_weight import embedding_int8, product_with_int8
 from qbits.functional.linear import autocast_dtype, embedding_4bit, linear_4bit
 from qbits.tensor import CALL, FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
 
@@ -135,9 +136,9 @@ def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor |
     matrix = ((end - start) * rows, self.cols)
     codes = self.codes[start * rows : end * rows]
     tensors: dict[str, Tensor | None] = {"codes": codes}
-    if self.scales is not None and self.zeros is not None:
+    if self.scales is not None:
         tensors["scales"] = self.scales[start * rows : end * rows]
-        tensors["zeros"] = self.zeros[start * rows : end * rows]
+        tensors["zeros"] = None if self.zeros is None else self.zeros[start * rows : end * rows]
     else:
         first, last = start * rows * self.cols, end * rows * self.cols
         if first % self.block_size or (last % self.block_size and end != size):
@@ -203,7 +204,9 @@ def zeros(
 ) -> dict[str, Tensor]:
     """The tensors of a [rows, cols] matrix with every scale, and so every value, 0."""
     row, (rows, cols) = FORMATS[format], matrix
-    codes = torch.zeros((rows, cols // 2 if row.bits == 4 else cols), dtype=torch.uint8, device=device)
+    codes = torch.zeros((rows, cols // 2 if row.bits == 4 else cols), dtype=row.codes_dtype, device=device)
+    if row.coding == "symmetric":
+        return {"codes": codes, "scales": torch.zeros(rows, dtype=scale_dtype, device=device)}
     if row.coding == "affine":
         groups = (rows, row.groups(cols, block_size))
         scales = torch.zeros(groups, dtype=scale_dtype, device=device)
@@ -303,7 +306,7 @@ CALL.append(dense_view.call)
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     packed = (
         isinstance(weight, QuantizedTensor)
-        and weight.is_4bit_matrix
+        and (weight.is_4bit_matrix or weight.is_int8_matrix)
         and not isinstance(input, QuantizedTensor)
         and not isinstance(bias, QuantizedTensor)
         and not (torch.is_grad_enabled() and weight.requires_grad)
@@ -312,7 +315,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         if (dtype := autocast_dtype(input)) is not None:
             input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
         if input.dtype in FLOATS:
-            return linear_4bit(input, weight, bias)  # type: ignore[arg-type]
+            product = linear_4bit if weight.is_4bit_matrix else product_with_int8  # type: ignore[attr-defined]
+            return product(input, weight, bias)  # type: ignore[arg-type]
     with torch._C.DisableTorchFunctionSubclass():
         return F.linear(input, weight, bias)
 
@@ -328,12 +332,13 @@ def _embedding(
 ) -> Tensor:
     packed = (
         isinstance(weight, QuantizedTensor)
-        and weight.is_4bit_matrix
+        and (weight.is_4bit_matrix or weight.is_int8_matrix)
         and max_norm is None
         and not (torch.is_grad_enabled() and weight.requires_grad)
     )
     if packed:
-        return embedding_4bit(input, weight)  # type: ignore[arg-type]
+        lookup = embedding_4bit if weight.is_4bit_matrix else embedding_int8  # type: ignore[attr-defined]
+        return lookup(input, weight)  # type: ignore[arg-type]
     with torch._C.DisableTorchFunctionSubclass():
         return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
 

@@ -22,6 +22,8 @@ TEST(Format, RowsAreConsistent) {
       EXPECT_EQ(*std::max_element(row.codebook.begin(), row.codebook.end()), 1.0F) << row.name;
       EXPECT_NE(std::find(row.codebook.begin(), row.codebook.end(), 0.0F), row.codebook.end()) << row.name;
     }
+    EXPECT_EQ(row.block_sizes.empty(), row.coding == Coding::Symmetric) << row.name;
+    EXPECT_TRUE(row.whole_rows || !row.block_sizes.empty()) << row.name;
     if (row.bits == 8) {
       EXPECT_TRUE(std::is_sorted(row.codebook.begin(), row.codebook.end())) << row.name;
     }
@@ -42,14 +44,18 @@ TEST(Format, UnknownNameListsTheKnownOnes) {
 TEST(Format, Sizes) {
   EXPECT_EQ(codes_size(format("nf4"), 5), 3);
   EXPECT_EQ(codes_size(format("int8"), 5), 5);
+  EXPECT_EQ(codes_size(format("int8_affine"), 5), 5);
   EXPECT_EQ(num_scales(format("nf4"), 3, 50, 64), 3);
   EXPECT_EQ(num_scales(format("int4"), 3, 50, 32), 6);
   EXPECT_EQ(num_scales(format("int4"), 3, 50, 0), 3);
+  EXPECT_EQ(num_scales(format("int8"), 3, 50, 0), 3);
+  EXPECT_EQ(num_scales(format("int8"), 3, 0, 0), 3);  // a row of no columns has the scale 0
   EXPECT_EQ(num_scales(format("nf4"), 0, 50, 64), 0);
   EXPECT_EQ(num_scales(format("nf4"), 1LL << 20, 1LL << 20, 64), 1LL << 34);
   EXPECT_EQ(num_scales(format("nf4"), 1, INT64_MAX, 64), int64_t{1} << 57);
   EXPECT_THROW(num_scales(format("nf4"), 1, 50, 0), Error);
   EXPECT_THROW(num_scales(format("nf4"), 1, 50, 48), Error);
+  EXPECT_THROW(num_scales(format("int8"), 1, 50, 64), Error);
   EXPECT_THROW(num_scales(format("nf4"), 1LL << 32, 1LL << 32, 64), Error);
 }
 

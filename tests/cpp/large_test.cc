@@ -123,11 +123,11 @@ TEST_F(Large, RoundTripOf8BitCodes) {
   const TensorView zeros_view = TensorView::contiguous(zeros.get(), DType::Float32, {kElements / kBlock});
   quantize_blockwise(view, code_view, kBlock, codes_view, scales_view);
   EXPECT_TRUE(repeats(codes.get(), kPeriod, kElements));
-  quantize_affine(view, format("int8"), kBlock, codes_view, scales_view, zeros_view);
+  quantize_affine(view, format("int8_affine"), kBlock, codes_view, scales_view, zeros_view);
   EXPECT_TRUE(repeats(codes.get(), kPeriod, kElements));
   EXPECT_TRUE(repeats(zeros.get(), kPeriod / kBlock, kElements / kBlock));
   std::memset(x.get(), 0xAB, kElements * sizeof(uint16_t));
-  dequantize_affine(codes_view, scales_view, zeros_view, format("int8"), kBlock, view);
+  dequantize_affine(codes_view, scales_view, zeros_view, format("int8_affine"), kBlock, view);
   EXPECT_TRUE(repeats(x.get(), kPeriod, kElements));
 }
 

@@ -143,7 +143,7 @@ void run_4bit(Random& random, std::vector<uint8_t>& all) {
 }
 
 void run_affine(Random& random, std::vector<uint8_t>& all) {
-  const Format& f = format(random.of(std::array{"int4", "int8"}));
+  const Format& f = format(random.of(std::array{"int4", "int8_affine"}));
   const auto [rows, cols] = random_shape(random);
   const int64_t group_size = random.below(4) == 0 ? 0 : random.of(f.block_sizes);
   const int64_t groups = num_scales(f, rows, cols, group_size);
@@ -280,7 +280,7 @@ TEST(Properties, RequantizingChangesNothing) {
 TEST(Properties, AffineErrorIsWithinAStep) {
   for (uint32_t seed = 0; seed < 40; ++seed) {
     Random random(seed);
-    const Format& f = format(random.of(std::array{"int4", "int8"}));
+    const Format& f = format(random.of(std::array{"int4", "int8_affine"}));
     const auto [rows, cols] = random_shape(random);
     Guarded x(random, DType::Float32, {rows, cols});
     fill(random, x, true);

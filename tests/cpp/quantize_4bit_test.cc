@@ -185,7 +185,7 @@ TEST(Quantize4bit, RefusesBadArgumentsBeforeWriting) {
   };
   TensorView wrong = view(x, 64);
   refused(ErrorCode::InvalidArgument, [&] { quantize_4bit(view(x, 64), f, 48, c, a); });
-  refused(ErrorCode::InvalidArgument, [&] { quantize_4bit(view(x, 64), format("int8"), 64, c, a); });
+  refused(ErrorCode::InvalidArgument, [&] { quantize_4bit(view(x, 64), format("int8_affine"), 64, c, a); });
   refused(ErrorCode::InvalidArgument, [&] { quantize_4bit(view(x, 63), f, 32, c, a); });
   refused(ErrorCode::InvalidArgument, [&] { quantize_4bit(view(x, 50), f, 64, c, a); });
   refused(ErrorCode::InvalidType, [&] { quantize_4bit(c, f, 64, c, a); });

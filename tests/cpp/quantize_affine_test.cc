@@ -107,7 +107,7 @@ void expect_round_trip(Quantized& q, DType out_dtype, const std::string& where) 
 TEST(QuantizeAffine, ByDefinitionForEveryShape) {
   constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {2, 15}, {3, 16},  {5, 17},   {4, 63},  {7, 33},
                                                      {2, 64}, {3, 65}, {5, 129}, {1, 1001}, {3, 4097}};
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     const Format& f = format(name);
     std::vector<int64_t> sizes(f.block_sizes.begin(), f.block_sizes.end());
     sizes.push_back(0);
@@ -135,7 +135,7 @@ TEST(QuantizeAffine, ByDefinitionForEveryShape) {
 }
 
 TEST(QuantizeAffine, RangesOnOneSideKeepZeroExact) {
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     for (DType scale_dtype : kFloats) {
       for (float shift : {-5.0F, -1.01F, 1.01F, 5.0F, 300.0F}) {
         Buffer x = test::random_buffer(DType::Float32, 64 * 50, 9, 0.3F);
@@ -152,7 +152,7 @@ TEST(QuantizeAffine, RangesOnOneSideKeepZeroExact) {
 }
 
 TEST(QuantizeAffine, ZerosSubnormalsLargeAndNonFinite) {
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     for (DType scale_dtype : kFloats) {
       Buffer x = test::random_buffer(DType::Float32, 16 * 9 * 3, 9);
       for (int64_t i = 0; i < 16; ++i) x.set(i, i % 2 ? 0.0F : -0.0F);
@@ -190,7 +190,7 @@ TEST(QuantizeAffine, FractionalZeros) {
 
 TEST(QuantizeAffine, SameBitsForAnyNumberOfThreads) {
   const int threads = num_threads();
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     for (int64_t cols : {4096, 4097, 301}) {
       Buffer x = test::random_buffer(DType::BFloat16, 301 * cols, 2);
       set_num_threads(1);
@@ -231,7 +231,8 @@ TEST(QuantizeAffine, RefusesBadArgumentsBeforeWriting) {
     refused(ErrorCode::InvalidArgument, [&] { dequantize_affine(k, s, z, f, size, v); });
   }
   refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, format("nf4"), 64, k, s, z); });
-  refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, format("int8"), 64, k, s, z); });
+  refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, format("int8"), 0, k, s, z); });
+  refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, format("int8_affine"), 64, k, s, z); });
   refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, f, 32, k, s, z); });
   refused(ErrorCode::InvalidArgument, [&] { quantize_affine(v, f, 64, k, s, view(zeros, 1)); });
   refused(ErrorCode::InvalidType, [&] { quantize_affine(v, f, 64, k, s, view(half, 2)); });

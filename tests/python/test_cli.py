@@ -46,11 +46,12 @@ def test_info_says_why_cuda_is_unusable(monkeypatch):
     assert "9.0a" in report
 
 
-def test_self_test_sees_a_wrong_kernel(monkeypatch):
-    real = self_test.ops.linear_4bit
-    monkeypatch.setattr(self_test.ops, "linear_4bit", lambda *args: real(*args) * 1.001)
+@pytest.mark.parametrize("op", ["linear_4bit", "linear_int8"])
+def test_self_test_sees_a_wrong_kernel(monkeypatch, op):
+    real = getattr(self_test.ops, op)
+    monkeypatch.setattr(self_test.ops, op, lambda *args: real(*args) * 1.001)
     assert not self_test.self_test("cpu").passed
-    monkeypatch.setattr(self_test.ops, "linear_4bit", lambda *args: real(*args) * float("nan"))
+    monkeypatch.setattr(self_test.ops, op, lambda *args: real(*args) * float("nan"))
     result = self_test.self_test("cpu")
     assert not result.passed
     assert "FAILED" in str(result)
@@ -67,15 +68,16 @@ def test_info_survives_an_op_that_raises(monkeypatch, capsys):
     assert "torch:" in printed
 
 
-def test_self_test_sees_a_wrong_code(monkeypatch):
-    real = self_test.ops.quantize_4bit
+@pytest.mark.parametrize(("op", "change"), [("quantize_4bit", 0x50), ("quantize_int8_rowwise", 0x01)])
+def test_self_test_sees_a_wrong_code(monkeypatch, op, change):
+    real = getattr(self_test.ops, op)
 
     def swapped(*args):
-        codes, absmax = real(*args)
-        codes[0] ^= 0x50
-        return codes, absmax
+        codes, *rest = real(*args)
+        codes.view(-1)[0] ^= change
+        return codes, *rest
 
-    monkeypatch.setattr(self_test.ops, "quantize_4bit", swapped)
+    monkeypatch.setattr(self_test.ops, op, swapped)
     assert self_test.self_test("cpu").wrong_codes >= 1
 
 

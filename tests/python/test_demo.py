@@ -50,15 +50,16 @@ def test_demo_prints_every_format_and_reloads_bit_equal(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "are bit-equal to those before" in " ".join(printed.split())
     results = json.loads((tmp_path / "results.json").read_text())
-    expected = ["fp32", "bf16", *(row.name for row in qbits.FORMATS.values() if row.bits == 4)]
+    expected = ["fp32", "bf16", *(row.name for row in qbits.FORMATS.values() if row.in_layers)]
     expected.insert(expected.index("nf4") + 1, "nf4-dq")
+    expected.insert(expected.index("int8") + 1, "int8-t0")
     assert [result["format"] for result in results] == expected
     for result in results:
         assert math.isfinite(result["perplexity"]) and result["tokens_per_second"] > 0
         assert f"\n{result['format']} " in printed
     size = {result["format"]: sum(result["bytes"].values()) for result in results}
     assert size["bf16"] == pytest.approx(size["fp32"] / 2, rel=0.01)  # rotary buffers stay float32
-    assert size["nf4"] < size["bf16"]
+    assert size["nf4"] < size["int8"] == size["int8-t0"] < size["bf16"]
 
 
 def test_demo_stays_within_the_positions_of_the_model(tiny, tmp_path, capsys):
@@ -137,10 +138,12 @@ def test_windows_are_spread_and_do_not_overlap():
 
 
 def test_footprint_of_opt_350m_is_the_published_one():
-    """1,325 MB in fp32 and 208 MB in 4 bits with the rest in 16 bits and no scales."""
-    sizes = footprints(model_config("facebook/opt-350m"), variants(["nf4", "nf4-dq"]))
+    """1,325 MB in fp32, 208 MB in 4 and 359 MB in 8 bits with the rest in 16 bits and no scales."""
+    sizes = footprints(model_config("facebook/opt-350m"), variants(["nf4", "nf4-dq", "int8"]))
     assert round(sizes["fp32"].weights / 1e6) == 1325
     assert round(sizes["nf4"].weights / 1e6) == 208
+    assert round(sizes["int8"].weights / 1e6) == 359
+    assert sizes["int8"].scales == 4 * (24 * (5 * 1024 + 4096) + 512 + 1024)  # one for each output
     assert sizes["fp32"].scales == 0
     blocks = 24 * (4 * 1024**2 + 2 * 1024 * 4096) // 64 + 2 * 512 * 1024 // 64
     assert sizes["nf4"].scales == blocks * 4

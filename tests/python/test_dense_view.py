@@ -17,7 +17,7 @@ def options(request):
     return request.param
 
 
-OTHER = qbits.quantize(dense(64, 64, seed=9), "int8")
+OTHER = qbits.quantize(dense(64, 64, seed=9), "int8_affine")
 WRITES = {
     "a column": lambda w: w[:, 0:1].zero_(),
     "a row": lambda w: w[3].mul_(2),

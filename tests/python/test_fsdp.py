@@ -1,4 +1,4 @@
-"""FSDP2: 4-bit weights are sharded by rows over two ranks, gathered for each forward, and saved whole."""
+"""FSDP2: quantized weights are sharded by rows over two ranks, gathered for each forward, and saved whole."""
 
 import os
 import socket
@@ -63,7 +63,9 @@ def worker(rank, port, options):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize(
-    "options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"]
+    "options",
+    [{}, {"double_quant": True}, {"format": "int4"}, {"format": "int8"}],
+    ids=["nf4", "nf4dq", "int4", "int8"],
 )
 def test_fully_shard_on_two_ranks(options):
     with socket.socket() as probe:

@@ -165,7 +165,7 @@ def test_quantiles(n):
         F.create_quantile_map(x, total_bits=9)
 
 
-@pytest.mark.parametrize("format, shape", [("int4", (7, 33)), ("int8", (2, 3, 64)), ("int4", (0, 64))])
+@pytest.mark.parametrize("format, shape", [("int4", (7, 33)), ("int8_affine", (2, 3, 64)), ("int4", (0, 64))])
 @pytest.mark.parametrize("group_size", [0, 32])
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
 def test_affine(format, shape, group_size, scale_dtype):

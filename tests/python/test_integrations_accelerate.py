@@ -26,6 +26,7 @@ OPTIONS = {
     "nf4": {},
     "nf4dq": {"double_quant": True},
     "int4": {"format": "int4", "scale_dtype": torch.bfloat16},
+    "int8": {"format": "int8"},
 }
 
 

@@ -1,4 +1,4 @@
-"""LoRA and other tuners on 4-bit weights: training moves the adapter alone, a merge lands in the weight."""
+"""LoRA and other tuners on quantized weights: training moves the adapter alone, a merge lands in them."""
 
 import pytest
 import torch
@@ -35,7 +35,9 @@ TUNERS = {
 
 @pytest.mark.parametrize("tuner", TUNERS)
 @pytest.mark.parametrize(
-    "options", [{}, {"double_quant": True}, {"format": "int4"}], ids=["nf4", "nf4dq", "int4"]
+    "options",
+    [{}, {"double_quant": True}, {"format": "int4"}, {"format": "int8"}],
+    ids=["nf4", "nf4dq", "int4", "int8"],
 )
 def test_train_step_and_merge(tuner, options):
     model = peft.get_peft_model(quantized_mlp(**options), TUNERS[tuner]())

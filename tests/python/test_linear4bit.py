@@ -203,9 +203,13 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"\[QuantizeConfig\] format: got 'int3'"):
         Linear4bit(64, 16, format="int3")
     with pytest.raises(
-        ValueError, match=r"\[QuantizeConfig\] format: got 'int8', want one of nf4, fp4, int4"
+        ValueError, match=r"\[QuantizeConfig\] format: got 'int8_affine', want one of nf4, fp4, int4, int8$"
     ):
+        Linear4bit(64, 16, format="int8_affine")
+    with pytest.raises(ValueError, match=r"\[Linear4bit\] format: got 'int8', want one of nf4, fp4, int4$"):
         Linear4bit(64, 16, format="int8")
+    with pytest.raises(ValueError, match=r"\[Linear4bit.from_float\] format: got 'int8', want one of nf4"):
+        Linear4bit.from_float(nn.Linear(64, 16), "int8")
     with pytest.raises(TypeError, match="blocksize"):
         Linear4bit(64, 16, blocksize=64)
     with pytest.raises(TypeError, match=r"\[QuantizeConfig\] compute_dtype"):

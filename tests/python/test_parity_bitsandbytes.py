@@ -229,6 +229,48 @@ def test_their_int8_weights_dequantize_bit_for_bit():
     assert torch.equal(F.dequantize_int8_rowwise(codes, scales), B.int8_vectorwise_dequant(codes, scales))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_int8_states_load_both_ways(bias, threshold):
+    theirs = bnb.nn.Linear8bitLt(256, 96, bias=bias, has_fp16_weights=False, threshold=threshold).to("cpu")
+    ours = qbits.nn.Linear8bit(256, 96, bias=bias, threshold=threshold)
+    codes, scales = theirs.weight.CB.clone(), theirs.weight.SCB.clone()
+    want = B.int8_vectorwise_dequant(codes, scales)
+    state = theirs.state_dict()
+    assert ours.load_state_dict(state) == ([], []) and torch.equal(ours.dequantize(), want)
+    saved = ours.state_dict()
+    assert list(saved) == list(state)
+    for key, value in state.items():
+        assert torch.equal(saved[key], value) and saved[key].dtype == value.dtype
+    # Their layer takes a quantized state once it has been quantized itself, by a move.
+    other = bnb.nn.Linear8bitLt(256, 96, bias=bias, has_fp16_weights=False, threshold=threshold).to("cpu")
+    assert other.load_state_dict(dict(saved)) == ([], [])
+    assert torch.equal(other.weight.data, codes) and torch.equal(other.weight.SCB, scales)
+    x = torch.randn(4, 256)
+    x[:, 5] *= 12
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs.eval()(x.clone()), atol=2e-2, rtol=1e-2)
+
+
+def test_int8_states_of_a_model_load_both_ways():
+    def make(kind):
+        return torch.nn.Sequential(kind(64, 96), torch.nn.ReLU(), kind(96, 32, bias=False))
+
+    def their_layer(*args, **kwargs):
+        return bnb.nn.Linear8bitLt(*args, has_fp16_weights=False, threshold=6.0, **kwargs)
+
+    theirs = make(their_layer).to("cpu")
+    ours = qbits.quantize_(make(torch.nn.Linear), "int8", skip=[])
+    assert ours.load_state_dict(theirs.state_dict()) == ([], [])
+    for i in (0, 2):
+        want = B.int8_vectorwise_dequant(theirs[i].weight.CB, theirs[i].weight.SCB)
+        assert torch.equal(ours[i].dequantize(), want)
+    before = ours.state_dict()
+    again = make(their_layer).to("cpu")
+    assert again.load_state_dict(dict(before)) == ([], [])
+    assert all(torch.equal(again[i].weight.data, before[f"{i}.weight"]) for i in (0, 2))
+
+
 def int8_errors(dtype, threshold, m, seed):
     """|out - exact|, ours and theirs; exact in float64 is LLM.int8(), then the dense product."""
     torch.manual_seed(seed)

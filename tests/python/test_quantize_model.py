@@ -9,7 +9,8 @@ from torch import nn
 
 import qbits
 from qbits import QuantizeConfig, QuantizedTensor, dequantize_, quantize_
-from qbits.nn import Embedding4bit, Linear4bit
+from qbits.nn import Embedding4bit, Embedding8bit, Linear4bit, Linear8bit
+from qbits.nn.quantized_module import QuantizedModule
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +55,17 @@ IDS = torch.arange(12).view(2, 6)
 
 
 def quantized(model):
-    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit | Embedding4bit)]
+    return [name for name, module in model.named_modules() if isinstance(module, QuantizedModule)]
 
 
-@pytest.mark.parametrize("format", ["nf4", "fp4", "int4"])
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int4", "int8"])
 def test_linear_layers_but_the_output_embeddings(format):
     model = Model()
     expected = model(IDS)
     assert quantize_(model, format) is model
     assert quantized(model) == ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"]
     assert model.lm_head.weight is model.embed.weight and type(model.lm_head) is nn.Linear
+    assert type(model.blocks[0].up) is (Linear8bit if format == "int8" else Linear4bit)
     assert model.blocks[0].down.bias is None and model.blocks[0].up.bias is not None
     y = model(IDS)
     assert (y - expected).norm() < 0.1 * expected.norm()
@@ -97,6 +99,34 @@ def test_embeddings_on_request():
     assert model.embed.weight is model.lm_head.weight  # tied still, and quantized once
 
 
+def test_embeddings_in_8_bits_on_request():
+    model = quantize_(Model(tied=True), QuantizeConfig("int8", embeddings=True), skip=[])
+    assert isinstance(model.embed, Embedding8bit) and isinstance(model.lm_head, Linear8bit)
+    assert model.embed.weight is model.lm_head.weight  # tied still, and quantized once
+    assert model(IDS).shape == (2, 6, 50)
+    dequantize_(model)
+    assert type(model.embed) is nn.Embedding and model.embed.weight is model.lm_head.weight
+
+
+def test_the_threshold_of_int8():
+    thresholds = [
+        (quantize_(Model(), "int8"), 6.0),
+        (quantize_(Model(), "int8", threshold=0), 0.0),
+        (quantize_(Model(), "int8", threshold=2.5), 2.5),
+        (quantize_(Model(), QuantizeConfig("int8", threshold=3)), 3.0),
+    ]
+    for model, threshold in thresholds:
+        assert {model.get_submodule(name).threshold for name in quantized(model)} == {threshold}
+    model = Model()
+    for config, error, message in [
+        ("nf4", ValueError, r"\[QuantizeConfig\] threshold: got 6.0, want None: nf4 has no outliers"),
+        (QuantizeConfig("int8"), TypeError, r"\[quantize_\] threshold: got 6.0 beside QuantizeConfig"),
+    ]:
+        with pytest.raises(error, match=message):
+            quantize_(model, config, threshold=6.0)
+    assert quantized(model) == []
+
+
 def test_config_reaches_every_layer():
     config = QuantizeConfig("nf4", block_size=32, double_quant=True, compute_dtype=torch.bfloat16)
     model = quantize_(Model(), config)
@@ -119,15 +149,16 @@ def test_shared_modules_and_weights_stay_shared():
     assert model["y"][1].weight is model["z"].weight
 
 
-def test_conv1d():
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_conv1d(format):
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     model = nn.Sequential(conv1d(48, 64), nn.Linear(48, 64))
     model[0].bias.data.normal_()
     x, dense = torch.randn(2, 3, 64), model[0].weight.detach().clone()
     expected = model(x)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    quantize_(model)
-    assert isinstance(model[0], Linear4bit) and model[0].weight.shape == (48, 64)
+    quantize_(model, format)
+    assert isinstance(model[0], Linear4bit | Linear8bit) and model[0].weight.shape == (48, 64)
     assert (model(x) - expected).norm() < 0.15 * expected.norm()
     codes = model[0].weight.codes.clone()
     model[0].weight.data.zero_()
@@ -136,21 +167,35 @@ def test_conv1d():
     y = model(x)
     dequantize_(model)
     assert isinstance(model[0], conv1d) and model[0].weight.shape == (64, 48)
-    torch.testing.assert_close(model(x), y, atol=1e-5, rtol=1e-5)
+    tolerance = 1e-5 if format == "nf4" else 0.1  # int8 rounds x, too
+    torch.testing.assert_close(model(x), y, atol=tolerance, rtol=1e-5)
     assert (model[0].weight - dense).norm() < 0.15 * dense.norm()
 
 
-def test_dequantize():
-    model = quantize_(Model(), "nf4")
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_dequantize(format):
+    model = quantize_(Model(), format)
     y = model(IDS)
     values = model.blocks[0].up.dequantize()
     assert dequantize_(model) is model and quantized(model) == []
     assert torch.equal(model.blocks[0].up.weight, values)
-    torch.testing.assert_close(model(IDS), y, atol=1e-4, rtol=1e-4)
-    quantize_(model, QuantizeConfig(embeddings=True), skip=[])
+    tolerance = 1e-4 if format == "nf4" else 0.1  # int8 rounds x, too
+    torch.testing.assert_close(model(IDS), y, atol=tolerance, rtol=tolerance)
+    quantize_(model, QuantizeConfig(format, embeddings=True), skip=[])
     dequantize_(model, torch.bfloat16)
     assert type(model.embed) is nn.Embedding and model.embed.weight.dtype == torch.bfloat16
     assert model.embed.weight is model.lm_head.weight
+
+
+def test_dequantizing_a_float_weight_keeps_it():
+    model = nn.Sequential(Linear8bit(64, 32, has_fp16_weights=True), Linear8bit(32, 32))
+    weight = model[0].weight
+    dequantize_(model)
+    assert type(model[0]) is type(model[1]) is nn.Linear
+    assert model[0].weight is weight and weight.requires_grad and not model[1].weight.requires_grad
+    model = nn.Sequential(Linear8bit(64, 32, has_fp16_weights=True))
+    dequantize_(model, torch.bfloat16)
+    assert model[0].weight.dtype == torch.bfloat16 and model[0].weight.requires_grad
 
 
 def test_quantized_layers_and_subclasses_are_left_alone():
@@ -186,7 +231,11 @@ def test_on_the_meta_device():
 def test_refusals_before_anything_is_touched():
     for bad, error, message in [
         ("nf5", ValueError, r"\[QuantizeConfig\] format: got 'nf5', want one of nf4"),
-        ("int8", ValueError, r"\[QuantizeConfig\] format: got 'int8', want one of nf4, fp4, int4"),
+        (
+            "dynamic",
+            ValueError,
+            r"\[QuantizeConfig\] format: got 'dynamic', want one of nf4, fp4, int4, int8$",
+        ),
         (4, TypeError, r"\[quantize_\] config: got int"),
     ]:
         model = Model()
@@ -200,11 +249,13 @@ def test_refusals_before_anything_is_touched():
     assert quantized(model) == []
     with pytest.raises(ValueError, match=r"\[quantize_\] model: got the layer Linear itself"):
         quantize_(nn.Linear(64, 64))
+    with pytest.raises(ValueError, match=r"want a model that contains it, or Linear8bit\.from_float"):
+        quantize_(nn.Linear(64, 64), "int8")
     with pytest.raises(TypeError, match=r"\[quantize_\] model: got Tensor"):
         quantize_(torch.zeros(3))
 
 
-@pytest.mark.parametrize("config", ["nf4", "int4", QuantizeConfig(double_quant=True)])
+@pytest.mark.parametrize("config", ["nf4", "int4", "int8", QuantizeConfig(double_quant=True)])
 def test_bad_weights_are_named(config):
     model = Model()
     model.blocks[1].down.weight.data[3, 100] = float("nan")
@@ -301,7 +352,10 @@ def test_skip_is_names(skip):
     [
         ({"double_quant": "no"}, "double quantization: got 'no', want True or False"),
         ({"embeddings": 1}, "embeddings: got 1, want True or False"),
-        ({"block_size": None}, "block size: got None, want an int"),
+        ({"block_size": "64"}, "block size: got '64', want an int"),
+        ({"experts": 1}, "experts: got 1, want True or False"),
+        ({"format": "int8", "threshold": "6"}, "threshold: got '6', want a number"),
+        ({"format": "int8", "threshold": True}, "threshold: got True, want a number"),
     ],
 )
 def test_options_of_another_type_are_refused(options, message):

@@ -84,6 +84,15 @@ def test_a_state_dict_of_quantized_experts(tmp_path):
     assert torch.equal(fresh.get_parameter(name).codes, model.get_parameter(name).codes)
 
 
+def test_int8_leaves_experts_dense():
+    model = qbits.quantize_(mixtral("eager"), "int8")
+    layer = model.model.layers[0]
+    assert type(layer.mlp.experts.down_proj) is nn.Parameter
+    assert isinstance(layer.self_attn.q_proj, qbits.nn.Linear8bit)
+    with pytest.raises(ValueError, match=r"\[QuantizeConfig\] experts: got True, want False or a 4-bit"):
+        qbits.QuantizeConfig("int8", experts=True)
+
+
 class SomeExperts(nn.Module):
     def __init__(self):
         super().__init__()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import qbits
-from qbits.nn import Embedding4bit, Linear4bit
+from qbits.nn import Linear4bit
+from quantized_layers import embedding, linear, linear_class
 
 OPTIONS = {
     "nf4": {},
@@ -16,6 +17,7 @@ OPTIONS = {
     "fp4 32": {"format": "fp4", "block_size": 32},
     "int4": {"format": "int4", "scale_dtype": torch.bfloat16},
     "int4 rows": {"format": "int4", "block_size": 0},
+    "int8": {"format": "int8"},
 }
 
 
@@ -30,7 +32,7 @@ def seed():
 
 
 def layer(options, features=(128, 96), dtype=torch.bfloat16):
-    return Linear4bit(*features, dtype=dtype, **options)
+    return linear(options, *features, dtype=dtype)
 
 
 def equal(a, b):
@@ -76,6 +78,15 @@ def test_keys_of_int4():
     ]
     packed = fields(state, "weight.quant_state.qbits__int4")
     assert packed == {"quant_type": "int4", "blocksize": 64, "dtype": "bfloat16", "shape": [96, 128]}
+
+
+def test_keys_and_bytes_of_int8():
+    module = layer({"format": "int8"})
+    state = nn.Sequential(nn.Identity(), module).state_dict()
+    assert list(state) == ["1.weight", "1.bias", "1.SCB", "1.weight_format"]
+    assert torch.equal(state["1.weight"], module.weight.codes) and state["1.weight"].shape == (96, 128)
+    assert torch.equal(state["1.SCB"], module.weight.scales) and state["1.SCB"].dtype == torch.float32
+    assert torch.equal(state["1.weight_format"], torch.tensor(0, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("features", [(128, 96), (33, 7), (1, 1)])
@@ -152,7 +163,7 @@ def test_a_dense_state_is_quantized(options):
     dense = nn.Linear(128, 96, dtype=torch.bfloat16)
     module = layer(options)
     assert module.load_state_dict(dense.state_dict()) == ([], [])
-    expected = Linear4bit.from_float(dense, qbits.QuantizeConfig(**options))
+    expected = linear_class(options).from_float(dense, qbits.QuantizeConfig(**options))
     assert equal(module, expected)
     dense.weight.data[1, 2] = float("nan")
     with pytest.raises(RuntimeError, match=r"\[quantize\] weight: got nan at index \[1, 2\]"):
@@ -160,7 +171,7 @@ def test_a_dense_state_is_quantized(options):
 
 
 def test_embedding(options):
-    a, b = Embedding4bit(40, 64, **options), Embedding4bit(40, 64, **options)
+    a, b = embedding(options, 40, 64), embedding(options, 40, 64)
     b.load_state_dict(a.state_dict())
     assert torch.equal(a(torch.arange(40)), b(torch.arange(40)))
 
@@ -287,7 +298,67 @@ def test_damaged_affine_states_are_refused(damage, message):
         module.load_state_dict(state)
 
 
+INT8_DAMAGE = {
+    "no codes": (_drop("weight"), "lack the codes"),
+    "no scales": (_drop("SCB"), r"entries: got \['weight', 'weight_format'\], want weight, SCB"),
+    "codes alone": (lambda s: (s.pop("SCB"), s.pop("weight_format")), "lack the quantization state"),
+    "short codes": (_cut("weight"), "codes: got .*, want 2 dimensions"),
+    "codes without a row": (lambda s: s.update(weight=s["weight"][:-1]), "SCB: got"),
+    "codes of another dtype": (_cast("weight", torch.uint8), "codes: got uint8"),
+    "dense weight": (_cast("weight", torch.bfloat16), "codes: got bfloat16"),
+    "short scales": (_cut("SCB"), "SCB: got float32"),
+    "half scales": (_cast("SCB", torch.float16), "SCB: got float16"),
+    "col32": (lambda s: s["weight_format"].fill_(1), r"weight_format: got 1 \(col32\), want 0"),
+    "col_turing": (lambda s: s["weight_format"].fill_(2), r"weight_format: got 2 \(col_turing\), want 0"),
+    "col_ampere": (lambda s: s["weight_format"].fill_(3), r"weight_format: got 3 \(col_ampere\), want 0"),
+    "unknown layout": (lambda s: s["weight_format"].fill_(9), r"weight_format: got 9 \(unknown\), want 0"),
+    "float layout": (_cast("weight_format", torch.float32), "weight_format: got float32"),
+    "layouts": (lambda s: s.update(weight_format=torch.zeros(2).byte()), "weight_format: got uint8"),
+    "no tensor": (lambda s: s.update(SCB=None), "not tensors"),
+    "scales on meta": (lambda s: s.update(SCB=s["SCB"].to("meta")), "want a dense tensor with data"),
+    "entry of another format": (lambda s: s.update({"weight.absmax": s["SCB"]}), "entries: got"),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("damage, message", INT8_DAMAGE.values(), ids=INT8_DAMAGE.keys())
+def test_damaged_int8_states_are_refused(damage, message, assign):
+    module, source = layer({"format": "int8"}), layer({"format": "int8"})
+    state = {k: v.clone() for k, v in source.state_dict().items()}
+    damage(state)
+    before = module.weight.codes.clone()
+    with pytest.raises(RuntimeError, match=message):
+        module.load_state_dict(state, assign=assign)
+    assert torch.equal(module.weight.codes, before)
+
+
+def test_old_int8_states_have_no_layout():
+    module, source = layer({"format": "int8"}), layer({"format": "int8"})
+    state = source.state_dict()
+    del state["weight_format"]
+    assert module.load_state_dict(state) == ([], [])
+    assert equal(module, source)
+
+
+def test_int8_states_say_no_dtype():
+    state = layer({"format": "int8"}, dtype=torch.bfloat16).state_dict()
+    module = layer({"format": "int8"}, dtype=torch.float32)
+    for assign in (False, True):
+        module.load_state_dict(state, assign=assign)
+        assert module.weight.dtype == torch.float32
+
+
+def test_int8_and_4bit_states_do_not_load_into_each_other():
+    nf4, int8 = layer({}), layer({"format": "int8"})
+    with pytest.raises(RuntimeError, match=r"\[load_state_dict\] format: got int8, want nf4"):
+        nf4.load_state_dict(int8.state_dict())
+    with pytest.raises(RuntimeError, match=r"\[load_state_dict\] format: got nf4, want int8"):
+        int8.load_state_dict(nf4.state_dict())
+
+
 def test_another_format_or_shape_is_refused():
+    with pytest.raises(RuntimeError, match=r"\[load_state_dict\] shape: got \[96, 64\], want \[96, 128\]"):
+        layer({"format": "int8"}).load_state_dict(layer({"format": "int8"}, (64, 96)).state_dict())
     with pytest.raises(RuntimeError, match=r"\[load_state_dict\] format: got fp4, want nf4"):
         layer({}).load_state_dict(layer({"format": "fp4"}).state_dict())
     with pytest.raises(RuntimeError, match=r"\[load_state_dict\] shape: got \[96, 64\], want \[96, 128\]"):

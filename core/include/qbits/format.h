@@ -13,8 +13,9 @@ namespace qbits {
 
 // How a code becomes a number.
 enum class Coding : uint8_t {
-  Codebook,  // value = codebook[code] * absmax of the block
-  Affine,    // value = (code - zero) * scale of the group: r = s (q - z), Jacob et al. 2018
+  Codebook,   // value = codebook[code] * absmax of the block
+  Affine,     // value = (code - zero) * scale of the group: r = s (q - z), Jacob et al. 2018
+  Symmetric,  // value = code * scale / 127 of the row, the code signed: LLM.int8(), arXiv 2208.07339
 };
 
 // Where a value exactly between two codebook entries goes.
@@ -30,14 +31,15 @@ struct Format {
   std::string_view summary;  // one line for documentation and tables
   int bits;                  // per code: 4 (two a byte, first element in the high nibble) or 8
   Coding coding;
-  // Value of each code in [-1, 1], indexed by code. Empty for affine formats and for "quantile",
-  // whose 256 values come from the data.
+  // Value of each code in [-1, 1], indexed by code. Empty for affine and symmetric formats and for
+  // "quantile", whose 256 values come from the data.
   std::span<const float> codebook;
   Ties ties;  // codebook formats
   // Elements that share one scale, ascending. Codebook blocks run over the flattened tensor and may
-  // straddle rows; affine groups stay inside a row, whose last group may be shorter.
+  // straddle rows; affine groups stay inside a row, whose last group may be shorter. Empty for symmetric
+  // formats.
   std::span<const int64_t> block_sizes;
-  bool whole_rows;                      // affine: block size 0 means one group per row
+  bool whole_rows;                      // block size 0 means one group per row: affine and symmetric formats
   std::span<const DType> scale_dtypes;  // accepted for scales and zeros; the first is the default
   // The tensors a quantized weight of this format consists of, in order.
   std::span<const std::string_view> tensors;
@@ -56,7 +58,7 @@ QBITS_API const Format& format(std::string_view name);
 QBITS_API int64_t codes_size(const Format& format, int64_t numel);
 
 // Number of scales for a tensor of `rows` rows of `cols` elements: ceil(rows * cols / block_size)
-// for codebook formats, rows * ceil(cols / block_size) for affine ones.
+// for codebook formats, rows * ceil(cols / block_size) for affine ones, rows for symmetric ones.
 QBITS_API int64_t num_scales(const Format& format, int64_t rows, int64_t cols, int64_t block_size);
 
 // Blocks of double quantization: scales that share one second-level absmax (QLoRA, arXiv 2305.14314).

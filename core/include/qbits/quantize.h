@@ -52,9 +52,9 @@ QBITS_API void dequantize_absmax(const Absmax& absmax, const TensorView& out, St
 // s = max / (2^bits - 1) - min / (2^bits - 1), z = round(-min / s), with halves to even; s is first
 // rounded to the dtype of `scales`, and codes are computed with the rounded value.
 //   x       float [.., cols]; groups run along the last dimension
-//   format  int4 or int8
+//   format  int4 or int8_affine
 //   group_size  one of format.block_sizes, or 0 for whole rows
-//   codes   uint8: ceil(n / 2) elements packed like quantize_4bit (int4), n elements (int8)
+//   codes   uint8: ceil(n / 2) elements packed like quantize_4bit (int4), n elements (int8_affine)
 //   scales, zeros  float, rows * ceil(cols / group_size) elements, same dtype
 QBITS_API void quantize_affine(const TensorView& x, const Format& format, int64_t group_size, const TensorView& codes,
                                const TensorView& scales, const TensorView& zeros, Stream stream = {});

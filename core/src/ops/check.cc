@@ -22,7 +22,7 @@ std::string list(std::initializer_list<DType> dtypes) {
 std::string join_sizes(const Format& format) {
   std::string text;
   for (int64_t size : format.block_sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  if (format.whole_rows) text += " or 0 for whole rows";
+  if (format.whole_rows) text += text.empty() ? "0 for whole rows" : " or 0 for whole rows";
   return text;
 }
 
@@ -111,7 +111,7 @@ void codebook_4bit(std::string_view op, const Format& format) {
 
 void affine(std::string_view op, const Format& format) {
   require(format.coding == Coding::Affine, ErrorCode::InvalidArgument, op, "format", std::string(format.name),
-          "an affine format (int4, int8)");
+          "an affine format (int4, int8_affine)");
 }
 
 void code_block_size(std::string_view op, int64_t got) {

@@ -66,10 +66,11 @@ def print_texts(console: Console, results: list[Result]) -> None:
 def print_caveat(console: Console, default_model: bool) -> None:
     """How to read the table."""
     notes = [
-        "MB: 10^6 bytes of parameters and buffers, scales included. The 4-bit rows hold the linear layers in "
-        "4 bits and the embeddings, norms and output layer in bf16.",
+        "MB: 10^6 bytes of parameters and buffers, scales included. The quantized rows hold the linear "
+        "layers in 4 or 8 bits and the embeddings, norms and output layer in bf16.",
         "perplexity: of the stored weights, with activations in fp32. tokens/s: greedy decoding; activations "
-        "in fp32 in the first row, in bf16 in the others.",
+        "in fp32 in the first row, in bf16 in the others. int8 is LLM.int8(), whose products round "
+        "activations to 8 bits, too, but for columns with outliers, from 6 on; int8-t0 does so without.",
     ]
     if default_model:
         notes.append(
@@ -109,6 +110,7 @@ def print_footprints(console: Console, name: str, counted: dict[str, Footprint])
             f"{size.total / reference.total:.1%}",
         )
     console.print(
-        f"[bold]{name}[/] with random weights; in the 4-bit rows, what is not linear is bf16", soft_wrap=True
+        f"[bold]{name}[/] with random weights; in the quantized rows, what is not linear is bf16",
+        soft_wrap=True,
     )
     console.print(table)

@@ -1,4 +1,4 @@
-"""Does this build compute right on this machine? Every 4-bit format against float64, in a moment."""
+"""Does this build compute right on this machine? Every format of layers against float64, in a moment."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class SelfTest:
 
 
 def self_test(device: str) -> SelfTest:
-    """Quantizes a small random weight in each 4-bit format and multiplies by it, on `device`."""
+    """Quantizes a small random weight in each format of layers and multiplies by it, on `device`."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_N, _K, generator=generator)
     x = torch.randn(_M, _K, generator=generator)
-    rows = [row for row in FORMATS.values() if row.bits == 4]
+    rows = [row for row in FORMATS.values() if row.in_layers]
     results = [_run(row, weight, x, device) for row in rows]
     error = max((error for error, _ in results), key=lambda e: (e != e, e))
     return SelfTest(device, tuple(row.name for row in rows), error, sum(wrong for _, wrong in results))
@@ -51,6 +51,8 @@ def self_test(device: str) -> SelfTest:
 
 def _run(row: Format, weight: Tensor, x: Tensor, device: str) -> tuple[float, int]:
     """The relative error of the linear layer and the number of codes further off than the nearest."""
+    if row.coding == "symmetric":
+        return _run_int8(weight, x, device)
     zeros = None
     if row.coding == "codebook":
         codes, scales = ops.quantize_4bit(weight.to(device), row.name, _BLOCK)
@@ -67,9 +69,23 @@ def _run(row: Format, weight: Tensor, x: Tensor, device: str) -> tuple[float, in
     # One part in a million of the block's range covers the rounding of x / scale to float32.
     slack = 1e-6 * candidates.abs().amax(dim=1, keepdim=True)
     wrong = int(((blocks - values).abs() > nearest + slack).sum())
-    expected = x.double() @ values.reshape(_N, _K).T
-    error = (y.cpu().double() - expected).abs().max() / expected.abs().max()
-    return error.item(), wrong
+    return _error(y, x.double() @ values.reshape(_N, _K).T), wrong
+
+
+def _run_int8(weight: Tensor, x: Tensor, device: str) -> tuple[float, int]:
+    """The same for LLM.int8(), of whose product that with x in rows of 8 bits is the exact value."""
+    codes, scales, *_ = ops.quantize_int8_rowwise(weight.to(device))
+    y = ops.linear_int8(x.to(device), codes, scales)
+    step = scales.cpu().double()[:, None] / 127
+    # As above: codes further off than the nearest, which is half a step away at most.
+    wrong = int(((weight.double() / step - codes.cpu()).abs() > 0.5 + 127e-6).sum())
+    x_step = x.double().abs().amax(dim=1, keepdim=True) / 127
+    rounded = (x.double() / x_step).round() * x_step
+    return _error(y, rounded @ (codes.cpu() * step).T), wrong
+
+
+def _error(y: Tensor, expected: Tensor) -> float:
+    return ((y.cpu().double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def _candidates(row: Format, scales: Tensor, zeros: Tensor | None) -> Tensor:

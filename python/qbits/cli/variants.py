@@ -1,4 +1,4 @@
-"""The formats the demo compares: dense float32 and bfloat16, then every 4-bit format of the table."""
+"""What the demo compares: dense float32 and bfloat16, then every format of the table that layers hold."""
 
 from __future__ import annotations
 
@@ -56,12 +56,15 @@ def variants(names: list[str] | None = None) -> list[Variant]:
     """
     known = {v.name: v for v in (Variant("fp32", torch.float32), Variant("bf16", torch.bfloat16))}
     for row in qbits.FORMATS.values():
-        if row.bits == 4:
+        if row.in_layers:
             plain = qbits.QuantizeConfig(format=row.name)
             known[row.name] = Variant(row.name, torch.bfloat16, plain)
         if row.name == "nf4":
             double = qbits.QuantizeConfig(format=row.name, double_quant=True)
             known["nf4-dq"] = Variant("nf4-dq", torch.bfloat16, double)
+        if row.name == "int8":
+            whole = qbits.QuantizeConfig(format=row.name, threshold=0.0)
+            known["int8-t0"] = Variant("int8-t0", torch.bfloat16, whole)
     if names is None:
         return list(known.values())
     if unknown := [name for name in names if name not in known]:

@@ -6,8 +6,10 @@ from qbits.functional.int8 import (
     Int8Rows,
     dequantize_int8_rowwise,
     linear_int8,
+    linear_int8_from_float,
     quantize_int8_rowwise,
 )
+from qbits.functional.int8_weight import embedding_int8
 from qbits.functional.linear import embedding_4bit, linear_4bit
 from qbits.functional.maps import (
     create_dynamic_map,
@@ -45,6 +47,7 @@ __all__ = [
     "dequantize_int8_rowwise",
     "dequantize_nf4",
     "embedding_4bit",
+    "embedding_int8",
     "estimate_quantiles",
     "get_4bit_type",
     "grouped_linear_4bit",
@@ -52,6 +55,7 @@ __all__ = [
     "linear_4bit",
     "linear_4bit_plan",
     "linear_int8",
+    "linear_int8_from_float",
     "quantize_4bit",
     "quantize_affine",
     "quantize_blockwise",

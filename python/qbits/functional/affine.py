@@ -20,7 +20,7 @@ def quantize_affine(
 
     Args:
         x: float32, bfloat16 or float16 [..., cols].
-        format: "int4" or "int8".
+        format: "int4" or "int8_affine".
         group_size: 16 to 4096, or 0 for whole rows.
         scale_dtype: of the scales and zeros.
 

@@ -13,7 +13,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 
-from qbits.state_dict import WEIGHT_SUFFIXES, weight_from_entries
+from qbits.state_dict import WEIGHT_KEYS, key_of, weight_from_entries
 from qbits.tensor import QuantizedTensor
 
 
@@ -28,9 +28,9 @@ class _QuantizedWeights(Mapping[str, Any]):
         if name not in self.dtypes:
             return self.weights[name]
         entries: dict[str, Tensor] = {"": self.weights[name]}
-        for suffix in WEIGHT_SUFFIXES:
+        for suffix in filter(None, WEIGHT_KEYS.values()):
             try:
-                entries[suffix] = self.weights[f"{name}.{suffix}"]
+                entries[suffix] = self.weights[key_of(name, suffix)]
             except KeyError:
                 continue
         if len(entries) == 1:  # a map made of parameters holds it whole already

@@ -1,6 +1,6 @@
 """The transformers plug-in: `from_pretrained(..., quantization_config=QbitsConfig("nf4"))`, save, reload.
 
-Checkpoints hold each weight under the keys `qbits.nn.Linear4bit` writes: for nf4 and fp4 those of
+Checkpoints hold each weight under the keys the layers of `qbits.nn` write: for nf4, fp4 and int8 those of
 bitsandbytes. Works with transformers 5.17 and later; what differs between versions is noted where it does.
 """
 
@@ -20,11 +20,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS
-from qbits.nn import Linear4bit
 from qbits.nn.quantized_experts import expert_weights, keep_in_state_dicts, quantized_expert_weights
+from qbits.nn.quantized_linear import QuantizedLinear
 from qbits.nn.quantized_module import quantized_parameter
-from qbits.quantize_model import dequantize_
-from qbits.state_dict import WEIGHT_SUFFIXES, weight_from_entries
+from qbits.quantize_model import dequantize_, linear_class
+from qbits.state_dict import WEIGHT_KEYS, WEIGHT_SUFFIXES, weight_from_entries
 
 
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
@@ -40,25 +40,27 @@ class QbitsConfig(QuantizationConfigMixin):
     """How `from_pretrained` quantizes a model's linear layers and the weights of its experts.
 
     Args:
-        format: a 4-bit format of the table: "nf4", "fp4", "int4".
-        block_size: elements that share a scale.
+        format: a 4-bit format of the table, "nf4", "fp4", "int4", or "int8": LLM.int8().
+        block_size: elements that share a scale; 64 by default, 0, whole rows, for int8.
         double_quant: quantize the scales of nf4 and fp4 too.
         scale_dtype: dtype of int4's scales and zeros, as a torch dtype or its name.
         compute_dtype: the dtype activations are cast to; None: their own.
         skip: modules to leave dense, by name, prefix or suffix; None: output embeddings and what is tied
             to them. Listing any replaces that default.
-        experts: quantize the weights of mixtures of experts.
+        experts: quantize the weights of mixtures of experts; the default in 4 bits. int8 leaves them dense.
+        threshold: int8: magnitude from which on an element of x is an outlier; 6 by default, 0 for none.
     """
 
     def __init__(
         self,
         format: str = "nf4",
-        block_size: int = 64,
+        block_size: int | None = None,
         double_quant: bool = False,
         scale_dtype: str | torch.dtype | None = None,
         compute_dtype: str | torch.dtype | None = None,
         skip: list[str] | None = None,
-        experts: bool = True,
+        experts: bool | None = None,
+        threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -75,7 +77,9 @@ class QbitsConfig(QuantizationConfigMixin):
         self.compute_dtype = _dtype_name(_dtype(compute_dtype))
         self.skip = skip
         self.experts = experts
-        self.options()  # refuses what the format table does not have
+        self.threshold = threshold
+        options = self.options()  # refuses what the format table does not have
+        self.block_size, self.experts, self.threshold = options.block_size, options.experts, options.threshold
 
     def options(self) -> QuantizeConfig:
         """The same choice as `qbits.quantize_` takes it."""
@@ -86,6 +90,7 @@ class QbitsConfig(QuantizationConfigMixin):
             scale_dtype=_dtype(self.scale_dtype),
             compute_dtype=_dtype(self.compute_dtype),
             experts=self.experts,
+            threshold=self.threshold,
         )
 
 
@@ -123,11 +128,11 @@ class _Deserialize(ConversionOps):
         full_layer_name: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        if len(input_dict) == 1:  # the patterns also match weights that are not quantized
-            return input_dict
         module, _ = get_module_from_name(model, full_layer_name)
+        if len(input_dict) == 1 and not isinstance(module, QuantizedLinear):
+            return input_dict  # the patterns also match weights that are not quantized
         entries = {
-            key.removeprefix("weight").removeprefix("."): value[0] if isinstance(value, list) else value
+            WEIGHT_KEYS[key]: value[0] if isinstance(value, list) else value
             for key, value in input_dict.items()
         }
         weight = weight_from_entries(entries)
@@ -177,14 +182,12 @@ class _DeserializeExperts(ConversionOps):
 
 @register_quantizer("qbits")
 class QbitsHfQuantizer(HfQuantizer):
-    """Swaps linear layers for `qbits.nn.Linear4bit` while a model is built, and fills them while it loads."""
+    """Swaps linear layers for quantized ones while a model is built, and fills them while it loads."""
 
     requires_calibration = False
     quantization_config: QbitsConfig
     # 5.23 builds its converters from these two; 5.17 calls get_weight_conversions below.
-    serialized_names: ClassVar[dict[str, list[str]]] = {
-        "weight": ["weight", *(f"weight.{suffix}" for suffix in WEIGHT_SUFFIXES)]
-    }
+    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": list(WEIGHT_KEYS)}
 
     def __init__(self, quantization_config: QbitsConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -200,7 +203,7 @@ class QbitsHfQuantizer(HfQuantizer):
         # 5.17 takes the first pattern that matches anywhere in a name: the bare "weight" comes last.
         names = sorted(self.serialized_names["weight"], key=len, reverse=True)
         converters = [WeightConverter(names, "weight", [_Deserialize(self)])]
-        suffixes = [name.removeprefix("weight") for name in names]
+        suffixes = [*(f".{suffix}" for suffix in sorted(WEIGHT_SUFFIXES, key=len, reverse=True)), ""]
         for name in sorted({"." + ".".join(name.split(".")[-2:]) for name in self.experts}):
             operation = _DeserializeExperts(self, name, suffixes)
             converters.insert(0, WeightConverter(list(operation.patterns), name, [operation]))
@@ -225,12 +228,13 @@ class QbitsHfQuantizer(HfQuantizer):
     def quantized_element_size(self) -> float:
         """Bytes per weight with its scales."""
         config = self.quantization_config
+        row = FORMATS[config.format]
         scale = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2}[config.scale_dtype]
-        if FORMATS[config.format].coding == "affine":
+        if row.coding == "affine":
             scale *= 2
         elif config.double_quant:
             scale = 1
-        return 0.5 + (scale / config.block_size if config.block_size else 0.0)
+        return row.bits / 8 + (scale / config.block_size if config.block_size else 0.0)
 
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
         return (
@@ -241,10 +245,11 @@ class QbitsHfQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         module, name = get_module_from_name(model, param_name)
-        return (isinstance(module, Linear4bit) and name == "weight") or param_name in self.experts
+        return (isinstance(module, QuantizedLinear) and name == "weight") or param_name in self.experts
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config
+        options = config.options()
         skip = self.get_modules_to_not_convert(model, config.skip, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
             if config.experts and should_convert_module(name, skip):
@@ -257,7 +262,8 @@ class QbitsHfQuantizer(HfQuantizer):
             else:
                 in_features, out_features = module.in_features, module.out_features
             bias, dtype = module.bias is not None, module.weight.dtype
-            replacement = Linear4bit(in_features, out_features, bias, "meta", dtype, config.options())
+            layer = linear_class(options)
+            replacement = layer(in_features, out_features, bias, "meta", dtype, options)
             replacement.fan_in_fan_out = name in self.transposed
             replacement.requires_grad_(False)
             # Keeps transformers from drawing random values into what a checkpoint brings.

@@ -20,8 +20,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from qbits.config import QuantizeConfig
 from qbits.integrations.transformers import QbitsConfig, QbitsHfQuantizer
-from qbits.nn import Linear4bit
 from qbits.nn.quantized_experts import expert_weights, quantized_expert_weights
+from qbits.nn.quantized_linear import QuantizedLinear
 from qbits.nn.quantized_module import QuantizedModule
 from qbits.tensor import QuantizedTensor
 
@@ -89,7 +89,7 @@ def _description(model: Any, before: Any) -> QbitsConfig:
         if _describes(config, model):
             return config
     want = (
-        "Linear4bit layers of one QuantizeConfig, none of which transformers keeps dense, and no quantized "
+        "linear layers of one QuantizeConfig, none of which transformers keeps dense, and no quantized "
         "embedding; others can be saved by their state_dict()"
     )
     raise ValueError(f"[save_pretrained] model: got quantized layers no QbitsConfig describes, want {want}")
@@ -98,7 +98,7 @@ def _description(model: Any, before: Any) -> QbitsConfig:
 def _candidates(model: Any, before: Any) -> Iterator[QbitsConfig]:
     if isinstance(before, QbitsConfig):
         yield before
-    first = next((module for module in model.modules() if isinstance(module, Linear4bit)), None)
+    first = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
     if first is None or (before is not None and not _is_ours(before)):
         return
     options = {name: getattr(first.config, name) for name in _OPTIONS}
@@ -108,7 +108,7 @@ def _candidates(model: Any, before: Any) -> Iterator[QbitsConfig]:
     yield QbitsConfig(**options, skip=[f"{name}$" for name, m in model.named_modules() if _is_dense(m)])
 
 
-_OPTIONS = ("format", "block_size", "double_quant", "scale_dtype", "compute_dtype")
+_OPTIONS = ("format", "block_size", "double_quant", "scale_dtype", "compute_dtype", "threshold")
 
 
 def _is_dense(module: nn.Module) -> bool:
@@ -143,7 +143,7 @@ def _is_made_by(options: QuantizeConfig, module: QuantizedModule) -> bool:
     same = all(getattr(module.config, name) == getattr(options, name) for name in _OPTIONS)
     weight = module.weight
     format = weight.format if isinstance(weight, QuantizedTensor) else None
-    return isinstance(module, Linear4bit) and same and format == options.format
+    return isinstance(module, QuantizedLinear) and same and format == options.format
 
 
 PreTrainedModel.save_pretrained = _save_with_description

@@ -2,94 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from qbits.config import QuantizeConfig, as_config
 from qbits.functional.linear import embedding_4bit
-from qbits.nn.quantized_module import QuantizedModule, quantized_parameter
-from qbits.tensor import QuantizedTensor
+from qbits.nn.quantized_embedding import QuantizedEmbedding
 
 
-class Embedding4bit(QuantizedModule, nn.Embedding):
+class Embedding4bit(QuantizedEmbedding):
     """nn.Embedding with a frozen 4-bit table, of which a lookup reads only the rows it needs.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
             initialised like its, then quantized.
-        config: a format, or a QuantizeConfig with block size and the rest, whose fields are also taken as
-            keyword arguments.
+        config: a 4-bit format, nf4 by default, or a QuantizeConfig with block size and the rest, whose fields
+            are also taken as keyword arguments.
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.
     """
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        config: str | QuantizeConfig | None = None,
-        **options: object,
-    ) -> None:
-        if options and config is not None:
-            raise TypeError(
-                f"[Embedding4bit] options: got {sorted(options)} beside config, want one or the other"
-            )
-        self.config = QuantizeConfig(**options) if options else as_config("Embedding4bit", config)  # type: ignore[arg-type]
-        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
-        self.weight = quantized_parameter(self.weight.detach(), self.config, None)
-
-    @classmethod
-    def from_float(
-        cls, embedding: nn.Embedding, config: str | QuantizeConfig | None = None, name: str = "weight"
-    ) -> Embedding4bit:
-        """The quantized `embedding`. `name` is what a NaN or infinity in the table is reported under.
-
-        Raises:
-            ValueError: a NaN or infinity, with its first index; or max_norm, which rewrites the table.
-            TypeError: another kind of module, or a dtype that cannot be quantized.
-        """
-        if not isinstance(embedding, nn.Embedding) or isinstance(embedding, QuantizedModule):
-            got = type(embedding).__name__
-            raise TypeError(f"[Embedding4bit.from_float] module: got {got}, want nn.Embedding")
-        if embedding.max_norm is not None:
-            raise ValueError(f"[Embedding4bit.from_float] max_norm: got {embedding.max_norm}, want None")
-        config = as_config("Embedding4bit.from_float", config)
-        parameter = quantized_parameter(embedding.weight.detach(), config, name)
-        return cls.from_parameter(parameter, config, embedding.padding_idx, embedding.training)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, embeddings: Tensor, config: str | QuantizeConfig | None = None, **options: Any
-    ) -> Embedding4bit:
-        """The quantized `nn.Embedding.from_pretrained(embeddings, **options)`. Raises as from_float."""
-        return cls.from_float(nn.Embedding.from_pretrained(embeddings, **options), config)
-
-    @classmethod
-    def from_parameter(
-        cls,
-        weight: nn.Parameter,
-        config: QuantizeConfig,
-        padding_idx: int | None = None,
-        training: bool = True,
-    ) -> Embedding4bit:
-        """A layer that holds `weight`, a QuantizedTensor [N, K], itself."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.config, layer.padding_idx = config, padding_idx
-        layer.num_embeddings, layer.embedding_dim = weight.shape
-        layer.max_norm, layer.norm_type, layer.scale_grad_by_freq, layer.sparse = None, 2.0, False, False
-        layer.weight = weight
-        return layer.train(training)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        """[*indices.shape, embedding_dim] in `compute_dtype`, by default the weight's own dtype."""
-        weight = self.weight
-        if type(weight) is not QuantizedTensor:
-            return super().forward(indices)
-        return embedding_4bit(indices, weight, self.config.compute_dtype)
+    BITS = 4
+    LOOKUP = staticmethod(embedding_4bit)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qbits.codec import FLOATS, dtype_name
 from qbits.config import QuantizeConfig
-from qbits.state_dict import entries_of, is_quantized, weight_entries, weight_from_entries
+from qbits.formats import FORMATS
+from qbits.state_dict import entries_of, is_quantized, key_of, weight_entries, weight_from_entries
 from qbits.tensor import QuantizedTensor, quantize
 
 
@@ -41,7 +42,7 @@ def loaded_weight(
     """
     device = None if assign or weight.codes.is_meta else weight.codes.device
     if is_quantized(entries):
-        loaded = weight_from_entries(entries, device)
+        loaded = weight_from_entries(entries, device, weight.logical_dtype)
     else:
         dense = entries.get("")
         if not isinstance(dense, Tensor):
@@ -102,7 +103,7 @@ class QuantizedModule(nn.Module):
         # On the meta device the entry stays the weight itself: there are no bytes to lay out.
         if isinstance(self.weight, QuantizedTensor) and not self.weight.is_meta:
             for key, value in weight_entries(self.weight).items():
-                destination[f"{prefix}weight.{key}" if key else f"{prefix}weight"] = value
+                destination[key_of(f"{prefix}weight", key)] = value
 
     def _load_from_state_dict(
         self,
@@ -128,7 +129,8 @@ class QuantizedModule(nn.Module):
                 self.weight.data = loaded
         except (ValueError, TypeError) as error:
             error_msgs.append(f"{name}: {error}")
-        rest = {k: v for k, v in state_dict.items() if k != name and not k.startswith(f"{name}.")}
+        taken = {key_of(name, suffix) for suffix in entries}
+        rest = {key: value for key, value in state_dict.items() if key not in taken}
         missing: list[str] = []
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
@@ -137,7 +139,10 @@ class QuantizedModule(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight, in `dtype` or its own."""
-        return self.weight.dequantize(dtype)  # type: ignore[call-arg]
+        weight = self.weight
+        if isinstance(weight, QuantizedTensor):
+            return weight.dequantize(dtype)
+        return weight.detach() if dtype is None else weight.detach().to(dtype)
 
     def extra_repr(self) -> str:
         """Sizes and format, for printing the module."""
@@ -145,7 +150,8 @@ class QuantizedModule(nn.Module):
         if not isinstance(weight, QuantizedTensor):
             return super().extra_repr()
         double = ", double_quant=True" if weight.double_quant else ""
-        return f"{super().extra_repr()}, format={weight.format}, block_size={weight.block_size}{double}"
+        block = f", block_size={weight.block_size}" if FORMATS[weight.format].block_sizes else ""
+        return f"{super().extra_repr()}, format={weight.format}{block}{double}"
 
 
 def _moved(weight: QuantizedTensor, result: Tensor) -> QuantizedTensor:

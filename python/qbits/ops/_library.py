@@ -157,9 +157,7 @@ def check_format(op: str, name: str, coding: str | None = None, bits: int | None
 def check_block_size(op: str, row: Format, block_size: int, what: str = "block size") -> None:
     """Raises ValueError unless `block_size` is in the table (or 0, where the format has whole rows)."""
     if block_size not in row.block_sizes and not (row.whole_rows and block_size == 0):
-        whole = " or 0 for whole rows" if row.whole_rows else ""
-        want = ", ".join(map(str, row.block_sizes)) + whole
-        raise ValueError(f"[{op}] {what}: got {block_size}, want {want}")
+        raise ValueError(f"[{op}] {what}: got {block_size}, want {row.describe_block_sizes()}")
 
 
 def as_block_size(op: str, block_size: object) -> int:

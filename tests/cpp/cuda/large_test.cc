@@ -107,7 +107,7 @@ TEST_F(CudaLarge, Quantizers) {
   expect_periodic("blockwise values", out, 16);
 
   // One row of odd length: the general kernels.
-  const Format& f = format("int8");
+  const Format& f = format("int8_affine");
   fresh(codes, kElements);
   fresh(out, kElements * 2);
   const TensorView s = TensorView::contiguous(scales.data(), DType::Float32, {1, blocks}, {DeviceType::Cuda, 0});
@@ -115,9 +115,9 @@ TEST_F(CudaLarge, Quantizers) {
   const TensorView row = TensorView::contiguous(x.data(), DType::BFloat16, {1, kElements}, {DeviceType::Cuda, 0});
   const TensorView back = TensorView::contiguous(out.data(), DType::BFloat16, {1, kElements}, {DeviceType::Cuda, 0});
   quantize_affine(row, f, 64, bytes, s, z);
-  expect_periodic("int8 codes", codes, 8);
+  expect_periodic("int8_affine codes", codes, 8);
   dequantize_affine(bytes, s, z, f, 64, back);
-  expect_periodic("int8 values", out, 16);
+  expect_periodic("int8_affine values", out, 16);
 }
 
 TEST_F(CudaLarge, Quantiles) {

@@ -37,7 +37,7 @@ void check(const Format& f, HostTensor x, int64_t group_size, DType scale_dtype,
 TEST(CudaQuantizeAffine, SameBitsAsCpu) {
   QBITS_NEEDS_GPU();
   constexpr Shape kShapes[] = {{1, 1}, {3, 5}, {2, 64}, {7, 129}, {5, 1000}, {2, 4096}, {3, 8192}, {4, 4112}};
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     const Format& f = format(name);
     for (const Shape& shape : kShapes) {
       for (int64_t group_size : {0, 16, 64, 256, 4096}) {
@@ -53,7 +53,7 @@ TEST(CudaQuantizeAffine, SameBitsAsCpu) {
 
 TEST(CudaQuantizeAffine, ExtremeRanges) {
   QBITS_NEEDS_GPU();
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     const Format& f = format(name);
     for (float size : {0x1p-149F, 0x1.8p-140F, 0x1.3p-30F, 0x1.7p-20F, 1.0F, 70000.0F, 0x1.fffffep127F}) {
       Buffer x(DType::Float32, 64);
@@ -72,7 +72,7 @@ TEST(CudaQuantizeAffine, ExtremeRanges) {
 TEST(CudaQuantizeAffine, ManyTiles) {
   QBITS_NEEDS_GPU();
   const HostTensor x = test_data(DType::BFloat16, {367, 16384}, 6);
-  for (std::string_view name : {"int4", "int8"}) {
+  for (std::string_view name : {"int4", "int8_affine"}) {
     for (int64_t group_size : {64, 4096, 0}) {
       check(format(name), x, group_size, DType::Float32, DType::BFloat16, {});
     }
