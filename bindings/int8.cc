@@ -49,6 +49,14 @@ void init_int8(nb::module_& m) {
       },
       "x"_a, "threshold"_a, "codes"_a, "scales"_a, "outlier_columns"_a = nb::none(), "outlier_count"_a = nb::none());
   define(m, "dequantize_int8_rowwise", &dequantize_int8_rowwise, "codes"_a, "scales"_a, "out"_a);
+  define(
+      m, "igemm",
+      +[](const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b, const TensorView& out,
+          Stream stream) {
+        const Scratch scratch(igemm_workspace(a, transpose_a, b, transpose_b), a.device);
+        igemm(a, transpose_a, b, transpose_b, out, scratch.view(), stream);
+      },
+      "a"_a, "transpose_a"_a, "b"_a, "transpose_b"_a, "out"_a);
   m.def("linear_int8", &linear_int8, "x"_a.none(), "codes"_a.none(), "scales"_a.none(), "bias"_a.none(), "threshold"_a,
         nb::sig("def linear_int8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, "
                 "bias: torch.Tensor | None, threshold: float) -> torch.Tensor"));

@@ -1,5 +1,7 @@
 """The cases of LLM.int8() in the one list of cases."""
 
+import itertools
+
 import torch
 
 from case_parts import DTYPES, LAYOUTS, LEADS, SHAPES, THRESHOLDS, WEIGHTS, random
@@ -38,11 +40,29 @@ def _linear_int8(case, generator):
     return x, codes, scales, bias, case.threshold
 
 
+def _codes(shape, generator, layout="contiguous"):
+    if layout == "transposed":
+        return _codes((*shape[:-2], shape[-1], shape[-2]), generator).mT
+    if layout == "gaps":
+        return _codes((*shape, 2), generator)[..., 0]
+    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+
+def _igemm(case, generator):
+    *batch, m = case.lead
+    n, k = case.shape
+    sizes = ((k, m) if case.transposed[0] else (m, k)), ((n, k) if case.transposed[1] else (k, n))
+    a, b = (_codes((*batch, *size), generator, case.layout) for size in sizes)
+    return a, b, *case.transposed
+
+
 ARGUMENTS = {
     "quantize_int8_rowwise": _quantize_int8_rowwise,
     "dequantize_int8_rowwise": _dequantize_int8_rowwise,
     "linear_int8": _linear_int8,
+    "igemm": _igemm,
 }
+PRODUCTS = ("linear_int8", "igemm")
 
 
 def cases(Case):
@@ -59,6 +79,13 @@ def cases(Case):
                 for bias in (False, True):
                     yield Case("linear_int8", shape, dtype, lead=(2, 3), bias=bias, threshold=threshold)
         yield Case("dequantize_int8_rowwise", (7, 333), dtype)
+    for transposed in itertools.product((False, True), repeat=2):
+        for shape in (*WEIGHTS, (3, 0), (5, 5000)):
+            for lead in ((1,), (7,), (0,), (3, 66), (0, 2), (2, 0)):
+                yield Case("igemm", shape, lead=lead, transposed=transposed)
+        for layout in LAYOUTS[1:]:
+            yield Case("igemm", (33, 257), lead=(5,), layout=layout, transposed=transposed)
+            yield Case("igemm", (33, 257), lead=(2, 5), layout=layout, transposed=transposed)
     for threshold in THRESHOLDS:
         for lead in (*LEADS, (130,), (2, 1, 1, 1, 1, 1, 3)):
             for layout in LAYOUTS:

@@ -144,6 +144,11 @@ def dequantize_int8_rowwise(codes, scales, dtype):
     return (codes.float() * scales[..., None] * (1 / 127)).to(dtype)
 
 
+def igemm(a, b, transpose_a, transpose_b):
+    a, b = (t.mT if flag else t for t, flag in ((a, transpose_a), (b, transpose_b)))
+    return (a.long() @ b.long()).to(torch.int32)  # modulo 2^32
+
+
 def linear_int8(x, codes, scales, bias, threshold):
     """The product in float64, and an elementwise bound of what summing the outliers in float32 may err."""
     x_codes, x_scales, columns = quantize_int8_rowwise(x, threshold)

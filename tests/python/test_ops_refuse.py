@@ -36,6 +36,8 @@ BASE = {
     "quantize_int8_rowwise": Case("quantize_int8_rowwise", (3, 65)),
     "quantize_int8_rowwise threshold": Case("quantize_int8_rowwise", (3, 65), threshold=6.0),
     "dequantize_int8_rowwise": Case("dequantize_int8_rowwise", (3, 65)),
+    "igemm": Case("igemm", (7, 65), lead=(2,)),
+    "igemm batch": Case("igemm", (7, 65), lead=(3, 2), transposed=(True, False)),
     "linear_int8": Case("linear_int8", (7, 65), lead=(2,), bias=True),
     "linear_int8 threshold": Case("linear_int8", (7, 65), lead=(2,), threshold=6.0),
 }
@@ -133,6 +135,14 @@ REFUSED = [
     ("dequantize_int8_rowwise", {"codes": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t.mT}, ValueError),
     ("dequantize_int8_rowwise", {"codes": deep}, ValueError),
+    *[(op, {name: change}, error)
+      for op in BASE if "igemm" in op for name in "ab"
+      for change, error in ((torch.Tensor.byte, TypeError), (torch.Tensor.float, TypeError),
+                            (wrong_dtype, TypeError), (lambda t: t.mT, ValueError),
+                            (lambda t: t[0], ValueError),
+                            (lambda t: t[None], ValueError), (deep, ValueError))],
+    ("igemm", {"a": lambda t: t[:, 1:]}, ValueError),
+    ("igemm batch", {"b": lambda t: t[1:]}, ValueError),
     ("linear_int8", {"x": lambda t: t[0, 0]}, ValueError),
     ("linear_int8", {"x": lambda t: t[:, 1:]}, ValueError),
     ("linear_int8", {"codes": lambda t: t[:, 1:]}, ValueError),
@@ -240,7 +250,7 @@ def test_an_input_that_requires_grad_is_refused_with_advice(base, device):
             op(*with_grad)
         with torch.no_grad():
             op(*with_grad)
-    assert tried or case.op == "dequantize_absmax"
+    assert tried or case.op in ("dequantize_absmax", "igemm")
 
 
 def test_the_advice_names_functions_that_exist():

@@ -204,6 +204,22 @@ def test_linear_int8(case, device):
     assert ((out.double() - want.double()).abs() <= bound).all()  # 0 where no column is an outlier
 
 
+@pytest.mark.parametrize("case", cases.cases("igemm"), ids=str)
+def test_igemm(case, device):
+    arguments, (out,) = run(case, device)
+    assert out.dtype == torch.int32 and torch.equal(out, reference.igemm(*arguments))
+
+
+@pytest.mark.parametrize("k", [131_071, 131_072, 300_001])
+def test_integer_sums_are_modulo_32_bits(k, device):
+    a = torch.full((2, k), -128, dtype=torch.int8, device=device)
+    b = torch.full((3, k), -128, dtype=torch.int8, device=device)
+    a[1] = b[1] = 127
+    out = ops.igemm(a, b, False, True).cpu()
+    assert torch.equal(out, reference.igemm(a.cpu(), b.cpu(), False, True))
+    assert (out[0, 0].item() == k << 14) == (k <= 131_071)
+
+
 def test_int8_codes_and_outliers_by_hand(device):
     x = torch.tensor([[8.0, 4.0, -4.0, 2.0, 6.0, 0.25], [0.0] * 6, [-5.75, 2.5, 0.0, 0.0, 0.0, 5.5]])
     codes, scales, columns, count = ops.quantize_int8_rowwise(x.to(device))

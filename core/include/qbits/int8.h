@@ -7,7 +7,8 @@
 #include "qbits/tensor.h"
 
 // LLM.int8() (Dettmers et al., arXiv 2208.07339): rows in 8 bits with one scale each, and products of such rows, from
-// which columns of x that hold large values, outliers, are kept out and multiplied in x's own precision.
+// which columns of x that hold large values, outliers, are kept out and multiplied in x's own precision. Beside them
+// its parts: the product of integers, what turns that into floats, columns in 8 bits, products with x as it is.
 // The conventions of quantize.h hold: contiguous, one device, errors before writes, caller allocates, the CPU and CUDA
 // write identical bits (linear_int8: where no column is an outlier).
 // A row's scale is its absmax s: the value of code q is q s / 127.
@@ -72,5 +73,20 @@ QBITS_API int64_t linear_int8_workspace(const WeightInt8& weight, int64_t m, DTy
 // On the CPU a scale that is negative or NaN is refused; on CUDA, where looking would synchronise, it is used.
 QBITS_API void linear_int8(const TensorView& x, const WeightInt8& weight, const std::optional<TensorView>& bias,
                            float threshold, const TensorView& out, const TensorView& workspace, Stream stream = {});
+
+// Bytes of scratch memory igemm needs for these operands; of their data only the addresses matter.
+QBITS_API int64_t igemm_workspace(const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b);
+
+// out = A B in integers, A and B being a and b or their transposes. Sums are modulo 2^32: exact while K products, each
+// at most 2^14 in magnitude, fit 32 bits, that is for K up to 131,071 (2^31 / 2^14 - 1) whatever the elements, and for
+// K up to 133,144 where none is -128.
+//   a          int8 [M, K], or [K, M] with transpose_a
+//   b          int8 [K, N], or [N, K] with transpose_b
+//   out        int32 [M, N]
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least igemm_workspace(a, transpose_a, b, transpose_b) elements
+// a, b and out may each have one more dimension in front, of one size: the products of a batch. Any size may be 0, with
+// K 0 all sums are; each is below 2^31.
+QBITS_API void igemm(const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b,
+                     const TensorView& out, const TensorView& workspace, Stream stream = {});
 
 }  // namespace qbits

@@ -53,6 +53,8 @@ void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs&, Stream) { absent("qua
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs&, Stream) { absent("dequantize_int8_rowwise"); }
 int64_t linear_int8_workspace(int64_t, int64_t, int64_t, DType, float, Device) { absent("linear_int8_workspace"); }
 void linear_int8(const LinearInt8Args&, Stream) { absent("linear_int8"); }
+int64_t igemm_workspace(const IgemmArgs&) { absent("igemm_workspace"); }
+void igemm(const IgemmArgs&, Stream) { absent("igemm"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }

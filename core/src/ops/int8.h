@@ -4,7 +4,7 @@
 
 #include "qbits/tensor.h"
 
-// What back ends receive of quantize_int8_rowwise, dequantize_int8_rowwise and linear_int8: validated, non-empty.
+// What back ends receive of the ops of int8.h: validated, and with an output that is not empty.
 
 namespace qbits {
 
@@ -53,12 +53,25 @@ struct LinearInt8Args {
   Device device;
 };
 
+// A product of integers; k may be 0. For the size of the workspace `out` and `workspace` are null.
+struct IgemmArgs {
+  const int8_t* a;
+  const int8_t* b;
+  int32_t* out;
+  int64_t batch, m, n, k;
+  bool transpose_a, transpose_b;
+  void* workspace;
+  Device device;
+};
+
 namespace cpu {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold);
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold);
 void linear_int8(const LinearInt8Args& args);
+int64_t igemm_workspace(const IgemmArgs& args);
+void igemm(const IgemmArgs& args);
 }  // namespace cpu
 namespace cuda {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device);
@@ -66,6 +79,8 @@ void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args, Stream stream);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold, Device device);
 void linear_int8(const LinearInt8Args& args, Stream stream);
+int64_t igemm_workspace(const IgemmArgs& args);
+void igemm(const IgemmArgs& args, Stream stream);
 }  // namespace cuda
 
 }  // namespace qbits

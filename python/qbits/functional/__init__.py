@@ -5,6 +5,7 @@ from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.int8 import (
     Int8Rows,
     dequantize_int8_rowwise,
+    igemm,
     linear_int8,
     quantize_int8_rowwise,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "get_4bit_type",
     "grouped_linear_4bit",
     "grouped_linear_4bit_plan",
+    "igemm",
     "linear_4bit",
     "linear_4bit_plan",
     "linear_int8",

@@ -130,6 +130,33 @@ def linear_int8(
     return _product(x, codes, scales, bias, threshold)
 
 
+def igemm(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+    """The product of integers a b, of a and b as they are or transposed; sums are modulo 2^32.
+
+    They are exact for K up to 131,071. A transposed view (`b.mT`) is read where it lies, as with the flag.
+
+    Args:
+        a: int8 [M, K] or [batch, M, K]; with `transpose_a` [K, M] or [batch, K, M].
+        b: int8 [K, N] or [batch, K, N], as a; with `transpose_b` [N, K] or [batch, N, K].
+        transpose_a: whether the last two dimensions of `a` change places.
+        transpose_b: the same of `b`.
+
+    Returns:
+        int32 [M, N] or [batch, M, N].
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit, an argument is no tensor, or a flag no bool.
+    """
+    op = "igemm"
+    for what, tensor in (("a", a), ("b", b)):
+        check_is_tensor(op, what, tensor)
+    for what, flag in (("transpose_a", transpose_a), ("transpose_b", transpose_b)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"[{op}] {what}: got {flag!r}, want a bool")
+    return ops.igemm(a, b, transpose_a, transpose_b)
+
+
 class _LinearInt8(torch.autograd.Function):
     """Outside of the op, as that of linear_4bit: the backward pass keeps nothing but the int8 weight."""
 

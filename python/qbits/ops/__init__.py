@@ -12,6 +12,7 @@ from qbits.ops.embedding_4bit import embedding_4bit
 from qbits.ops.estimate_quantiles import estimate_quantiles
 from qbits.ops.grouped_linear_4bit import grouped_linear_4bit
 from qbits.ops.grouped_linear_4bit_grad_x import grouped_linear_4bit_grad_x
+from qbits.ops.igemm import igemm
 from qbits.ops.linear_4bit import linear_4bit
 from qbits.ops.linear_4bit_grad_x import linear_4bit_grad_x
 from qbits.ops.linear_int8 import linear_int8
@@ -31,6 +32,7 @@ __all__ = [
     "estimate_quantiles",
     "grouped_linear_4bit",
     "grouped_linear_4bit_grad_x",
+    "igemm",
     "linear_4bit",
     "linear_4bit_grad_x",
     "linear_int8",
