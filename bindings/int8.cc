@@ -49,6 +49,8 @@ void init_int8(nb::module_& m) {
       },
       "x"_a, "threshold"_a, "codes"_a, "scales"_a, "outlier_columns"_a = nb::none(), "outlier_count"_a = nb::none());
   define(m, "dequantize_int8_rowwise", &dequantize_int8_rowwise, "codes"_a, "scales"_a, "out"_a);
+  define(m, "dequantize_int8_product", &dequantize_int8_product, "dots"_a, "row_scales"_a, "column_scales"_a,
+         "bias"_a.none(), "out"_a);
   define(
       m, "igemm",
       +[](const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b, const TensorView& out,

@@ -170,6 +170,13 @@ def quantize_int8_rowwise(
     outlier_count: torch.Tensor | None = None,
 ) -> None: ...
 def dequantize_int8_rowwise(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None: ...
+def dequantize_int8_product(
+    dots: torch.Tensor,
+    row_scales: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None: ...
 def igemm(
     a: torch.Tensor, transpose_a: bool, b: torch.Tensor, transpose_b: bool, out: torch.Tensor
 ) -> None: ...

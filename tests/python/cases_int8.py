@@ -56,11 +56,23 @@ def _igemm(case, generator):
     return a, b, *case.transposed
 
 
+def _dequantize_int8_product(case, generator):
+    n = case.shape[-1]
+    dots = torch.randint(-(2**31), 2**31, case.shape, generator=generator)
+    dots = (dots >> torch.randint(0, 32, case.shape, generator=generator)).to(torch.int32)
+    if case.layout == "transposed":
+        dots = dots.mT.contiguous().mT if dots.dim() > 1 else dots
+    scales = random(case.shape[:-1], torch.float32, generator).abs()
+    bias = random((n,), case.dtype, generator) if case.bias else None
+    return dots, scales, random((n,), torch.float32, generator).abs() * 1e-4, bias, case.dtype
+
+
 ARGUMENTS = {
     "quantize_int8_rowwise": _quantize_int8_rowwise,
     "dequantize_int8_rowwise": _dequantize_int8_rowwise,
     "linear_int8": _linear_int8,
     "igemm": _igemm,
+    "dequantize_int8_product": _dequantize_int8_product,
 }
 PRODUCTS = ("linear_int8", "igemm")
 
@@ -72,6 +84,7 @@ def cases(Case):
                 yield Case("quantize_int8_rowwise", shape, layout=layout, threshold=threshold)
             if layout != "gaps":
                 yield Case("dequantize_int8_rowwise", shape, layout=layout)
+                yield Case("dequantize_int8_product", shape, layout=layout, bias=True)
     for dtype in DTYPES:
         for threshold in THRESHOLDS:
             yield Case("quantize_int8_rowwise", (7, 333), dtype, threshold=threshold)
@@ -79,6 +92,9 @@ def cases(Case):
                 for bias in (False, True):
                     yield Case("linear_int8", shape, dtype, lead=(2, 3), bias=bias, threshold=threshold)
         yield Case("dequantize_int8_rowwise", (7, 333), dtype)
+        for shape in ((7, 333), (65, 1040)):
+            for bias in (False, True):
+                yield Case("dequantize_int8_product", shape, dtype, bias=bias)
     for transposed in itertools.product((False, True), repeat=2):
         for shape in (*WEIGHTS, (3, 0), (5, 5000)):
             for lead in ((1,), (7,), (0,), (3, 66), (0, 2), (2, 0)):

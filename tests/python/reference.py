@@ -149,6 +149,13 @@ def igemm(a, b, transpose_a, transpose_b):
     return (a.long() @ b.long()).to(torch.int32)  # modulo 2^32
 
 
+def dequantize_int8_product(dots, row_scales, column_scales, bias, dtype):
+    a, b = (row_scales / 127)[..., None].double(), (column_scales / 127).double()
+    # Each product fits 53 bits, and so does its sum with what it is added to, but for rare last bits.
+    inner = (a * dots.float().double()).float().double()
+    return (b * inner + (0.0 if bias is None else bias.double())).float().to(dtype)
+
+
 def linear_int8(x, codes, scales, bias, threshold):
     """The product in float64, and an elementwise bound of what summing the outliers in float32 may err."""
     x_codes, x_scales, columns = quantize_int8_rowwise(x, threshold)

@@ -217,6 +217,23 @@ def test_refusals_say_what_the_product_takes():
         F.linear_int8(randn(2, K), codes, scales, bias[None])
     with pytest.raises(TypeError, match="dtype: got 'float32', want float32, bfloat16 or float16"):
         F.dequantize_int8_rowwise(codes, scales, "float32")
+    with pytest.raises(TypeError, match="dtype: got None, want float32, bfloat16 or float16"):
+        F.dequantize_int8_product(torch.zeros(N, N, dtype=torch.int32), scales, scales, dtype=None)
+    for bad in (scales[:, None], scales[None]):
+        with pytest.raises(ValueError, match=r"weight scales: got .*, want 1 dimension"):
+            F.linear_int8(randn(2, K), codes, bad)
+        with pytest.raises(ValueError, match=r"scales: got .*, want the shape \[24\]"):
+            F.dequantize_int8_rowwise(codes, bad)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_steps_of_the_product(dtype, device):
+    codes, scales, bias, _ = make(device, dtype)
+    x = randn(2, 5, K).to(device, dtype)
+    rows = F.quantize_int8_rowwise(x)
+    dots = F.igemm(rows.codes, codes.mT.expand(2, K, N))
+    out = F.dequantize_int8_product(dots, rows.scales, scales, bias, dtype)
+    assert torch.equal(out, F.linear_int8(x, codes, scales, bias))
 
 
 def test_vmap_keeps_the_outliers_of_one_element_from_the_others(device):
@@ -305,16 +322,20 @@ def test_tensors_that_lie_in_any_order(device):
 @pytest.mark.parametrize("bad", [None, [1.0], 3])
 def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
     codes, scales, _, _ = make()
-    x = randn(5, K)
+    x, dots = randn(5, K), torch.zeros(N, N, dtype=torch.int32)
     calls = {
         "[quantize_int8_rowwise] x": lambda: F.quantize_int8_rowwise(bad),
         "[dequantize_int8_rowwise] codes": lambda: F.dequantize_int8_rowwise(bad, scales),
         "[dequantize_int8_rowwise] scales": lambda: F.dequantize_int8_rowwise(codes, bad),
+        "[dequantize_int8_product] dots": lambda: F.dequantize_int8_product(bad, scales, scales),
+        "[dequantize_int8_product] row_scales": lambda: F.dequantize_int8_product(dots, bad, scales),
+        "[dequantize_int8_product] column_scales": lambda: F.dequantize_int8_product(dots, scales, bad),
         "[linear_int8] x": lambda: F.linear_int8(bad, codes, scales),
         "[linear_int8] codes": lambda: F.linear_int8(x, bad, scales),
         "[linear_int8] scales": lambda: F.linear_int8(x, codes, bad),
     }
     if bad is not None:
+        calls["[dequantize_int8_product] bias"] = lambda: F.dequantize_int8_product(dots, scales, scales, bad)
         calls["[linear_int8] bias"] = lambda: F.linear_int8(x, codes, scales, bad)
     for where, call in calls.items():
         with pytest.raises(TypeError) as raised:

@@ -36,13 +36,26 @@ BASE = {
     "quantize_int8_rowwise": Case("quantize_int8_rowwise", (3, 65)),
     "quantize_int8_rowwise threshold": Case("quantize_int8_rowwise", (3, 65), threshold=6.0),
     "dequantize_int8_rowwise": Case("dequantize_int8_rowwise", (3, 65)),
+    "dequantize_int8_product": Case("dequantize_int8_product", (3, 65), bias=True),
+    "dequantize_int8_product 16 bits": Case("dequantize_int8_product", (3, 65), torch.float16),
     "igemm": Case("igemm", (7, 65), lead=(2,)),
     "igemm batch": Case("igemm", (7, 65), lead=(3, 2), transposed=(True, False)),
     "linear_int8": Case("linear_int8", (7, 65), lead=(2,), bias=True),
     "linear_int8 threshold": Case("linear_int8", (7, 65), lead=(2,), threshold=6.0),
 }
 BIG = 2**62
-QUANTIZED = ("absmax", "scales", "zeros", "nested_absmax", "nested_code", "code", "bias", "values")
+QUANTIZED = (
+    "absmax",
+    "scales",
+    "row_scales",
+    "column_scales",
+    "zeros",
+    "nested_absmax",
+    "nested_code",
+    "code",
+    "bias",
+    "values",
+)
 ANY_LENGTH = {
     ("quantize_absmax", "absmax"),
     ("dequantize_absmax", "values"),
@@ -129,8 +142,18 @@ REFUSED = [
       for op in BASE if "int8_rowwise" in op or "linear_int8" in op
       for value in (-1.0, -1e-30, 1e-50, 1e39, float("nan"), float("inf"), -float("inf"))],
     *[(op, {"codes": torch.Tensor.byte}, TypeError) for op in BASE if "int8" in op],
-    *[(op, {"scales": change}, TypeError)
-      for op in BASE if "int8" in op for change in (torch.Tensor.half, double)],
+    *[(op, {name: change}, TypeError)
+      for op in BASE if "int8" in op
+      for name in ("scales", "row_scales", "column_scales") for change in (torch.Tensor.half, double)],
+    *[(op, {name: lambda t: t[None]}, ValueError)
+      for op in BASE if "int8" in op for name in ("scales", "row_scales", "column_scales")],
+    *[(op, {"bias": lambda t: t[None]}, ValueError)
+      for op in BASE if "int8" in op or op.startswith("linear_4bit")],
+    *[("dequantize_int8_product", {"dots": change}, error)
+      for change, error in ((torch.Tensor.long, TypeError), (torch.Tensor.float, TypeError),
+                            (deep, ValueError), (lambda t: t[0, 0], ValueError), (lambda t: t.mT, ValueError))],
+    ("dequantize_int8_product", {"bias": torch.Tensor.half}, TypeError),
+    ("dequantize_int8_product", {"dtype": torch.float16}, TypeError),
     ("quantize_int8_rowwise", {"x": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t.mT}, ValueError),
@@ -226,7 +249,18 @@ def test_an_empty_shape_whose_strides_overflow_is_refused():
         )
 
 
-FLOAT_INPUTS = ("x", "grad", "bias", "absmax", "scales", "zeros", "nested_absmax", "code")
+FLOAT_INPUTS = (
+    "x",
+    "grad",
+    "bias",
+    "absmax",
+    "scales",
+    "row_scales",
+    "column_scales",
+    "zeros",
+    "nested_absmax",
+    "code",
+)
 
 
 @pytest.mark.parametrize("base", BASE)

@@ -210,6 +210,23 @@ def test_igemm(case, device):
     assert out.dtype == torch.int32 and torch.equal(out, reference.igemm(*arguments))
 
 
+@pytest.mark.parametrize("case", cases.cases("dequantize_int8_product"), ids=str)
+def test_dequantize_int8_product(case, device):
+    arguments, (out,) = run(case, device)
+    assert_same_bits(out, reference.dequantize_int8_product(*arguments))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_linear_int8_is_its_three_steps(dtype, bias, device):
+    case = cases.Case("linear_int8", (33, 257), dtype, lead=(2, 3), bias=bias)
+    x, codes, scales, bias, _ = case.arguments(device)
+    x_codes, x_scales, _, _ = ops.quantize_int8_rowwise(x)
+    dots = ops.igemm(x_codes.flatten(0, 1), codes, False, True).view(2, 3, 33)
+    out = ops.dequantize_int8_product(dots, x_scales, scales, bias, dtype)
+    assert_same_bits(out.cpu(), ops.linear_int8(x, codes, scales, bias).cpu())
+
+
 @pytest.mark.parametrize("k", [131_071, 131_072, 300_001])
 def test_integer_sums_are_modulo_32_bits(k, device):
     a = torch.full((2, k), -128, dtype=torch.int8, device=device)

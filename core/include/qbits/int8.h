@@ -89,4 +89,16 @@ QBITS_API int64_t igemm_workspace(const TensorView& a, bool transpose_a, const T
 QBITS_API void igemm(const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b,
                      const TensorView& out, const TensorView& workspace, Stream stream = {});
 
+// What a product of codes stands for (bitsandbytes' int8_mm_dequant):
+//   out[m, n] = b (a dots[m, n]) + bias[n],  a = row_scales[m] / 127, b = column_scales[n] / 127
+// rounded as in linear_int8, which without outliers gives the same bits as igemm and this, as long as sums fit 32 bits.
+//   dots           int32 [.., N], M rows
+//   row_scales     float32, one for each row
+//   column_scales  float32 [N]
+//   bias           [N] in out's dtype, or absent
+//   out            float, as dots
+QBITS_API void dequantize_int8_product(const TensorView& dots, const TensorView& row_scales,
+                                       const TensorView& column_scales, const std::optional<TensorView>& bias,
+                                       const TensorView& out, Stream stream = {});
+
 }  // namespace qbits

@@ -55,6 +55,7 @@ int64_t linear_int8_workspace(int64_t, int64_t, int64_t, DType, float, Device) {
 void linear_int8(const LinearInt8Args&, Stream) { absent("linear_int8"); }
 int64_t igemm_workspace(const IgemmArgs&) { absent("igemm_workspace"); }
 void igemm(const IgemmArgs&, Stream) { absent("igemm"); }
+void dequantize_int8_product(const DequantizeInt8ProductArgs&, Stream) { absent("dequantize_int8_product"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }

@@ -64,6 +64,18 @@ struct IgemmArgs {
   Device device;
 };
 
+struct DequantizeInt8ProductArgs {
+  const int32_t* dots;  // [m, n]
+  const float* row_scales;
+  const float* column_scales;
+  const void* bias;  // [n] or null
+  int64_t m;
+  int64_t n;
+  void* out;
+  DType dtype;  // of bias and out
+  Device device;
+};
+
 namespace cpu {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold);
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args);
@@ -72,6 +84,7 @@ int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float th
 void linear_int8(const LinearInt8Args& args);
 int64_t igemm_workspace(const IgemmArgs& args);
 void igemm(const IgemmArgs& args);
+void dequantize_int8_product(const DequantizeInt8ProductArgs& args);
 }  // namespace cpu
 namespace cuda {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device);
@@ -81,6 +94,7 @@ int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float th
 void linear_int8(const LinearInt8Args& args, Stream stream);
 int64_t igemm_workspace(const IgemmArgs& args);
 void igemm(const IgemmArgs& args, Stream stream);
+void dequantize_int8_product(const DequantizeInt8ProductArgs& args, Stream stream);
 }  // namespace cuda
 
 }  // namespace qbits

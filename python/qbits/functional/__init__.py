@@ -4,6 +4,7 @@ from qbits.functional.affine import dequantize_affine, quantize_affine
 from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.int8 import (
     Int8Rows,
+    dequantize_int8_product,
     dequantize_int8_rowwise,
     igemm,
     linear_int8,
@@ -43,6 +44,7 @@ __all__ = [
     "dequantize_affine",
     "dequantize_blockwise",
     "dequantize_fp4",
+    "dequantize_int8_product",
     "dequantize_int8_rowwise",
     "dequantize_nf4",
     "embedding_4bit",

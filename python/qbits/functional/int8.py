@@ -70,7 +70,7 @@ def dequantize_int8_rowwise(codes: Tensor, scales: Tensor, dtype: torch.dtype = 
 
     Args:
         codes: int8 [..., K].
-        scales: float32, one for each row.
+        scales: float32 [...].
         dtype: of the result: float32, bfloat16 or float16.
 
     Returns:
@@ -83,9 +83,43 @@ def dequantize_int8_rowwise(codes: Tensor, scales: Tensor, dtype: torch.dtype = 
     op = "dequantize_int8_rowwise"
     for what, tensor in (("codes", codes), ("scales", scales)):
         check_is_tensor(op, what, tensor)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"[{op}] dtype: got {dtype!r}, want float32, bfloat16 or float16")
+    _check_is_dtype(op, dtype)
     return ops.dequantize_int8_rowwise(codes, scales, dtype)
+
+
+def dequantize_int8_product(
+    dots: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The product of two quantized matrices from that of their codes: bitsandbytes' int8_mm_dequant.
+
+    column_scales[n] / 127 * (row_scales[m] / 127 * dots[m, n]) + bias[n], in float32, rounded once to
+    `dtype`: after `igemm` the same bits as linear_int8's without outliers.
+
+    Args:
+        dots: int32 [..., N].
+        row_scales: float32 [...].
+        column_scales: float32 [N].
+        bias: [N] in `dtype`, or None.
+        dtype: of the result: float32, bfloat16 or float16.
+
+    Returns:
+        `dtype`, in the shape of `dots`.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit, or an argument is no tensor.
+    """
+    op = "dequantize_int8_product"
+    for what, tensor in (("dots", dots), ("row_scales", row_scales), ("column_scales", column_scales)):
+        check_is_tensor(op, what, tensor)
+    if bias is not None:
+        check_is_tensor(op, "bias", bias)
+    _check_is_dtype(op, dtype)
+    return ops.dequantize_int8_product(dots, row_scales, column_scales, bias, dtype)
 
 
 def linear_int8(
@@ -264,6 +298,11 @@ def _product(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, thre
         except TypeError:  # from libqbits: an error, or a tensor of a kind that only the dispatcher knows
             pass
     return ops.linear_int8(x, codes, scales, bias, threshold)
+
+
+def _check_is_dtype(op: str, dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"[{op}] dtype: got {dtype!r}, want float32, bfloat16 or float16")
 
 
 def _as_threshold(op: str, threshold: object) -> float:

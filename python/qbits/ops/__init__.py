@@ -7,6 +7,7 @@ from qbits.ops.dequantize_4bit import dequantize_4bit
 from qbits.ops.dequantize_absmax import dequantize_absmax
 from qbits.ops.dequantize_affine import dequantize_affine
 from qbits.ops.dequantize_blockwise import dequantize_blockwise
+from qbits.ops.dequantize_int8_product import dequantize_int8_product
 from qbits.ops.dequantize_int8_rowwise import dequantize_int8_rowwise
 from qbits.ops.embedding_4bit import embedding_4bit
 from qbits.ops.estimate_quantiles import estimate_quantiles
@@ -27,6 +28,7 @@ __all__ = [
     "dequantize_absmax",
     "dequantize_affine",
     "dequantize_blockwise",
+    "dequantize_int8_product",
     "dequantize_int8_rowwise",
     "embedding_4bit",
     "estimate_quantiles",

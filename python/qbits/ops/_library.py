@@ -145,6 +145,23 @@ def check_tensor(
         check(condition, op, what, describe(tensor), f"{numel} elements")
 
 
+def check_vector(
+    op: str, what: str, tensor: Tensor, dtypes: Sequence[torch.dtype], device: torch.device, size: int
+) -> None:
+    """Checks an argument that is [size]."""
+    check_tensor(op, what, tensor, dtypes, device, size)
+    check(tensor.dim() == 1, op, what, describe(tensor), "1 dimension")
+
+
+def check_row_scales(op: str, what: str, scales: Tensor, rows: Tensor) -> None:
+    """Checks that there is one scale for each row of a tensor [..., cols]."""
+    shape = rows.shape[:-1]
+    check_tensor(op, what, scales, (torch.float32,), rows.device)
+    check(scales.dim() == len(shape), op, what, describe(scales), f"the shape {list(shape)}")
+    for got, want in zip(scales.shape, shape, strict=True):
+        check(got == want, op, what, describe(scales), f"the shape {list(shape)}")
+
+
 def check_format(op: str, name: str, coding: str | None = None, bits: int | None = None) -> Format:
     """The row called `name`, of this coding and number of bits. Raises ValueError listing those that fit."""
     row = FORMATS.get(name)

@@ -14,6 +14,7 @@ from qbits.ops._library import (
     check_int8_sizes,
     check_tensor,
     check_threshold,
+    check_vector,
     define,
     describe,
     refuse_grad,
@@ -32,14 +33,13 @@ def _output(
     check_tensor(OP, "weight codes", codes, (torch.int8,), x.device)
     check(codes.dim() == 2, OP, "weight codes", describe(codes), "2 dimensions")
     n, k = codes.shape
-    check_tensor(OP, "weight scales", scales, (torch.float32,), x.device, n)
+    check_vector(OP, "weight scales", scales, (torch.float32,), x.device, n)
     check(x.shape[-1] == k, OP, "x", describe(x), f"a last dimension of {k}")
     rows = math.prod(x.shape[:-1])
     check_int8_sizes(OP, rows, k)
     check_int8_sizes(OP, rows, n)
     if bias is not None:
-        check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
-        check(bias.dim() == 1, OP, "bias", describe(bias), "1 dimension")
+        check_vector(OP, "bias", bias, (x.dtype,), x.device, n)
     refuse_grad(OP, ADVICE, x, scales, bias)
     return x.new_empty(*x.shape[:-1], n)
 
@@ -52,7 +52,8 @@ def kernel(
     if is_grad_enabled():
         refuse_grad(OP, ADVICE, x, scales, bias)
     check_threshold(OP, threshold)
-    if bias is not None and bias.dim() != 1:  # libqbits sees only how many numbers it has
+    # Of these libqbits sees only how many numbers they have.
+    if scales.dim() != 1 or (bias is not None and bias.dim() != 1):
         _output(x, codes, scales, bias, threshold)
     try:
         return _C.linear_int8(x, codes, scales, bias, threshold)
