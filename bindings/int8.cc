@@ -48,6 +48,14 @@ void init_int8(nb::module_& m) {
         quantize_int8_rowwise(x, threshold, codes, scales, outliers, scratch.view(), stream);
       },
       "x"_a, "threshold"_a, "codes"_a, "scales"_a, "outlier_columns"_a = nb::none(), "outlier_count"_a = nb::none());
+  define(
+      m, "quantize_int8_colwise",
+      +[](const TensorView& x, float threshold, const TensorView& codes, const TensorView& scales, Stream stream) {
+        const int64_t cols = x.ndim == 0 ? 1 : x.shape[x.ndim - 1];
+        const Scratch scratch(quantize_int8_colwise_workspace(rows(x), cols, x.device), x.device);
+        quantize_int8_colwise(x, threshold, codes, scales, scratch.view(), stream);
+      },
+      "x"_a, "threshold"_a, "codes"_a, "scales"_a);
   define(m, "dequantize_int8_rowwise", &dequantize_int8_rowwise, "codes"_a, "scales"_a, "out"_a);
   define(m, "dequantize_int8_product", &dequantize_int8_product, "dots"_a, "row_scales"_a, "column_scales"_a,
          "bias"_a.none(), "out"_a);

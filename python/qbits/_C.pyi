@@ -169,6 +169,9 @@ def quantize_int8_rowwise(
     outlier_columns: torch.Tensor | None = None,
     outlier_count: torch.Tensor | None = None,
 ) -> None: ...
+def quantize_int8_colwise(
+    x: torch.Tensor, threshold: float, codes: torch.Tensor, scales: torch.Tensor
+) -> None: ...
 def dequantize_int8_rowwise(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None: ...
 def dequantize_int8_product(
     dots: torch.Tensor,

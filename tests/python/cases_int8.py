@@ -25,6 +25,10 @@ def _quantize_int8_rowwise(case, generator):
     return _with_outliers(case.shape, case, generator), case.threshold
 
 
+def _quantize_int8_colwise(case, generator):
+    return _with_outliers(case.shape, case, generator), case.threshold
+
+
 def _dequantize_int8_rowwise(case, generator):
     codes, scales, _, _ = ops.quantize_int8_rowwise(random(case.shape, torch.float32, generator))
     if case.layout == "transposed":
@@ -69,6 +73,7 @@ def _dequantize_int8_product(case, generator):
 
 ARGUMENTS = {
     "quantize_int8_rowwise": _quantize_int8_rowwise,
+    "quantize_int8_colwise": _quantize_int8_colwise,
     "dequantize_int8_rowwise": _dequantize_int8_rowwise,
     "linear_int8": _linear_int8,
     "igemm": _igemm,
@@ -82,12 +87,15 @@ def cases(Case):
         for layout in LAYOUTS if shape else ():
             for threshold in THRESHOLDS:
                 yield Case("quantize_int8_rowwise", shape, layout=layout, threshold=threshold)
+                yield Case("quantize_int8_colwise", shape, layout=layout, threshold=threshold)
             if layout != "gaps":
                 yield Case("dequantize_int8_rowwise", shape, layout=layout)
                 yield Case("dequantize_int8_product", shape, layout=layout, bias=True)
     for dtype in DTYPES:
         for threshold in THRESHOLDS:
             yield Case("quantize_int8_rowwise", (7, 333), dtype, threshold=threshold)
+            for shape in ((7, 333), (300, 264)):
+                yield Case("quantize_int8_colwise", shape, dtype, threshold=threshold)
             for shape in (*WEIGHTS, (3, 5000)):
                 for bias in (False, True):
                     yield Case("linear_int8", shape, dtype, lead=(2, 3), bias=bias, threshold=threshold)

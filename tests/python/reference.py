@@ -140,6 +140,14 @@ def quantize_int8_rowwise(x, threshold):
     return codes.to(torch.int8), scales, columns.nonzero().flatten()
 
 
+def quantize_int8_colwise(x, threshold):
+    """Codes and scales: those of the rows of the transpose, but that an outlier is left out alone."""
+    flat = x.float().reshape(-1, x.shape[-1]) if x.shape[-1] else x.float().reshape(0, 0)
+    outlier = flat.abs() >= threshold if threshold else torch.zeros_like(flat, dtype=torch.bool)
+    codes, scales, _ = quantize_int8_rowwise(flat.masked_fill(outlier, 0.0).T, 0.0)
+    return codes.T.reshape(x.shape), scales if len(flat) else torch.zeros(x.shape[-1])
+
+
 def dequantize_int8_rowwise(codes, scales, dtype):
     return (codes.float() * scales[..., None] * (1 / 127)).to(dtype)
 

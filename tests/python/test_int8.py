@@ -1,5 +1,6 @@
 """qbits.functional of LLM.int8(): gradients, torch.func, torch.compile, autocast and what is refused."""
 
+import functools
 import gc
 
 import numpy as np
@@ -50,6 +51,25 @@ def test_there_and_back(shape, threshold, device):
     assert ((y - x).abs() <= rows.scales[..., None] * (0.5 / 127 + 1e-6)).all()
     for dtype in cases.DTYPES:
         assert torch.equal(F.dequantize_int8_rowwise(rows.codes, rows.scales, dtype), y.to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(40,), (0, 40), (5, 0), (5, 40), (2, 1, 3, 40)])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_rows_and_columns_at_once(shape, threshold, device):
+    x = (outliers(randn(*shape)) if shape[-1] else randn(*shape)).to(device)
+    x.requires_grad_()  # no part of it
+    double = F.quantize_int8_double(x, threshold)
+    assert isinstance(double, F.Int8Double)
+    rows = F.quantize_int8_rowwise(x, threshold)
+    assert torch.equal(double.row_codes, rows.codes) and torch.equal(double.row_scales, rows.scales)
+    assert torch.equal(double.outlier_columns, rows.outlier_columns)
+    assert torch.equal(double.outlier_count, rows.outlier_count)
+    codes, scales = F.quantize_int8_colwise(x, threshold)
+    assert torch.equal(double.column_codes, codes) and torch.equal(double.column_scales, scales)
+    assert codes.shape == shape and scales.shape == shape[-1:]
+    x = x.detach()
+    kept = x.masked_fill(x.abs() >= threshold, 0.0) if threshold else x
+    assert ((codes * scales / 127 - kept).abs() <= scales * (0.5 / 127 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -325,6 +345,8 @@ def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
     x, dots = randn(5, K), torch.zeros(N, N, dtype=torch.int32)
     calls = {
         "[quantize_int8_rowwise] x": lambda: F.quantize_int8_rowwise(bad),
+        "[quantize_int8_colwise] x": lambda: F.quantize_int8_colwise(bad),
+        "[quantize_int8_double] x": lambda: F.quantize_int8_double(bad),
         "[dequantize_int8_rowwise] codes": lambda: F.dequantize_int8_rowwise(bad, scales),
         "[dequantize_int8_rowwise] scales": lambda: F.dequantize_int8_rowwise(codes, bad),
         "[dequantize_int8_product] dots": lambda: F.dequantize_int8_product(bad, scales, scales),
@@ -346,14 +368,16 @@ def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
 def test_refusals_of_a_threshold():
     codes, scales, _, _ = make()
     x = randn(5, K)
-    for op in ("quantize_int8_rowwise", "linear_int8"):
-        call = (lambda t: F.quantize_int8_rowwise(x, t)) if op[0] == "q" else (
-            lambda t: F.linear_int8(x, codes, scales, None, t)
-        )  # fmt: skip
+    quantizers = ("quantize_int8_rowwise", "quantize_int8_colwise", "quantize_int8_double")
+    calls = {op: functools.partial(getattr(F, op), x) for op in quantizers}
+    calls["linear_int8"] = lambda t: F.linear_int8(x, codes, scales, None, t)
+    for op, call in calls.items():
         call(6), call(0), call(np.float32(6))
         for bad in ("6", None, 1j):
             with pytest.raises(TypeError, match=rf"\[{op}\] threshold: got .*, want a number"):
                 call(bad)
         for bad in (-1, float("nan"), float("inf"), 1e39, 10**400):
-            with pytest.raises(ValueError, match=rf"\[{op}\] threshold: got .*, want 0 or a positive number"):
+            # The double quantizer is two ops, of which the first refuses.
+            name = "quantize_int8_rowwise" if op == "quantize_int8_double" else op
+            with pytest.raises(ValueError, match=rf"\[{name}\] threshold: got .*, want 0 or a positive"):
                 call(bad)

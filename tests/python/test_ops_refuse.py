@@ -35,6 +35,7 @@ BASE = {
     "embedding_4bit nested": Case("embedding_4bit", (7, 65), lead=(2,), nested=True),
     "quantize_int8_rowwise": Case("quantize_int8_rowwise", (3, 65)),
     "quantize_int8_rowwise threshold": Case("quantize_int8_rowwise", (3, 65), threshold=6.0),
+    "quantize_int8_colwise": Case("quantize_int8_colwise", (3, 65), threshold=6.0),
     "dequantize_int8_rowwise": Case("dequantize_int8_rowwise", (3, 65)),
     "dequantize_int8_product": Case("dequantize_int8_product", (3, 65), bias=True),
     "dequantize_int8_product 16 bits": Case("dequantize_int8_product", (3, 65), torch.float16),
@@ -139,7 +140,7 @@ REFUSED = [
     ("embedding_4bit", {"indices": lambda t: t.float()}, TypeError),
     ("embedding_4bit", {"indices": lambda t: t.short()}, TypeError),
     *[(op, {"threshold": value}, ValueError)
-      for op in BASE if "int8_rowwise" in op or "linear_int8" in op
+      for op in BASE if "int8" in op
       for value in (-1.0, -1e-30, 1e-50, 1e39, float("nan"), float("inf"), -float("inf"))],
     *[(op, {"codes": torch.Tensor.byte}, TypeError) for op in BASE if "int8" in op],
     *[(op, {name: change}, TypeError)
@@ -151,10 +152,12 @@ REFUSED = [
       for op in BASE if "int8" in op or op.startswith("linear_4bit")],
     *[("dequantize_int8_product", {"dots": change}, error)
       for change, error in ((torch.Tensor.long, TypeError), (torch.Tensor.float, TypeError),
-                            (deep, ValueError), (lambda t: t[0, 0], ValueError), (lambda t: t.mT, ValueError))],
+                            (deep, ValueError), (lambda t: t[0, 0], ValueError),
+                            (lambda t: t.mT, ValueError))],
     ("dequantize_int8_product", {"bias": torch.Tensor.half}, TypeError),
     ("dequantize_int8_product", {"dtype": torch.float16}, TypeError),
     ("quantize_int8_rowwise", {"x": lambda t: t[0, 0]}, ValueError),
+    ("quantize_int8_colwise", {"x": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t.mT}, ValueError),
     ("dequantize_int8_rowwise", {"codes": deep}, ValueError),

@@ -190,6 +190,14 @@ def test_quantize_int8_rowwise(case, device):
     assert len(want_columns) > 0 or not (threshold and x.numel() and x.shape[-1] > 3)
 
 
+@pytest.mark.parametrize("case", cases.cases("quantize_int8_colwise"), ids=str)
+def test_quantize_int8_colwise(case, device):
+    arguments, (codes, scales) = run(case, device)
+    want, want_scales = reference.quantize_int8_colwise(*arguments)
+    assert codes.dtype == torch.int8 and torch.equal(codes, want)
+    assert_same_bits(scales, want_scales)
+
+
 @pytest.mark.parametrize("case", cases.cases("dequantize_int8_rowwise"), ids=str)
 def test_dequantize_int8_rowwise(case, device):
     arguments, (out,) = run(case, device)
@@ -272,6 +280,26 @@ def test_a_bad_value_spoils_its_int8_row_and_no_other(dtype, threshold, bad, dev
         assert out[others].isfinite().all()
     else:
         assert torch.equal(out[others], ops.linear_int8(x, *weight, None, threshold)[others])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_a_bad_value_spoils_its_int8_column_and_no_other(dtype, threshold, bad, device):
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)).to(dtype).to(device)
+    spoilt = x.clone()
+    spoilt[7, 2] = bad
+    codes, scales = ops.quantize_int8_colwise(spoilt, threshold)
+    if threshold and math.isinf(bad):  # an outlier
+        spoilt[7, 2] = 0.0
+        want, want_scales = ops.quantize_int8_colwise(spoilt, threshold)
+        assert torch.equal(codes, want) and torch.equal(scales, want_scales)
+    else:
+        want, want_scales = ops.quantize_int8_colwise(x, threshold)
+        assert scales.isnan().tolist() == [False, False, True, False, False] and (codes[:, 2] == 0).all()
+        others = [0, 1, 3, 4]
+        assert torch.equal(codes[:, others], want[:, others])
+        assert torch.equal(scales[others], want_scales[others])
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)

@@ -48,6 +48,22 @@ QBITS_API void quantize_int8_rowwise(const TensorView& x, float threshold, const
 QBITS_API void dequantize_int8_rowwise(const TensorView& codes, const TensorView& scales, const TensorView& out,
                                        Stream stream = {});
 
+// Bytes of scratch memory quantize_int8_colwise needs for [rows, cols].
+QBITS_API int64_t quantize_int8_colwise_workspace(int64_t rows, int64_t cols, Device device);
+
+// The codes of quantize_int8_rowwise for columns: 127 x / s, s being the column's absmax. With a threshold above 0 an
+// outlier, an element |x| >= threshold, has code 0 and does not count for s; the others of its column have theirs
+// (bitsandbytes' int8_double_quant). A column of zeros, or of no rows, has scale 0 and codes 0. A NaN, or without a
+// threshold an infinity, makes its own column's scale NaN and the column's codes 0.
+//   x          float [.., cols], rows of which there may be none
+//   threshold  0 (no outliers) or above; finite
+//   codes      int8, as x
+//   scales     float32[cols]
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least quantize_int8_colwise_workspace(rows, cols, device)
+//   elements
+QBITS_API void quantize_int8_colwise(const TensorView& x, float threshold, const TensorView& codes,
+                                     const TensorView& scales, const TensorView& workspace, Stream stream = {});
+
 // Rows of int8 codes with a scale each: a weight [N, K] as LLM.int8() stores it (bitsandbytes' CB and SCB).
 struct WeightInt8 {
   TensorView codes;   // int8 [N, K]

@@ -28,6 +28,18 @@ struct QuantizeInt8RowwiseArgs {
   Device device;
 };
 
+struct QuantizeInt8ColwiseArgs {
+  const void* x;  // [rows, cols], of which rows may be 0
+  DType x_dtype;
+  int64_t rows;
+  int64_t cols;
+  float threshold;  // 0: no outliers
+  int8_t* codes;
+  float* scales;  // [cols]
+  void* workspace;
+  Device device;
+};
+
 struct DequantizeInt8RowwiseArgs {
   const int8_t* codes;  // [rows, cols]
   const float* scales;
@@ -79,6 +91,8 @@ struct DequantizeInt8ProductArgs {
 namespace cpu {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold);
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args);
+int64_t quantize_int8_colwise_workspace(int64_t rows, int64_t cols);
+void quantize_int8_colwise(const QuantizeInt8ColwiseArgs& args);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold);
 void linear_int8(const LinearInt8Args& args);
@@ -89,6 +103,8 @@ void dequantize_int8_product(const DequantizeInt8ProductArgs& args);
 namespace cuda {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device);
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream);
+int64_t quantize_int8_colwise_workspace(int64_t rows, int64_t cols, Device device);
+void quantize_int8_colwise(const QuantizeInt8ColwiseArgs& args, Stream stream);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args, Stream stream);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold, Device device);
 void linear_int8(const LinearInt8Args& args, Stream stream);

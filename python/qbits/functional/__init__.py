@@ -3,11 +3,14 @@
 from qbits.functional.affine import dequantize_affine, quantize_affine
 from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.int8 import (
+    Int8Double,
     Int8Rows,
     dequantize_int8_product,
     dequantize_int8_rowwise,
     igemm,
     linear_int8,
+    quantize_int8_colwise,
+    quantize_int8_double,
     quantize_int8_rowwise,
 )
 from qbits.functional.linear import embedding_4bit, linear_4bit
@@ -33,6 +36,7 @@ from qbits.functional.quantize_4bit import (
 from qbits.functional.quantize_blockwise import dequantize_blockwise, quantize_blockwise
 
 __all__ = [
+    "Int8Double",
     "Int8Rows",
     "QuantState",
     "create_dynamic_map",
@@ -60,6 +64,8 @@ __all__ = [
     "quantize_affine",
     "quantize_blockwise",
     "quantize_fp4",
+    "quantize_int8_colwise",
+    "quantize_int8_double",
     "quantize_int8_rowwise",
     "quantize_nf4",
 ]

@@ -38,8 +38,26 @@ class Int8Rows(NamedTuple):
     """int32 [1]: how many they are."""
 
 
+class Int8Double(NamedTuple):
+    """What quantize_int8_double returns: a matrix in 8 bits by rows and by columns."""
+
+    row_codes: Tensor
+    """int8, as the quantized tensor; 0 in outlier columns."""
+    column_codes: Tensor
+    """int8, as the quantized tensor; 0 where an outlier is."""
+    row_scales: Tensor
+    """float32, one for each row."""
+    column_scales: Tensor
+    """float32 [K]."""
+    outlier_columns: Tensor
+    """int32 [K]: the columns that hold outliers, ascending, then -1; [0] without a threshold."""
+    outlier_count: Tensor
+    """int32 [1]: how many they are."""
+
+
 # So that programs of torch.export that return one can be saved.
 _register_namedtuple(Int8Rows, serialized_type_name="qbits.functional.Int8Rows")
+_register_namedtuple(Int8Double, serialized_type_name="qbits.functional.Int8Double")
 
 
 def quantize_int8_rowwise(x: Tensor, threshold: float = 0.0) -> Int8Rows:
@@ -63,6 +81,41 @@ def quantize_int8_rowwise(x: Tensor, threshold: float = 0.0) -> Int8Rows:
     op = "quantize_int8_rowwise"
     check_is_tensor(op, "x", x)
     return Int8Rows(*ops.quantize_int8_rowwise(x.detach(), _as_threshold(op, threshold)))
+
+
+def quantize_int8_colwise(x: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
+    """quantize_int8_rowwise for columns: 127 x / s rounded to an integer, s the column's largest magnitude.
+
+    An outlier, an element |x| >= `threshold`, gets the code 0 and does not count for s; others of its column
+    keep theirs. A NaN, or an infinity that is no outlier, makes its column's scale NaN and the codes 0.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K].
+        threshold: from where on an element is an outlier, finite; 0 for no outliers.
+
+    Returns:
+        Codes, int8 [..., K], and scales, float32 [K].
+
+    Raises:
+        ValueError: the threshold or a size does not fit, or x has no dimension.
+        TypeError: `x` is no tensor of these dtypes, or the threshold no number.
+    """
+    op = "quantize_int8_colwise"
+    check_is_tensor(op, "x", x)
+    return ops.quantize_int8_colwise(x.detach(), _as_threshold(op, threshold))
+
+
+def quantize_int8_double(x: Tensor, threshold: float = 0.0) -> Int8Double:
+    """quantize_int8_rowwise and quantize_int8_colwise of one tensor: bitsandbytes' int8_double_quant.
+
+    Args, errors: as there.
+    """
+    op = "quantize_int8_double"
+    check_is_tensor(op, "x", x)
+    x, threshold = x.detach(), _as_threshold(op, threshold)
+    codes, scales, columns, count = ops.quantize_int8_rowwise(x, threshold)
+    column_codes, column_scales = ops.quantize_int8_colwise(x, threshold)
+    return Int8Double(codes, column_codes, scales, column_scales, columns, count)
 
 
 def dequantize_int8_rowwise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,6 +21,7 @@ from qbits.ops.quantize_4bit import quantize_4bit
 from qbits.ops.quantize_absmax import quantize_absmax
 from qbits.ops.quantize_affine import quantize_affine
 from qbits.ops.quantize_blockwise import quantize_blockwise
+from qbits.ops.quantize_int8_colwise import quantize_int8_colwise
 from qbits.ops.quantize_int8_rowwise import quantize_int8_rowwise
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "quantize_absmax",
     "quantize_affine",
     "quantize_blockwise",
+    "quantize_int8_colwise",
     "quantize_int8_rowwise",
 ]
