@@ -44,6 +44,11 @@ def _linear_int8(case, generator):
     return x, codes, scales, bias, case.threshold
 
 
+def _linear_int8_weight_only(case, generator):
+    *operands, _ = _linear_int8(case, generator)
+    return tuple(operands)
+
+
 def _codes(shape, generator, layout="contiguous"):
     if layout == "transposed":
         return _codes((*shape[:-2], shape[-1], shape[-2]), generator).mT
@@ -76,10 +81,11 @@ ARGUMENTS = {
     "quantize_int8_colwise": _quantize_int8_colwise,
     "dequantize_int8_rowwise": _dequantize_int8_rowwise,
     "linear_int8": _linear_int8,
+    "linear_int8_weight_only": _linear_int8_weight_only,
     "igemm": _igemm,
     "dequantize_int8_product": _dequantize_int8_product,
 }
-PRODUCTS = ("linear_int8", "igemm")
+PRODUCTS = ("linear_int8", "linear_int8_weight_only", "igemm")
 
 
 def cases(Case):
@@ -103,6 +109,15 @@ def cases(Case):
         for shape in ((7, 333), (65, 1040)):
             for bias in (False, True):
                 yield Case("dequantize_int8_product", shape, dtype, bias=bias)
+    for dtype in DTYPES:
+        for shape in (*WEIGHTS, (3, 5000), (130, 1040)):
+            for bias in (False, True):
+                yield Case("linear_int8_weight_only", shape, dtype, lead=(2, 3), bias=bias)
+        for lead in ((1,), (9,), (17,), (33,), (130,)):
+            yield Case("linear_int8_weight_only", (130, 528), dtype, lead=lead, bias=True)
+    for lead in (*LEADS, (2, 1, 1, 1, 1, 1, 3)):
+        for layout in LAYOUTS:
+            yield Case("linear_int8_weight_only", (33, 257), lead=lead, layout=layout, bias=True)
     for transposed in itertools.product((False, True), repeat=2):
         for shape in (*WEIGHTS, (3, 0), (5, 5000)):
             for lead in ((1,), (7,), (0,), (3, 66), (0, 2), (2, 0)):

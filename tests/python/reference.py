@@ -152,6 +152,16 @@ def dequantize_int8_rowwise(codes, scales, dtype):
     return (codes.float() * scales[..., None] * (1 / 127)).to(dtype)
 
 
+def linear_int8_weight_only(x, codes, scales, bias):
+    """The product in float64, and an elementwise bound of what summing in float32 may err."""
+    x64, w64, b = x.double(), codes.double(), scales.double() / 127
+    out, size = b * (x64 @ w64.T), b * (x64.abs() @ w64.abs().T)
+    if bias is not None:
+        out, size = out + bias.double(), size + bias.double().abs()
+    bound = (x.shape[-1] + 3) * 2.0**-24 * size
+    return out, bound + torch.finfo(x.dtype).eps / 2 * out.abs() + torch.finfo(x.dtype).smallest_normal
+
+
 def igemm(a, b, transpose_a, transpose_b):
     a, b = (t.mT if flag else t for t, flag in ((a, transpose_a), (b, transpose_b)))
     return (a.long() @ b.long()).to(torch.int32)  # modulo 2^32

@@ -16,6 +16,8 @@ from case_parts import THRESHOLDS
 from qbits import ops
 
 N, K = 24, 40
+# The products: all of x in 8 bits, its outliers apart, x as it is.
+PRODUCTS = ({}, {"threshold": 6.0}, {"activation_bits": 16})
 
 
 def randn(*shape, seed=0, scale=1.0):
@@ -74,13 +76,17 @@ def test_rows_and_columns_at_once(shape, threshold, device):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (2, 1, 3)])
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, threshold, device):
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
+def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, options, device):
     codes, scales, bias, weight = make(device, dtype)
     x = outliers(randn(*lead, K)).to(device, dtype).requires_grad_()
     bias.requires_grad_()
-    out = F.linear_int8(x, codes, scales, bias, threshold)
-    assert torch.equal(out, ops.linear_int8(x.detach(), codes, scales, bias.detach(), threshold))
+    out = F.linear_int8(x, codes, scales, bias, **options)
+    if "activation_bits" in options:
+        same = ops.linear_int8_weight_only(x.detach(), codes, scales, bias.detach())
+    else:
+        same = ops.linear_int8(x.detach(), codes, scales, bias.detach(), options.get("threshold", 0.0))
+    assert torch.equal(out, same)
     g = randn(*lead, N, seed=3).to(device, dtype)
     grad_x, grad_bias = torch.autograd.grad(out, (x, bias), g)
     assert grad_x.dtype == grad_bias.dtype == dtype
@@ -135,16 +141,16 @@ def test_no_dense_weight_is_kept_for_the_gradient():
 class Layer(torch.nn.Module):
     """The product as torch.func sees it; with `dense`, the one whose derivatives it must have."""
 
-    def __init__(self, threshold, dense=False):
+    def __init__(self, options, dense=False):
         super().__init__()
         codes, scales, bias, self.weight = make()
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.bias = torch.nn.Parameter(bias)
-        self.threshold, self.dense = threshold, dense
+        self.options, self.dense = options, dense
 
     def forward(self, x):
-        out = F.linear_int8(x, self.codes, self.scales, self.bias, self.threshold)
+        out = F.linear_int8(x, self.codes, self.scales, self.bias, **self.options)
         if self.dense:
             linear = torch.nn.functional.linear(x, self.weight, self.bias)
             return linear + (out - linear).detach()  # the value of the one, the gradient of the other
@@ -179,11 +185,11 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 @pytest.mark.filterwarnings("error:There is a performance drop")
-def test_transforms_are_straight_through(transform, threshold):
-    got, want = (transform(Layer(threshold, dense)) for dense in (False, True))
+def test_transforms_are_straight_through(transform, options):
+    got, want = (transform(Layer(options, dense)) for dense in (False, True))
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
 
 
@@ -199,10 +205,10 @@ def test_vmap_over_what_requires_a_gradient():
     assert torch.equal(grad_bias, torch.ones(4, N))
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_vmap_over_no_elements(threshold):
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
+def test_vmap_over_no_elements(options):
     codes, scales, bias, _ = make()
-    assert vmap(lambda v: F.linear_int8(v, codes, scales, bias, threshold))(randn(0, 5, K)).shape == (0, 5, N)
+    assert vmap(lambda v: F.linear_int8(v, codes, scales, bias, **options))(randn(0, 5, K)).shape == (0, 5, N)
 
 
 def test_a_compiled_transform_is_refused_or_left_to_eager_mode():
@@ -270,15 +276,15 @@ def test_vmap_keeps_the_outliers_of_one_element_from_the_others(device):
     )
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_compiles_to_one_graph_with_its_gradient(threshold, place):
+def test_compiles_to_one_graph_with_its_gradient(options, place):
     codes, scales, bias, _ = make(place)
     bias.requires_grad_()
 
     def function(x):
-        y = F.linear_int8(torch.tanh(x) * 8, codes, scales, bias, threshold)
-        rows = F.quantize_int8_rowwise(y, threshold)
+        y = F.linear_int8(torch.tanh(x) * 8, codes, scales, bias, **options)
+        rows = F.quantize_int8_rowwise(y, options.get("threshold", 0.0))
         return y, F.dequantize_int8_rowwise(rows.codes, rows.scales), rows.outlier_count
 
     torch._dynamo.reset()
@@ -296,8 +302,9 @@ def test_compiles_to_one_graph_with_its_gradient(threshold, place):
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("bias_requires_grad", [False, True])
-def test_export(strict, bias_requires_grad, tmp_path):
-    model = Layer(6.0)
+@pytest.mark.parametrize("options", PRODUCTS[1:], ids=str)
+def test_export(options, strict, bias_requires_grad, tmp_path):
+    model = Layer(options)
     model.bias.requires_grad_(bias_requires_grad)
     rows = torch.export.Dim("rows", min=2, max=100)
     program = torch.export.export(model, (randn(3, K),), dynamic_shapes=({0: rows},), strict=strict)
@@ -363,6 +370,36 @@ def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
         with pytest.raises(TypeError) as raised:
             call()
         assert str(raised.value) == f"{where}: got {type(bad).__name__}, want a tensor"
+
+
+def test_x_as_it_is(device):
+    codes, scales, bias, _ = make(device)
+    x = outliers(randn(2, 5, K)).to(device)
+    want, bound = reference.linear_int8_weight_only(x.cpu(), codes.cpu(), scales.cpu(), bias.cpu())
+    out = F.linear_int8(x, codes, scales, bias, activation_bits=16)
+    assert ((out.cpu().double() - want).abs() <= bound).all()
+    gaps = torch.stack([x, x], -1)[..., 0], codes.T.contiguous().T, torch.stack([scales, scales], 1)[:, 0]
+    assert torch.equal(F.linear_int8(*gaps, bias, activation_bits=16), out)
+    assert torch.equal(F.linear_int8(torch._neg_view(-x), codes, scales, bias, activation_bits=16), out)
+    assert torch.equal(F.linear_int8(x, codes, scales, torch._neg_view(-bias), activation_bits=16), out)
+    assert torch.equal(vmap(lambda v: F.linear_int8(v, codes, scales, bias, activation_bits=16))(x), out)
+
+
+def test_refusals_of_activation_bits():
+    codes, scales, bias, _ = make()
+    x = randn(5, K)
+    for bad in (4, 32, 0, -8, 16.0, "16", None, True):
+        with pytest.raises(ValueError, match=r"^\[linear_int8\] activation_bits: got .*, want 8 or 16$"):
+            F.linear_int8(x, codes, scales, bias, activation_bits=bad)
+    for threshold in (6.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"^\[linear_int8\] threshold: got .*, want 0 where"):
+            F.linear_int8(x, codes, scales, bias, threshold, activation_bits=16)
+    with pytest.raises(ValueError, match=r"bias: got .*, want 1 dimension"):
+        F.linear_int8(x, codes, scales, bias[None], activation_bits=16)
+    with pytest.raises(ValueError, match=r"weight scales: got .*, want 1 dimension"):
+        F.linear_int8(x, codes, scales[None], activation_bits=16)
+    with pytest.raises(TypeError, match=r"x: got float64, want float32, bfloat16, float16$"):
+        F.linear_int8(x.double(), codes, scales, activation_bits=16)
 
 
 def test_refusals_of_a_threshold():

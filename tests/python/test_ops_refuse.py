@@ -42,6 +42,7 @@ BASE = {
     "igemm": Case("igemm", (7, 65), lead=(2,)),
     "igemm batch": Case("igemm", (7, 65), lead=(3, 2), transposed=(True, False)),
     "linear_int8": Case("linear_int8", (7, 65), lead=(2,), bias=True),
+    "linear_int8_weight_only": Case("linear_int8_weight_only", (7, 65), lead=(2,), bias=True),
     "linear_int8 threshold": Case("linear_int8", (7, 65), lead=(2,), threshold=6.0),
 }
 BIG = 2**62
@@ -169,13 +170,12 @@ REFUSED = [
                             (lambda t: t[None], ValueError), (deep, ValueError))],
     ("igemm", {"a": lambda t: t[:, 1:]}, ValueError),
     ("igemm batch", {"b": lambda t: t[1:]}, ValueError),
-    ("linear_int8", {"x": lambda t: t[0, 0]}, ValueError),
-    ("linear_int8", {"x": lambda t: t[:, 1:]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[:, 1:]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t.mT}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[None]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[0]}, ValueError),
-    ("linear_int8", {"bias": lambda t: t.half()}, TypeError),
+    *[(op, {name: change}, ValueError)
+      for op in ("linear_int8", "linear_int8_weight_only")
+      for name, change in (("x", lambda t: t[0, 0]), ("x", lambda t: t[:, 1:]),
+                           ("codes", lambda t: t[:, 1:]), ("codes", lambda t: t.mT),
+                           ("codes", lambda t: t[None]), ("codes", lambda t: t[0]))],
+    *[(op, {"bias": lambda t: t.half()}, TypeError) for op in ("linear_int8", "linear_int8_weight_only")],
 ]  # fmt: skip
 
 
@@ -299,14 +299,15 @@ def test_the_advice_names_functions_that_exist():
 
 
 @pytest.mark.parametrize("bad", [-1.0, -1e-45, float("nan")])
-def test_int8_scales_that_are_no_absmax(bad, device):
-    x, codes, scales, *rest = BASE["linear_int8"].arguments(device)
+@pytest.mark.parametrize("name", ["linear_int8", "linear_int8_weight_only"])
+def test_int8_scales_that_are_no_absmax(name, bad, device):
+    op, (x, codes, scales, *rest) = getattr(ops, name), BASE[name].arguments(device)
     scales[5] = bad
     if device.type == "cpu":
-        with pytest.raises(ValueError, match=r"\[linear_int8\] weight scales: got .* at 5, want numbers"):
-            ops.linear_int8(x, codes, scales, *rest)
+        with pytest.raises(ValueError, match=rf"\[{name}\] weight scales: got .* at 5, want numbers"):
+            op(x, codes, scales, *rest)
     else:  # looking would synchronise
-        assert ops.linear_int8(x, codes, scales, *rest).shape == (2, 7)
+        assert op(x, codes, scales, *rest).shape == (2, 7)
 
 
 @pytest.mark.gpu

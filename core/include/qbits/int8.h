@@ -90,6 +90,25 @@ QBITS_API int64_t linear_int8_workspace(const WeightInt8& weight, int64_t m, DTy
 QBITS_API void linear_int8(const TensorView& x, const WeightInt8& weight, const std::optional<TensorView>& bias,
                            float threshold, const TensorView& out, const TensorView& workspace, Stream stream = {});
 
+// Bytes of scratch memory linear_int8_weight_only needs for `m` rows of x in dtype `x`.
+QBITS_API int64_t linear_int8_weight_only_workspace(const WeightInt8& weight, int64_t m, DType x);
+
+// out = x W^T + bias, x being taken as it is:
+//   out[m, n] = (scales[n] / 127) sum over k of x[m, k] codes[n, k] + bias[n]
+// where products are exact, or rounded with their sum, and are summed in float32, in an order that depends on the sizes
+// and the device alone; then one fused multiply-add and one rounding to x's dtype. A NaN or an infinity in x reaches
+// the row that holds it and no other.
+//   x          float [.., K], M rows; M may be 0
+//   weight     any N and K
+//   bias       [N] in x's dtype, or absent
+//   out        [.., N] in x's dtype
+//   workspace  uint8, on CUDA on a 16-byte boundary, at least linear_int8_weight_only_workspace(weight, M, x.dtype)
+//   elements
+// Scales as in linear_int8.
+QBITS_API void linear_int8_weight_only(const TensorView& x, const WeightInt8& weight,
+                                       const std::optional<TensorView>& bias, const TensorView& out,
+                                       const TensorView& workspace, Stream stream = {});
+
 // Bytes of scratch memory igemm needs for these operands; of their data only the addresses matter.
 QBITS_API int64_t igemm_workspace(const TensorView& a, bool transpose_a, const TensorView& b, bool transpose_b);
 

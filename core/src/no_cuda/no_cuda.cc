@@ -55,6 +55,10 @@ void quantize_int8_colwise(const QuantizeInt8ColwiseArgs&, Stream) { absent("qua
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs&, Stream) { absent("dequantize_int8_rowwise"); }
 int64_t linear_int8_workspace(int64_t, int64_t, int64_t, DType, float, Device) { absent("linear_int8_workspace"); }
 void linear_int8(const LinearInt8Args&, Stream) { absent("linear_int8"); }
+int64_t linear_int8_weight_only_workspace(int64_t, int64_t, int64_t, DType, Device) {
+  absent("linear_int8_weight_only_workspace");
+}
+void linear_int8_weight_only(const LinearInt8WeightOnlyArgs&, Stream) { absent("linear_int8_weight_only"); }
 int64_t igemm_workspace(const IgemmArgs&) { absent("igemm_workspace"); }
 void igemm(const IgemmArgs&, Stream) { absent("igemm"); }
 void dequantize_int8_product(const DequantizeInt8ProductArgs&, Stream) { absent("dequantize_int8_product"); }

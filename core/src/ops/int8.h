@@ -65,6 +65,20 @@ struct LinearInt8Args {
   Device device;
 };
 
+struct LinearInt8WeightOnlyArgs {
+  const void* x;  // [m, k]
+  DType dtype;    // of x, bias and out
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  const int8_t* codes;  // [n, k]
+  const float* scales;  // [n]
+  const void* bias;     // [n] or null
+  void* out;            // [m, n]
+  void* workspace;
+  Device device;
+};
+
 // A product of integers; k may be 0. For the size of the workspace `out` and `workspace` are null.
 struct IgemmArgs {
   const int8_t* a;
@@ -96,6 +110,8 @@ void quantize_int8_colwise(const QuantizeInt8ColwiseArgs& args);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold);
 void linear_int8(const LinearInt8Args& args);
+int64_t linear_int8_weight_only_workspace(int64_t m, int64_t n, int64_t k, DType x);
+void linear_int8_weight_only(const LinearInt8WeightOnlyArgs& args);
 int64_t igemm_workspace(const IgemmArgs& args);
 void igemm(const IgemmArgs& args);
 void dequantize_int8_product(const DequantizeInt8ProductArgs& args);
@@ -108,6 +124,8 @@ void quantize_int8_colwise(const QuantizeInt8ColwiseArgs& args, Stream stream);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args, Stream stream);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold, Device device);
 void linear_int8(const LinearInt8Args& args, Stream stream);
+int64_t linear_int8_weight_only_workspace(int64_t m, int64_t n, int64_t k, DType x, Device device);
+void linear_int8_weight_only(const LinearInt8WeightOnlyArgs& args, Stream stream);
 int64_t igemm_workspace(const IgemmArgs& args);
 void igemm(const IgemmArgs& args, Stream stream);
 void dequantize_int8_product(const DequantizeInt8ProductArgs& args, Stream stream);

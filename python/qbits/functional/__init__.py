@@ -8,12 +8,12 @@ from qbits.functional.int8 import (
     dequantize_int8_product,
     dequantize_int8_rowwise,
     igemm,
-    linear_int8,
     quantize_int8_colwise,
     quantize_int8_double,
     quantize_int8_rowwise,
 )
 from qbits.functional.linear import embedding_4bit, linear_4bit
+from qbits.functional.linear_int8 import linear_int8
 from qbits.functional.maps import (
     create_dynamic_map,
     create_fp8_map,

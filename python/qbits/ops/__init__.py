@@ -17,6 +17,7 @@ from qbits.ops.igemm import igemm
 from qbits.ops.linear_4bit import linear_4bit
 from qbits.ops.linear_4bit_grad_x import linear_4bit_grad_x
 from qbits.ops.linear_int8 import linear_int8
+from qbits.ops.linear_int8_weight_only import linear_int8_weight_only
 from qbits.ops.quantize_4bit import quantize_4bit
 from qbits.ops.quantize_absmax import quantize_absmax
 from qbits.ops.quantize_affine import quantize_affine
@@ -39,6 +40,7 @@ __all__ = [
     "linear_4bit",
     "linear_4bit_grad_x",
     "linear_int8",
+    "linear_int8_weight_only",
     "quantize_4bit",
     "quantize_absmax",
     "quantize_affine",

@@ -282,3 +282,20 @@ def check_int8_sizes(op: str, rows: int, cols: int) -> None:
     for condition in (cols < 2**31, rows < 2**59, rows * cols < 2**59):
         if condition is not True:
             check(condition, op, "sizes", f"{rows} rows of {cols}", "columns below 2^31, that fit")
+
+
+def check_linear_int8(op: str, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> int:
+    """Checks the operands of a product with a weight of int8 rows; returns the number of these."""
+    check_tensor(op, "x", x, FLOATS)
+    check(x.dim() > 0, op, "x", "0 dimensions", "at least 1")
+    check_tensor(op, "weight codes", codes, (torch.int8,), x.device)
+    check(codes.dim() == 2, op, "weight codes", describe(codes), "2 dimensions")
+    n, k = codes.shape
+    check_vector(op, "weight scales", scales, (torch.float32,), x.device, n)
+    check(x.shape[-1] == k, op, "x", describe(x), f"a last dimension of {k}")
+    rows = math.prod(x.shape[:-1])
+    check_int8_sizes(op, rows, k)
+    check_int8_sizes(op, rows, n)
+    if bias is not None:
+        check_vector(op, "bias", bias, (x.dtype,), x.device, n)
+    return n
