@@ -13,8 +13,7 @@ void expect_same(int64_t m, int64_t n, DType dtype, bool bias, Run run = {}) {
     reinterpret_cast<int32_t*>(dots.bytes.data())[i] = static_cast<int32_t>(engine()) >> engine() % 32;
   }
   std::vector<HostTensor> in = {std::move(dots), HostTensor(random_buffer(DType::Float32, m, 1, 3.0F), {m}),
-                                test_data(DType::Float32, {n}, 2),
-                                HostTensor(random_buffer(dtype, n, 3, 100.0F), {n})};
+                                test_data(DType::Float32, {n}, 2), HostTensor(random_buffer(dtype, n, 3, 100.0F), {n})};
   std::vector<HostTensor> out = {HostTensor(dtype, {m, n})};
   expect_same_bits(
       std::string(name(dtype)) + " [" + std::to_string(m) + ", " + std::to_string(n) + "] offset " +
