@@ -37,17 +37,19 @@ class Case:
     num_quantiles: int = 256
     experts: int = 1
     threshold: float = 0.0
+    transposed: tuple[bool, bool] = (False, False)
 
     def __str__(self):
         shape = "x".join(map(str, self.shape)) or "scalar"
         format = () if self.op in cases_int8.ARGUMENTS else (self.format, self.block_size)
         parts = [self.op, *format, shape, str(self.dtype).removeprefix("torch.")]
-        if self.op in (*PRODUCTS, "linear_int8"):
+        if self.op in (*PRODUCTS, *cases_int8.PRODUCTS):
             parts.append("lead" + "x".join(map(str, self.lead)))
         if self.op in GROUPED:
             parts.append(f"experts{self.experts}")
         if self.threshold:
             parts.append(f"threshold{self.threshold:g}")
+        parts += [f"{name}^T" for name, flag in zip("ab", self.transposed, strict=True) if flag]
         if self.scale_dtype != torch.float32:
             parts.append("scales" + str(self.scale_dtype).removeprefix("torch."))
         parts += (
@@ -342,6 +344,7 @@ def few(*names):
             lead,
             0 in case.shape,
             case.threshold,
+            case.transposed,
         )
         chosen.setdefault(key, case)
     return list(chosen.values())

@@ -140,8 +140,38 @@ def quantize_int8_rowwise(x, threshold):
     return codes.to(torch.int8), scales, columns.nonzero().flatten()
 
 
+def quantize_int8_colwise(x, threshold):
+    """Codes and scales: those of the rows of the transpose, but that an outlier is left out alone."""
+    flat = x.float().reshape(-1, x.shape[-1]) if x.shape[-1] else x.float().reshape(0, 0)
+    outlier = flat.abs() >= threshold if threshold else torch.zeros_like(flat, dtype=torch.bool)
+    codes, scales, _ = quantize_int8_rowwise(flat.masked_fill(outlier, 0.0).T, 0.0)
+    return codes.T.reshape(x.shape), scales if len(flat) else torch.zeros(x.shape[-1])
+
+
 def dequantize_int8_rowwise(codes, scales, dtype):
     return (codes.float() * scales[..., None] * (1 / 127)).to(dtype)
+
+
+def linear_int8_weight_only(x, codes, scales, bias):
+    """The product in float64, and an elementwise bound of what summing in float32 may err."""
+    x64, w64, b = x.double(), codes.double(), scales.double() / 127
+    out, size = b * (x64 @ w64.T), b * (x64.abs() @ w64.abs().T)
+    if bias is not None:
+        out, size = out + bias.double(), size + bias.double().abs()
+    bound = (x.shape[-1] + 3) * 2.0**-24 * size
+    return out, bound + torch.finfo(x.dtype).eps / 2 * out.abs() + torch.finfo(x.dtype).smallest_normal
+
+
+def igemm(a, b, transpose_a, transpose_b):
+    a, b = (t.mT if flag else t for t, flag in ((a, transpose_a), (b, transpose_b)))
+    return (a.long() @ b.long()).to(torch.int32)  # modulo 2^32
+
+
+def dequantize_int8_product(dots, row_scales, column_scales, bias, dtype):
+    a, b = (row_scales / 127)[..., None].double(), (column_scales / 127).double()
+    # Each product fits 53 bits, and so does its sum with what it is added to, but for rare last bits.
+    inner = (a * dots.float().double()).float().double()
+    return (b * inner + (0.0 if bias is None else bias.double())).float().to(dtype)
 
 
 def linear_int8(x, codes, scales, bias, threshold):

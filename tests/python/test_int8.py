@@ -1,5 +1,6 @@
 """qbits.functional of LLM.int8(): gradients, torch.func, torch.compile, autocast and what is refused."""
 
+import functools
 import gc
 
 import numpy as np
@@ -15,6 +16,8 @@ from case_parts import THRESHOLDS
 from qbits import ops
 
 N, K = 24, 40
+# The products: all of x in 8 bits, its outliers apart, x as it is.
+PRODUCTS = ({}, {"threshold": 6.0}, {"activation_bits": 16})
 
 
 def randn(*shape, seed=0, scale=1.0):
@@ -52,15 +55,38 @@ def test_there_and_back(shape, threshold, device):
         assert torch.equal(F.dequantize_int8_rowwise(rows.codes, rows.scales, dtype), y.to(dtype))
 
 
+@pytest.mark.parametrize("shape", [(40,), (0, 40), (5, 0), (5, 40), (2, 1, 3, 40)])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_rows_and_columns_at_once(shape, threshold, device):
+    x = (outliers(randn(*shape)) if shape[-1] else randn(*shape)).to(device)
+    x.requires_grad_()  # no part of it
+    double = F.quantize_int8_double(x, threshold)
+    assert isinstance(double, F.Int8Double)
+    rows = F.quantize_int8_rowwise(x, threshold)
+    assert torch.equal(double.row_codes, rows.codes) and torch.equal(double.row_scales, rows.scales)
+    assert torch.equal(double.outlier_columns, rows.outlier_columns)
+    assert torch.equal(double.outlier_count, rows.outlier_count)
+    codes, scales = F.quantize_int8_colwise(x, threshold)
+    assert torch.equal(double.column_codes, codes) and torch.equal(double.column_scales, scales)
+    assert codes.shape == shape and scales.shape == shape[-1:]
+    x = x.detach()
+    kept = x.masked_fill(x.abs() >= threshold, 0.0) if threshold else x
+    assert ((codes * scales / 127 - kept).abs() <= scales * (0.5 / 127 + 1e-6)).all()
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (2, 1, 3)])
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, threshold, device):
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
+def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, options, device):
     codes, scales, bias, weight = make(device, dtype)
     x = outliers(randn(*lead, K)).to(device, dtype).requires_grad_()
     bias.requires_grad_()
-    out = F.linear_int8(x, codes, scales, bias, threshold)
-    assert torch.equal(out, ops.linear_int8(x.detach(), codes, scales, bias.detach(), threshold))
+    out = F.linear_int8(x, codes, scales, bias, **options)
+    if "activation_bits" in options:
+        same = ops.linear_int8_weight_only(x.detach(), codes, scales, bias.detach())
+    else:
+        same = ops.linear_int8(x.detach(), codes, scales, bias.detach(), options.get("threshold", 0.0))
+    assert torch.equal(out, same)
     g = randn(*lead, N, seed=3).to(device, dtype)
     grad_x, grad_bias = torch.autograd.grad(out, (x, bias), g)
     assert grad_x.dtype == grad_bias.dtype == dtype
@@ -115,16 +141,16 @@ def test_no_dense_weight_is_kept_for_the_gradient():
 class Layer(torch.nn.Module):
     """The product as torch.func sees it; with `dense`, the one whose derivatives it must have."""
 
-    def __init__(self, threshold, dense=False):
+    def __init__(self, options, dense=False):
         super().__init__()
         codes, scales, bias, self.weight = make()
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.bias = torch.nn.Parameter(bias)
-        self.threshold, self.dense = threshold, dense
+        self.options, self.dense = options, dense
 
     def forward(self, x):
-        out = F.linear_int8(x, self.codes, self.scales, self.bias, self.threshold)
+        out = F.linear_int8(x, self.codes, self.scales, self.bias, **self.options)
         if self.dense:
             linear = torch.nn.functional.linear(x, self.weight, self.bias)
             return linear + (out - linear).detach()  # the value of the one, the gradient of the other
@@ -159,11 +185,11 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 @pytest.mark.filterwarnings("error:There is a performance drop")
-def test_transforms_are_straight_through(transform, threshold):
-    got, want = (transform(Layer(threshold, dense)) for dense in (False, True))
+def test_transforms_are_straight_through(transform, options):
+    got, want = (transform(Layer(options, dense)) for dense in (False, True))
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
 
 
@@ -179,10 +205,10 @@ def test_vmap_over_what_requires_a_gradient():
     assert torch.equal(grad_bias, torch.ones(4, N))
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_vmap_over_no_elements(threshold):
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
+def test_vmap_over_no_elements(options):
     codes, scales, bias, _ = make()
-    assert vmap(lambda v: F.linear_int8(v, codes, scales, bias, threshold))(randn(0, 5, K)).shape == (0, 5, N)
+    assert vmap(lambda v: F.linear_int8(v, codes, scales, bias, **options))(randn(0, 5, K)).shape == (0, 5, N)
 
 
 def test_a_compiled_transform_is_refused_or_left_to_eager_mode():
@@ -217,6 +243,23 @@ def test_refusals_say_what_the_product_takes():
         F.linear_int8(randn(2, K), codes, scales, bias[None])
     with pytest.raises(TypeError, match="dtype: got 'float32', want float32, bfloat16 or float16"):
         F.dequantize_int8_rowwise(codes, scales, "float32")
+    with pytest.raises(TypeError, match="dtype: got None, want float32, bfloat16 or float16"):
+        F.dequantize_int8_product(torch.zeros(N, N, dtype=torch.int32), scales, scales, dtype=None)
+    for bad in (scales[:, None], scales[None]):
+        with pytest.raises(ValueError, match=r"weight scales: got .*, want 1 dimension"):
+            F.linear_int8(randn(2, K), codes, bad)
+        with pytest.raises(ValueError, match=r"scales: got .*, want the shape \[24\]"):
+            F.dequantize_int8_rowwise(codes, bad)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_steps_of_the_product(dtype, device):
+    codes, scales, bias, _ = make(device, dtype)
+    x = randn(2, 5, K).to(device, dtype)
+    rows = F.quantize_int8_rowwise(x)
+    dots = F.igemm(rows.codes, codes.mT.expand(2, K, N))
+    out = F.dequantize_int8_product(dots, rows.scales, scales, bias, dtype)
+    assert torch.equal(out, F.linear_int8(x, codes, scales, bias))
 
 
 def test_vmap_keeps_the_outliers_of_one_element_from_the_others(device):
@@ -233,15 +276,15 @@ def test_vmap_keeps_the_outliers_of_one_element_from_the_others(device):
     )
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS, ids=str)
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_compiles_to_one_graph_with_its_gradient(threshold, place):
+def test_compiles_to_one_graph_with_its_gradient(options, place):
     codes, scales, bias, _ = make(place)
     bias.requires_grad_()
 
     def function(x):
-        y = F.linear_int8(torch.tanh(x) * 8, codes, scales, bias, threshold)
-        rows = F.quantize_int8_rowwise(y, threshold)
+        y = F.linear_int8(torch.tanh(x) * 8, codes, scales, bias, **options)
+        rows = F.quantize_int8_rowwise(y, options.get("threshold", 0.0))
         return y, F.dequantize_int8_rowwise(rows.codes, rows.scales), rows.outlier_count
 
     torch._dynamo.reset()
@@ -259,8 +302,9 @@ def test_compiles_to_one_graph_with_its_gradient(threshold, place):
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("bias_requires_grad", [False, True])
-def test_export(strict, bias_requires_grad, tmp_path):
-    model = Layer(6.0)
+@pytest.mark.parametrize("options", PRODUCTS[1:], ids=str)
+def test_export(options, strict, bias_requires_grad, tmp_path):
+    model = Layer(options)
     model.bias.requires_grad_(bias_requires_grad)
     rows = torch.export.Dim("rows", min=2, max=100)
     program = torch.export.export(model, (randn(3, K),), dynamic_shapes=({0: rows},), strict=strict)
@@ -305,16 +349,22 @@ def test_tensors_that_lie_in_any_order(device):
 @pytest.mark.parametrize("bad", [None, [1.0], 3])
 def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
     codes, scales, _, _ = make()
-    x = randn(5, K)
+    x, dots = randn(5, K), torch.zeros(N, N, dtype=torch.int32)
     calls = {
         "[quantize_int8_rowwise] x": lambda: F.quantize_int8_rowwise(bad),
+        "[quantize_int8_colwise] x": lambda: F.quantize_int8_colwise(bad),
+        "[quantize_int8_double] x": lambda: F.quantize_int8_double(bad),
         "[dequantize_int8_rowwise] codes": lambda: F.dequantize_int8_rowwise(bad, scales),
         "[dequantize_int8_rowwise] scales": lambda: F.dequantize_int8_rowwise(codes, bad),
+        "[dequantize_int8_product] dots": lambda: F.dequantize_int8_product(bad, scales, scales),
+        "[dequantize_int8_product] row_scales": lambda: F.dequantize_int8_product(dots, bad, scales),
+        "[dequantize_int8_product] column_scales": lambda: F.dequantize_int8_product(dots, scales, bad),
         "[linear_int8] x": lambda: F.linear_int8(bad, codes, scales),
         "[linear_int8] codes": lambda: F.linear_int8(x, bad, scales),
         "[linear_int8] scales": lambda: F.linear_int8(x, codes, bad),
     }
     if bad is not None:
+        calls["[dequantize_int8_product] bias"] = lambda: F.dequantize_int8_product(dots, scales, scales, bad)
         calls["[linear_int8] bias"] = lambda: F.linear_int8(x, codes, scales, bad)
     for where, call in calls.items():
         with pytest.raises(TypeError) as raised:
@@ -322,17 +372,49 @@ def test_what_is_no_tensor_is_a_type_error_that_names_it(bad):
         assert str(raised.value) == f"{where}: got {type(bad).__name__}, want a tensor"
 
 
+def test_x_as_it_is(device):
+    codes, scales, bias, _ = make(device)
+    x = outliers(randn(2, 5, K)).to(device)
+    want, bound = reference.linear_int8_weight_only(x.cpu(), codes.cpu(), scales.cpu(), bias.cpu())
+    out = F.linear_int8(x, codes, scales, bias, activation_bits=16)
+    assert ((out.cpu().double() - want).abs() <= bound).all()
+    gaps = torch.stack([x, x], -1)[..., 0], codes.T.contiguous().T, torch.stack([scales, scales], 1)[:, 0]
+    assert torch.equal(F.linear_int8(*gaps, bias, activation_bits=16), out)
+    assert torch.equal(F.linear_int8(torch._neg_view(-x), codes, scales, bias, activation_bits=16), out)
+    assert torch.equal(F.linear_int8(x, codes, scales, torch._neg_view(-bias), activation_bits=16), out)
+    assert torch.equal(vmap(lambda v: F.linear_int8(v, codes, scales, bias, activation_bits=16))(x), out)
+
+
+def test_refusals_of_activation_bits():
+    codes, scales, bias, _ = make()
+    x = randn(5, K)
+    for bad in (4, 32, 0, -8, 16.0, "16", None, True):
+        with pytest.raises(ValueError, match=r"^\[linear_int8\] activation_bits: got .*, want 8 or 16$"):
+            F.linear_int8(x, codes, scales, bias, activation_bits=bad)
+    for threshold in (6.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"^\[linear_int8\] threshold: got .*, want 0 where"):
+            F.linear_int8(x, codes, scales, bias, threshold, activation_bits=16)
+    with pytest.raises(ValueError, match=r"bias: got .*, want 1 dimension"):
+        F.linear_int8(x, codes, scales, bias[None], activation_bits=16)
+    with pytest.raises(ValueError, match=r"weight scales: got .*, want 1 dimension"):
+        F.linear_int8(x, codes, scales[None], activation_bits=16)
+    with pytest.raises(TypeError, match=r"x: got float64, want float32, bfloat16, float16$"):
+        F.linear_int8(x.double(), codes, scales, activation_bits=16)
+
+
 def test_refusals_of_a_threshold():
     codes, scales, _, _ = make()
     x = randn(5, K)
-    for op in ("quantize_int8_rowwise", "linear_int8"):
-        call = (lambda t: F.quantize_int8_rowwise(x, t)) if op[0] == "q" else (
-            lambda t: F.linear_int8(x, codes, scales, None, t)
-        )  # fmt: skip
+    quantizers = ("quantize_int8_rowwise", "quantize_int8_colwise", "quantize_int8_double")
+    calls = {op: functools.partial(getattr(F, op), x) for op in quantizers}
+    calls["linear_int8"] = lambda t: F.linear_int8(x, codes, scales, None, t)
+    for op, call in calls.items():
         call(6), call(0), call(np.float32(6))
         for bad in ("6", None, 1j):
             with pytest.raises(TypeError, match=rf"\[{op}\] threshold: got .*, want a number"):
                 call(bad)
         for bad in (-1, float("nan"), float("inf"), 1e39, 10**400):
-            with pytest.raises(ValueError, match=rf"\[{op}\] threshold: got .*, want 0 or a positive number"):
+            # The double quantizer is two ops, of which the first refuses.
+            name = "quantize_int8_rowwise" if op == "quantize_int8_double" else op
+            with pytest.raises(ValueError, match=rf"\[{name}\] threshold: got .*, want 0 or a positive"):
                 call(bad)

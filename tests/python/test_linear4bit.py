@@ -223,6 +223,11 @@ def test_refusals():
         linear_4bit(torch.randn(2, 64), torch.randn(16, 64))
     with pytest.raises(ValueError, match=r"\[linear_4bit\] weight: got QuantizedTensor\(int8"):
         linear_4bit(torch.randn(2, 64), qbits.quantize(torch.randn(16, 64), "int8"))
+    for x in (torch.randn(2, 64), torch.randn(2, 64, requires_grad=True)):
+        with pytest.raises(
+            ValueError, match=r"\[linear_4bit\] bias: got float32\[1, 16\] on cpu, want 1 dim"
+        ):
+            linear_4bit(x, qbits.quantize(torch.randn(16, 64), "nf4"), torch.zeros(1, 16))
     for call in (layer, lambda x: linear_4bit(x, layer.weight)):
         with pytest.raises(TypeError, match=r"\[linear_4bit\] x: got list, want a tensor"):
             call([1, 2])

@@ -43,6 +43,7 @@ KINDS = {
     "int": SIZES | HUGE | st.sampled_from(FORMATS["nf4"].block_sizes),
     "List[int]": st.lists(SIZES | HUGE, max_size=9),
     "float": st.floats(),
+    "bool": st.booleans(),
     "ScalarType": st.sampled_from(DTYPES),
 }
 

@@ -14,7 +14,7 @@ def test_opcheck(case, place):
     torch.library.opcheck(getattr(ops, case.op), case.arguments(place))
 
 
-@pytest.mark.parametrize("name", ["linear_4bit", "linear_int8"])
+@pytest.mark.parametrize("name", ["linear_4bit", "linear_int8", "linear_int8_weight_only"])
 def test_opcheck_of_the_op_for_export(name):
     for case in cases.few(name):
         arguments = case.arguments("cpu")

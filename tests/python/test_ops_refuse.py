@@ -35,12 +35,29 @@ BASE = {
     "embedding_4bit nested": Case("embedding_4bit", (7, 65), lead=(2,), nested=True),
     "quantize_int8_rowwise": Case("quantize_int8_rowwise", (3, 65)),
     "quantize_int8_rowwise threshold": Case("quantize_int8_rowwise", (3, 65), threshold=6.0),
+    "quantize_int8_colwise": Case("quantize_int8_colwise", (3, 65), threshold=6.0),
     "dequantize_int8_rowwise": Case("dequantize_int8_rowwise", (3, 65)),
+    "dequantize_int8_product": Case("dequantize_int8_product", (3, 65), bias=True),
+    "dequantize_int8_product 16 bits": Case("dequantize_int8_product", (3, 65), torch.float16),
+    "igemm": Case("igemm", (7, 65), lead=(2,)),
+    "igemm batch": Case("igemm", (7, 65), lead=(3, 2), transposed=(True, False)),
     "linear_int8": Case("linear_int8", (7, 65), lead=(2,), bias=True),
+    "linear_int8_weight_only": Case("linear_int8_weight_only", (7, 65), lead=(2,), bias=True),
     "linear_int8 threshold": Case("linear_int8", (7, 65), lead=(2,), threshold=6.0),
 }
 BIG = 2**62
-QUANTIZED = ("absmax", "scales", "zeros", "nested_absmax", "nested_code", "code", "bias", "values")
+QUANTIZED = (
+    "absmax",
+    "scales",
+    "row_scales",
+    "column_scales",
+    "zeros",
+    "nested_absmax",
+    "nested_code",
+    "code",
+    "bias",
+    "values",
+)
 ANY_LENGTH = {
     ("quantize_absmax", "absmax"),
     ("dequantize_absmax", "values"),
@@ -124,22 +141,41 @@ REFUSED = [
     ("embedding_4bit", {"indices": lambda t: t.float()}, TypeError),
     ("embedding_4bit", {"indices": lambda t: t.short()}, TypeError),
     *[(op, {"threshold": value}, ValueError)
-      for op in BASE if "int8_rowwise" in op or "linear_int8" in op
+      for op in BASE if "int8" in op
       for value in (-1.0, -1e-30, 1e-50, 1e39, float("nan"), float("inf"), -float("inf"))],
     *[(op, {"codes": torch.Tensor.byte}, TypeError) for op in BASE if "int8" in op],
-    *[(op, {"scales": change}, TypeError)
-      for op in BASE if "int8" in op for change in (torch.Tensor.half, double)],
+    *[(op, {name: change}, TypeError)
+      for op in BASE if "int8" in op
+      for name in ("scales", "row_scales", "column_scales") for change in (torch.Tensor.half, double)],
+    *[(op, {name: lambda t: t[None]}, ValueError)
+      for op in BASE if "int8" in op for name in ("scales", "row_scales", "column_scales")],
+    *[(op, {"bias": lambda t: t[None]}, ValueError)
+      for op in BASE if "int8" in op or op.startswith("linear_4bit")],
+    *[("dequantize_int8_product", {"dots": change}, error)
+      for change, error in ((torch.Tensor.long, TypeError), (torch.Tensor.float, TypeError),
+                            (deep, ValueError), (lambda t: t[0, 0], ValueError),
+                            (lambda t: t.mT, ValueError))],
+    ("dequantize_int8_product", {"bias": torch.Tensor.half}, TypeError),
+    ("dequantize_int8_product", {"dtype": torch.float16}, TypeError),
     ("quantize_int8_rowwise", {"x": lambda t: t[0, 0]}, ValueError),
+    ("quantize_int8_colwise", {"x": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t[0, 0]}, ValueError),
     ("dequantize_int8_rowwise", {"codes": lambda t: t.mT}, ValueError),
     ("dequantize_int8_rowwise", {"codes": deep}, ValueError),
-    ("linear_int8", {"x": lambda t: t[0, 0]}, ValueError),
-    ("linear_int8", {"x": lambda t: t[:, 1:]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[:, 1:]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t.mT}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[None]}, ValueError),
-    ("linear_int8", {"codes": lambda t: t[0]}, ValueError),
-    ("linear_int8", {"bias": lambda t: t.half()}, TypeError),
+    *[(op, {name: change}, error)
+      for op in BASE if "igemm" in op for name in "ab"
+      for change, error in ((torch.Tensor.byte, TypeError), (torch.Tensor.float, TypeError),
+                            (wrong_dtype, TypeError), (lambda t: t.mT, ValueError),
+                            (lambda t: t[0], ValueError),
+                            (lambda t: t[None], ValueError), (deep, ValueError))],
+    ("igemm", {"a": lambda t: t[:, 1:]}, ValueError),
+    ("igemm batch", {"b": lambda t: t[1:]}, ValueError),
+    *[(op, {name: change}, ValueError)
+      for op in ("linear_int8", "linear_int8_weight_only")
+      for name, change in (("x", lambda t: t[0, 0]), ("x", lambda t: t[:, 1:]),
+                           ("codes", lambda t: t[:, 1:]), ("codes", lambda t: t.mT),
+                           ("codes", lambda t: t[None]), ("codes", lambda t: t[0]))],
+    *[(op, {"bias": lambda t: t.half()}, TypeError) for op in ("linear_int8", "linear_int8_weight_only")],
 ]  # fmt: skip
 
 
@@ -216,7 +252,18 @@ def test_an_empty_shape_whose_strides_overflow_is_refused():
         )
 
 
-FLOAT_INPUTS = ("x", "grad", "bias", "absmax", "scales", "zeros", "nested_absmax", "code")
+FLOAT_INPUTS = (
+    "x",
+    "grad",
+    "bias",
+    "absmax",
+    "scales",
+    "row_scales",
+    "column_scales",
+    "zeros",
+    "nested_absmax",
+    "code",
+)
 
 
 @pytest.mark.parametrize("base", BASE)
@@ -240,7 +287,7 @@ def test_an_input_that_requires_grad_is_refused_with_advice(base, device):
             op(*with_grad)
         with torch.no_grad():
             op(*with_grad)
-    assert tried or case.op == "dequantize_absmax"
+    assert tried or case.op in ("dequantize_absmax", "igemm")
 
 
 def test_the_advice_names_functions_that_exist():
@@ -252,14 +299,15 @@ def test_the_advice_names_functions_that_exist():
 
 
 @pytest.mark.parametrize("bad", [-1.0, -1e-45, float("nan")])
-def test_int8_scales_that_are_no_absmax(bad, device):
-    x, codes, scales, *rest = BASE["linear_int8"].arguments(device)
+@pytest.mark.parametrize("name", ["linear_int8", "linear_int8_weight_only"])
+def test_int8_scales_that_are_no_absmax(name, bad, device):
+    op, (x, codes, scales, *rest) = getattr(ops, name), BASE[name].arguments(device)
     scales[5] = bad
     if device.type == "cpu":
-        with pytest.raises(ValueError, match=r"\[linear_int8\] weight scales: got .* at 5, want numbers"):
-            ops.linear_int8(x, codes, scales, *rest)
+        with pytest.raises(ValueError, match=rf"\[{name}\] weight scales: got .* at 5, want numbers"):
+            op(x, codes, scales, *rest)
     else:  # looking would synchronise
-        assert ops.linear_int8(x, codes, scales, *rest).shape == (2, 7)
+        assert op(x, codes, scales, *rest).shape == (2, 7)
 
 
 @pytest.mark.gpu

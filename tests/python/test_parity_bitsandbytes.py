@@ -271,6 +271,36 @@ def test_int8_states_of_a_model_load_both_ways():
     assert all(torch.equal(again[i].weight.data, before[f"{i}.weight"]) for i in (0, 2))
 
 
+def test_int8_products_of_codes_and_what_they_stand_for():
+    a, b = (torch.randint(-127, 128, (rows, 300), dtype=torch.int8) for rows in (17, 33))
+    dots = F.igemm(a, b, transpose_b=True)
+    assert torch.equal(dots, B.int8_linear_matmul(a, b))
+    row_scales, column_scales, bias = torch.rand(17), torch.rand(33), torch.randn(33, dtype=torch.float16)
+    ours = F.dequantize_int8_product(dots, row_scales, column_scales, bias, torch.float16)
+    theirs = B.int8_mm_dequant(dots, row_scales, column_scales, bias=bias)
+    exact = dots.double() * row_scales[:, None].double() * column_scales.double() / 127**2 + bias.double()
+    assert ours.dtype == theirs.dtype
+    assert ((ours - exact).abs() <= 2**-11 * 1.01 * exact.abs() + 2**-20).all()
+    # Their factor for 1 / 127^2 is 1.8e-5 too large.
+    torch.testing.assert_close(ours, theirs, rtol=2**-10 + 2e-5, atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_int8_rows_and_columns(threshold, gpu):
+    A = torch.randn(64, 256, dtype=torch.float16, device=gpu)
+    A[::7, 5] = 20.0
+    A[3, 9] = -6.0
+    ours = F.quantize_int8_double(A, threshold)
+    theirs = B.int8_double_quant(A.clone(), threshold=threshold)
+    assert torch.equal(ours.row_scales, theirs[2]) and torch.equal(ours.column_scales, theirs[3])
+    # Theirs are rounded in float16 on the way.
+    assert ((ours.row_codes.int() - theirs[0].int()).abs() <= 1).all()
+    assert ((ours.column_codes.int() - theirs[1].int()).abs() <= 1).all()
+    if threshold:
+        assert torch.equal(ours.outlier_columns[: ours.outlier_count.item()].long(), theirs[4].long())
+
+
 def int8_errors(dtype, threshold, m, seed):
     """|out - exact|, ours and theirs; exact in float64 is LLM.int8(), then the dense product."""
     torch.manual_seed(seed)

@@ -81,7 +81,7 @@ void linear_int8_tile(const LinearInt8Args& args, const Int8X& x, const Int8Tile
   alignas(64) float o[kInt8TileM * kInt8TileN];
   alignas(64) float b[kInt8TileN] = {};
   alignas(64) float bias[kInt8TileN] = {};
-  linear_int8_products(args, x, tile, c);
+  linear_int8_products({.codes = args.codes, .stride = args.k, .rows = args.n, .cols = args.k}, x, tile, c);
   if (x.outliers > 0) outlier_products(args, x, tile, o);
   for (int64_t i = 0; i < n; ++i) b[i] = args.scales[tile.n0 + i] / kInt8Max;
   if (args.bias != nullptr) to_floats(args.bias, args.dtype, tile.n0, n, bias);

@@ -19,9 +19,17 @@ static_assert(kInt8Depth * 2 <= kInt8ExactDepth);
 // Rows of x's codes start at multiples of this, with zeros between the last column and the next multiple.
 inline constexpr int64_t kInt8RowAlignment = 64;
 
+// Rows of codes that x is multiplied by.
+struct Int8W {
+  const int8_t* codes;
+  int64_t stride;
+  int64_t rows;
+  int64_t cols;
+};
+
 // Quantized rows of x.
 struct Int8X {
-  const int8_t* codes;  // from -127 to 127
+  const int8_t* codes;  // from -127 to 127; in igemm any
   int64_t stride;
   const int32_t* sums;  // [m, depths] of each kInt8Depth codes
   int64_t depths;
@@ -44,11 +52,11 @@ QBITS_PER_ISA(void, linear_int8_load_x, const LinearInt8Args& args, const Int8X&
               int32_t* sums, float* values)
 
 // c[m - m0, n - n0] = the product of codes, rows of c kInt8TileN apart.
-QBITS_PER_ISA(void, linear_int8_products, const LinearInt8Args& args, const Int8X& x, const Int8Tile& tile, int64_t* c)
+QBITS_PER_ISA(void, linear_int8_products, const Int8W& w, const Int8X& x, const Int8Tile& tile, int64_t* c)
 
 // out of one tile.
 QBITS_PER_ISA(void, linear_int8_tile, const LinearInt8Args& args, const Int8X& x, const Int8Tile& tile)
 
 namespace qbits::cpu::avx512vnni {
-void linear_int8_products(const LinearInt8Args& args, const Int8X& x, const Int8Tile& tile, int64_t* c);
+void linear_int8_products(const Int8W& w, const Int8X& x, const Int8Tile& tile, int64_t* c);
 }

@@ -1,4 +1,4 @@
-// Included inside an instruction set's namespace, after the definition of its Dot:
+// Included inside an instruction set's namespace. A Dot of that is:
 //   Weights  kStep codes of a row of W, made from memory by weights(p), or from the first `count` and zeros
 //   Codes    as many of a row of x, made by codes(p)
 //   Sums     32-bit sums, at first zero(); add(sums, w, x) adds products, add_sums4(c, s0, s1, s2, s3, x_sum) adds the
@@ -11,7 +11,7 @@ constexpr int kMicroN = 4;
 
 // c[m, n] += x[m] . w[n] over k columns, for kM rows of x and kMicroN of W. Meanwhile the rows `ahead` bytes further on
 // are fetched.
-template <int kM>
+template <class Dot, int kM>
 void products_micro(const int8_t* x, int64_t stride, const int8_t* const* w, int64_t k, int64_t ahead,
                     const int32_t* sums, int64_t depths, int64_t* c) {
   typename Dot::Sums acc[kM][kMicroN];
@@ -42,34 +42,36 @@ void products_micro(const int8_t* x, int64_t stride, const int8_t* const* w, int
 }
 
 // The same for `m` rows of x, at most kM.
-template <int kM>
+template <class Dot, int kM>
 void products(int64_t m, const int8_t* x, int64_t stride, const int8_t* const* w, int64_t k, int64_t ahead,
               const int32_t* sums, int64_t depths, int64_t* c) {
   if constexpr (kM > 0) {
-    m == kM ? products_micro<kM>(x, stride, w, k, ahead, sums, depths, c)
-            : products<kM - 1>(m, x, stride, w, k, ahead, sums, depths, c);
+    m == kM ? products_micro<Dot, kM>(x, stride, w, k, ahead, sums, depths, c)
+            : products<Dot, kM - 1>(m, x, stride, w, k, ahead, sums, depths, c);
   }
 }
 
-}  // namespace
-
-void linear_int8_products(const LinearInt8Args& args, const Int8X& x, const Int8Tile& tile, int64_t* c) {
+// c[m - m0, n - n0] = x[m] . w[n], rows of c kInt8TileN apart.
+template <class Dot>
+void products_tile(const Int8W& w, const Int8X& x, const Int8Tile& tile, int64_t* c) {
   static_assert(kInt8TileN % kMicroN == 0 && kInt8RowAlignment % Dot::kStep == 0);
   const int64_t rows = tile.m1 - tile.m0;
   for (int64_t i = 0; i < rows * kInt8TileN; ++i) c[i] = 0;
   for (int64_t depth = 0; depth < x.depths; ++depth) {
     const int64_t k0 = depth * kInt8Depth;
-    const int64_t k = args.k - k0 < kInt8Depth ? args.k - k0 : kInt8Depth;
+    const int64_t k = w.cols - k0 < kInt8Depth ? w.cols - k0 : kInt8Depth;
     for (int64_t n = tile.n0; n < tile.n1; n += kMicroN) {
-      const int8_t* w[kMicroN];
-      for (int i = 0; i < kMicroN; ++i) w[i] = args.codes + (n + i < tile.n1 ? n + i : tile.n1 - 1) * args.k + k0;
-      const int64_t ahead = n + 2 * kMicroN <= args.n ? kMicroN * args.k : 0;
+      const int8_t* rows_w[kMicroN];
+      for (int i = 0; i < kMicroN; ++i) rows_w[i] = w.codes + (n + i < tile.n1 ? n + i : tile.n1 - 1) * w.stride + k0;
+      const int64_t ahead = n + 2 * kMicroN <= w.rows ? kMicroN * w.stride : 0;
       for (int64_t m = 0; m < rows; m += Dot::kMicroM) {
         const int64_t row = tile.m0 + m;
-        products<Dot::kMicroM>(rows - m < Dot::kMicroM ? rows - m : Dot::kMicroM, x.codes + row * x.stride + k0,
-                               x.stride, w, k, ahead, x.sums + row * x.depths + depth, x.depths,
-                               c + m * kInt8TileN + n - tile.n0);
+        products<Dot, Dot::kMicroM>(rows - m < Dot::kMicroM ? rows - m : Dot::kMicroM, x.codes + row * x.stride + k0,
+                                    x.stride, rows_w, k, ahead, x.sums + row * x.depths + depth, x.depths,
+                                    c + m * kInt8TileN + n - tile.n0);
       }
     }
   }
 }
+
+}  // namespace

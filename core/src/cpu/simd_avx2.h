@@ -189,4 +189,12 @@ inline void pack_nibbles(const uint8_t* codes, int64_t pairs, uint8_t* packed) {
 // Orders stream_stores before what other threads are told next.
 inline void stream_fence() { _mm_sfence(); }
 
+// c[0..3] += the sum of the 32-bit lanes of each argument.
+inline void add_sums(int64_t* c, __m256i s0, __m256i s1, __m256i s2, __m256i s3) {
+  const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s0, s1), _mm256_hadd_epi32(s2, s3));
+  const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  auto* to = reinterpret_cast<__m256i*>(c);
+  _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), _mm256_cvtepi32_epi64(sums)));
+}
+
 }  // namespace qbits::cpu::avx2

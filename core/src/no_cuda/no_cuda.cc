@@ -50,9 +50,18 @@ int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, int
 void grouped_linear_4bit_grad_x(const GroupedLinear4bitGradXArgs&, Stream) { absent("grouped_linear_4bit_grad_x"); }
 int64_t quantize_int8_rowwise_workspace(int64_t, int64_t, float, Device) { absent("quantize_int8_rowwise_workspace"); }
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs&, Stream) { absent("quantize_int8_rowwise"); }
+int64_t quantize_int8_colwise_workspace(int64_t, int64_t, Device) { absent("quantize_int8_colwise_workspace"); }
+void quantize_int8_colwise(const QuantizeInt8ColwiseArgs&, Stream) { absent("quantize_int8_colwise"); }
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs&, Stream) { absent("dequantize_int8_rowwise"); }
 int64_t linear_int8_workspace(int64_t, int64_t, int64_t, DType, float, Device) { absent("linear_int8_workspace"); }
 void linear_int8(const LinearInt8Args&, Stream) { absent("linear_int8"); }
+int64_t linear_int8_weight_only_workspace(int64_t, int64_t, int64_t, DType, Device) {
+  absent("linear_int8_weight_only_workspace");
+}
+void linear_int8_weight_only(const LinearInt8WeightOnlyArgs&, Stream) { absent("linear_int8_weight_only"); }
+int64_t igemm_workspace(const IgemmArgs&) { absent("igemm_workspace"); }
+void igemm(const IgemmArgs&, Stream) { absent("igemm"); }
+void dequantize_int8_product(const DequantizeInt8ProductArgs&, Stream) { absent("dequantize_int8_product"); }
 
 std::vector<std::string> archs() { return {}; }
 std::string unavailable_reason() { return "this libqbits was built without CUDA"; }

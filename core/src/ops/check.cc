@@ -179,6 +179,27 @@ void int8_threshold(std::string_view op, float threshold) {
       [&] { return std::to_string(threshold); }, "a finite number of at least 0");
 }
 
+SizeInt8 weight_int8(std::string_view op, const WeightInt8& weight, Device device) {
+  const TensorView& codes = weight.codes;
+  tensor(op, "weight codes", codes, {DType::Int8}, device);
+  require(
+      codes.ndim == 2, ErrorCode::InvalidArgument, op, "weight codes", [&] { return codes.describe(); },
+      "2 dimensions");
+  tensor(op, "weight scales", weight.scales, {DType::Float32}, device);
+  numel(op, "weight scales", weight.scales, codes.shape[0]);
+  return {codes.shape[0], codes.shape[1]};
+}
+
+void int8_scales(std::string_view op, const TensorView& scales) {
+  if (scales.device.type != DeviceType::Cpu) return;
+  const float* const values = scales.as<const float>();
+  for (int64_t i = 0; i < scales.numel(); ++i) {
+    require(
+        values[i] >= 0, ErrorCode::InvalidArgument, op, "weight scales",
+        [&] { return std::to_string(values[i]) + " at " + std::to_string(i); }, "numbers of at least 0");
+  }
+}
+
 void int8_sizes(std::string_view op, int64_t rows, int64_t cols) {
   int64_t product = 0;
   require(

@@ -7,6 +7,7 @@
 #include "ops/args.h"
 #include "qbits/error.h"
 #include "qbits/format.h"
+#include "qbits/int8.h"
 #include "qbits/linear.h"
 #include "qbits/tensor.h"
 
@@ -87,6 +88,16 @@ AbsmaxArgs absmax(std::string_view op, const Absmax& absmax, int64_t blocks, Dev
 
 // Where outliers of LLM.int8() begin: 0, for none, or above.
 void int8_threshold(std::string_view op, float threshold);
+
+// The sizes of a weight of int8 rows, whose parts must fit each other.
+struct SizeInt8 {
+  int64_t n;
+  int64_t k;
+};
+SizeInt8 weight_int8(std::string_view op, const WeightInt8& weight, Device device);
+
+// Numbers of at least 0, where the CPU can read them: on CUDA looking would synchronise.
+void int8_scales(std::string_view op, const TensorView& scales);
 
 // Rows and columns of an int8 product's operand: at least 0, columns below 2^31, the elements 8 times in memory.
 void int8_sizes(std::string_view op, int64_t rows, int64_t cols);

@@ -3,14 +3,19 @@
 from qbits.functional.affine import dequantize_affine, quantize_affine
 from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.int8 import (
+    Int8Double,
     Int8Rows,
+    dequantize_int8_product,
     dequantize_int8_rowwise,
-    linear_int8,
-    linear_int8_from_float,
+    igemm,
+    quantize_int8_colwise,
+    quantize_int8_double,
     quantize_int8_rowwise,
 )
 from qbits.functional.int8_weight import embedding_int8
 from qbits.functional.linear import embedding_4bit, linear_4bit
+from qbits.functional.linear_int8 import linear_int8
+from qbits.functional.linear_int8_from_float import linear_int8_from_float
 from qbits.functional.maps import (
     create_dynamic_map,
     create_fp8_map,
@@ -33,6 +38,7 @@ from qbits.functional.quantize_4bit import (
 from qbits.functional.quantize_blockwise import dequantize_blockwise, quantize_blockwise
 
 __all__ = [
+    "Int8Double",
     "Int8Rows",
     "QuantState",
     "create_dynamic_map",
@@ -44,6 +50,7 @@ __all__ = [
     "dequantize_affine",
     "dequantize_blockwise",
     "dequantize_fp4",
+    "dequantize_int8_product",
     "dequantize_int8_rowwise",
     "dequantize_nf4",
     "embedding_4bit",
@@ -52,6 +59,7 @@ __all__ = [
     "get_4bit_type",
     "grouped_linear_4bit",
     "grouped_linear_4bit_plan",
+    "igemm",
     "linear_4bit",
     "linear_4bit_plan",
     "linear_int8",
@@ -60,6 +68,8 @@ __all__ = [
     "quantize_affine",
     "quantize_blockwise",
     "quantize_fp4",
+    "quantize_int8_colwise",
+    "quantize_int8_double",
     "quantize_int8_rowwise",
     "quantize_nf4",
 ]

@@ -10,7 +10,7 @@ from torch._guards import detect_fake_mode
 
 from qbits import ops
 from qbits.functional.differentiation import refuse_compiled_transform
-from qbits.functional.int8 import linear_int8
+from qbits.functional.linear_int8 import linear_int8
 from qbits.ops._library import FLOATS, MAX_DIMS, check, check_dtype, check_is_tensor, check_tensor
 
 if TYPE_CHECKING:

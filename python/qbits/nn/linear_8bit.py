@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from qbits.codec import FLOATS, dtype_name
 from qbits.config import QuantizeConfig, config_of
-from qbits.functional.int8 import linear_int8_from_float
 from qbits.functional.int8_weight import product_with_int8
 from qbits.functional.linear import autocast_dtype, refuse_input
+from qbits.functional.linear_int8_from_float import linear_int8_from_float
 from qbits.nn.quantized_linear import QuantizedLinear, check_linear
 from qbits.state_dict import entries_of, is_quantized
 from qbits.tensor import QuantizedTensor

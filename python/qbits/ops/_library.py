@@ -145,6 +145,23 @@ def check_tensor(
         check(condition, op, what, describe(tensor), f"{numel} elements")
 
 
+def check_vector(
+    op: str, what: str, tensor: Tensor, dtypes: Sequence[torch.dtype], device: torch.device, size: int
+) -> None:
+    """Checks an argument that is [size]."""
+    check_tensor(op, what, tensor, dtypes, device, size)
+    check(tensor.dim() == 1, op, what, describe(tensor), "1 dimension")
+
+
+def check_row_scales(op: str, what: str, scales: Tensor, rows: Tensor) -> None:
+    """Checks that there is one scale for each row of a tensor [..., cols]."""
+    shape = rows.shape[:-1]
+    check_tensor(op, what, scales, (torch.float32,), rows.device)
+    check(scales.dim() == len(shape), op, what, describe(scales), f"the shape {list(shape)}")
+    for got, want in zip(scales.shape, shape, strict=True):
+        check(got == want, op, what, describe(scales), f"the shape {list(shape)}")
+
+
 def check_format(op: str, name: str, coding: str | None = None, bits: int | None = None) -> Format:
     """The row called `name`, of this coding and number of bits. Raises ValueError listing those that fit."""
     row = FORMATS.get(name)
@@ -263,3 +280,20 @@ def check_int8_sizes(op: str, rows: int, cols: int) -> None:
     for condition in (cols < 2**31, rows < 2**59, rows * cols < 2**59):
         if condition is not True:
             check(condition, op, "sizes", f"{rows} rows of {cols}", "columns below 2^31, that fit")
+
+
+def check_linear_int8(op: str, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> int:
+    """Checks the operands of a product with a weight of int8 rows; returns the number of these."""
+    check_tensor(op, "x", x, FLOATS)
+    check(x.dim() > 0, op, "x", "0 dimensions", "at least 1")
+    check_tensor(op, "weight codes", codes, (torch.int8,), x.device)
+    check(codes.dim() == 2, op, "weight codes", describe(codes), "2 dimensions")
+    n, k = codes.shape
+    check_vector(op, "weight scales", scales, (torch.float32,), x.device, n)
+    check(x.shape[-1] == k, op, "x", describe(x), f"a last dimension of {k}")
+    rows = math.prod(x.shape[:-1])
+    check_int8_sizes(op, rows, k)
+    check_int8_sizes(op, rows, n)
+    if bias is not None:
+        check_vector(op, "bias", bias, (x.dtype,), x.device, n)
+    return n

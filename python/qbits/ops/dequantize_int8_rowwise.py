@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.ops._library import FLOATS, check, check_dtype, check_tensor, define, refuse_grad
+from qbits.ops._library import FLOATS, check, check_dtype, check_row_scales, check_tensor, define, refuse_grad
 
 OP = "dequantize_int8_rowwise"
 
@@ -17,7 +15,7 @@ def _output(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     check_dtype(OP, "dtype", dtype, FLOATS)
     check_tensor(OP, "codes", codes, (torch.int8,))
     check(codes.dim() > 0, OP, "codes", "0 dimensions", "at least 1")
-    check_tensor(OP, "scales", scales, (torch.float32,), codes.device, math.prod(codes.shape[:-1]))
+    check_row_scales(OP, "scales", scales, codes)
     refuse_grad(OP, "scales.detach()", scales)
     return codes.new_empty(codes.shape, dtype=dtype)
 

@@ -7,7 +7,16 @@ from typing import Any
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
-from qbits.ops._library import FLOATS, check, check_tensor, check_weight_4bit, define, describe, refuse_grad
+from qbits.ops._library import (
+    FLOATS,
+    check,
+    check_tensor,
+    check_vector,
+    check_weight_4bit,
+    define,
+    describe,
+    refuse_grad,
+)
 
 OP = "linear_4bit"
 
@@ -33,7 +42,7 @@ def _output(
     check(x.dim() > 0, OP, "x", "0 dimensions", "at least 1")
     check(x.shape[-1] == k, OP, "x", describe(x), f"{k} columns")
     if bias is not None:
-        check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
+        check_vector(OP, "bias", bias, (x.dtype,), x.device, n)
     refuse_grad(
         OP, "qbits.functional.linear_4bit", x, bias, scales, zeros, nested_absmax, nested_code, offset
     )
@@ -48,6 +57,9 @@ def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
     # Called once per layer and token: libqbits checks the arguments, and faster than _output.
     if is_grad_enabled():
         refuse_grad(OP, "qbits.functional.linear_4bit", x, bias, operands[1], *operands[6:])
+    if bias is not None and bias.dim() != 1:  # libqbits sees only how many numbers it has
+        codes, scales, *rest = operands
+        _output(x, codes, scales, bias, *rest)
     try:
         return _C.linear_4bit(x, bias, operands)
     except RuntimeError:  # no such size, which the checks explain, or no memory

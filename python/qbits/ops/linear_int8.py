@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, is_grad_enabled
 
 from qbits import _C
-from qbits.ops._library import (
-    FLOATS,
-    check,
-    check_int8_sizes,
-    check_tensor,
-    check_threshold,
-    define,
-    describe,
-    refuse_grad,
-)
+from qbits.ops._library import check_linear_int8, check_threshold, define, refuse_grad
 
 OP = "linear_int8"
 ADVICE = "qbits.functional.linear_int8"
@@ -27,19 +15,7 @@ def _output(
     x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, threshold: float = 0.0
 ) -> Tensor:
     check_threshold(OP, threshold)
-    check_tensor(OP, "x", x, FLOATS)
-    check(x.dim() > 0, OP, "x", "0 dimensions", "at least 1")
-    check_tensor(OP, "weight codes", codes, (torch.int8,), x.device)
-    check(codes.dim() == 2, OP, "weight codes", describe(codes), "2 dimensions")
-    n, k = codes.shape
-    check_tensor(OP, "weight scales", scales, (torch.float32,), x.device, n)
-    check(x.shape[-1] == k, OP, "x", describe(x), f"a last dimension of {k}")
-    rows = math.prod(x.shape[:-1])
-    check_int8_sizes(OP, rows, k)
-    check_int8_sizes(OP, rows, n)
-    if bias is not None:
-        check_tensor(OP, "bias", bias, (x.dtype,), x.device, n)
-        check(bias.dim() == 1, OP, "bias", describe(bias), "1 dimension")
+    n = check_linear_int8(OP, x, codes, scales, bias)
     refuse_grad(OP, ADVICE, x, scales, bias)
     return x.new_empty(*x.shape[:-1], n)
 
@@ -52,7 +28,8 @@ def kernel(
     if is_grad_enabled():
         refuse_grad(OP, ADVICE, x, scales, bias)
     check_threshold(OP, threshold)
-    if bias is not None and bias.dim() != 1:  # libqbits sees only how many numbers it has
+    # Of these libqbits sees only how many numbers they have.
+    if scales.dim() != 1 or (bias is not None and bias.dim() != 1):
         _output(x, codes, scales, bias, threshold)
     try:
         return _C.linear_int8(x, codes, scales, bias, threshold)
@@ -75,8 +52,8 @@ linear_int8 = define(
     leading_dimensions=_rows_are_independent,
 )
 
-# For programs of torch.export, as linear_4bit_with_grad; functional/int8.py gives it gradients. It has no
-# defaults: autograd would not see arguments left to them.
+# For programs of torch.export, as linear_4bit_with_grad; functional/linear_int8.py gives it gradients. It has
+# no defaults: autograd would not see arguments left to them.
 linear_int8_with_grad = define(
     "linear_int8_with_grad(Tensor x, Tensor codes, Tensor scales, Tensor? bias, float threshold) -> Tensor",
     kernel,

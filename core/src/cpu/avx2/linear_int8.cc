@@ -27,17 +27,16 @@ struct Dot {
     const __m256i pairs = _mm256_maddubs_epi16(w.magnitudes, _mm256_sign_epi8(x, w.codes));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  static void add_sums4(int64_t* c, Sums s0, Sums s1, Sums s2, Sums s3, int32_t) {
-    const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s0, s1), _mm256_hadd_epi32(s2, s3));
-    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-    auto* to = reinterpret_cast<__m256i*>(c);
-    _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), _mm256_cvtepi32_epi64(sums)));
-  }
+  static void add_sums4(int64_t* c, Sums s0, Sums s1, Sums s2, Sums s3, int32_t) { add_sums(c, s0, s1, s2, s3); }
 };
 
 }  // namespace
 
 #include "cpu/linear_int8.inl.h"
 #include "cpu/linear_int8_products.inl.h"
+
+void linear_int8_products(const Int8W& w, const Int8X& x, const Int8Tile& tile, int64_t* c) {
+  products_tile<Dot>(w, x, tile, c);
+}
 
 }  // namespace qbits::cpu::avx2

@@ -29,4 +29,8 @@ struct Dot {
 #include "cpu/linear_int8.inl.h"
 #include "cpu/linear_int8_products.inl.h"
 
+void linear_int8_products(const Int8W& w, const Int8X& x, const Int8Tile& tile, int64_t* c) {
+  products_tile<Dot>(w, x, tile, c);
+}
+
 }  // namespace qbits::cpu::scalar
