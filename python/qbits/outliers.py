@@ -17,6 +17,7 @@ from qbits.codec import dtype_name
 from qbits.nn.linear_4bit import is_conv1d
 
 _BINS = 512  # of a row of the plot, at most
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,7 @@ def outliers(model: nn.Module, data: Any, threshold: float = 6.0) -> Outliers:
         data: inputs as a DataLoader yields them, where the model expects them: tensors; lists or tuples of
             positional arguments; mappings of keyword arguments. Or one tensor, tuple or mapping (a list is
             taken for several inputs).
-        threshold: from where on |x| is an outlier: positive, and finite as a float32.
+        threshold: from where on |x| is an outlier: positive, and in the normal range of float32.
 
     Raises:
         TypeError: the model is no module, the threshold no number, or an input none of these kinds.
@@ -321,9 +322,10 @@ def _as_threshold(threshold: object) -> float:
     if not isinstance(threshold, Real):
         raise TypeError(f"[outliers] threshold: got {threshold!r}, want a number")
     try:
-        limit = torch.tensor(float(threshold), dtype=torch.float32).item()
+        limit = float(threshold)
     except OverflowError:
         limit = math.inf
-    if not 0 < limit < math.inf:
-        raise ValueError(f"[outliers] threshold: got {threshold}, want a positive float32")
-    return limit
+    if not _FLOAT32.smallest_normal <= limit <= _FLOAT32.max:
+        want = "a positive number within float32's normal range"
+        raise ValueError(f"[outliers] threshold: got {threshold}, want {want}")
+    return torch.tensor(limit, dtype=torch.float32).item()
