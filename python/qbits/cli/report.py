@@ -20,12 +20,12 @@ MB = 1e6
 WIDTH = 100
 
 
-def print_header(console: Console, name: str, parameters: int, ids: Tensor, device: str) -> None:
+def print_header(console: Console, name: str, parameters: int, ids: Tensor, device: str, source: str) -> None:
     """What is measured, on what."""
     where = f"the CPU ({qbits.isa()}, {qbits.num_threads()} threads)" if device == "cpu" else device
     console.print(f"[bold]{name}[/], {parameters / MB:.1f} million parameters, on {where}", soft_wrap=True)
     console.print(
-        f"Text: Python's reference pages (pydoc_data.topics), {len(ids)} windows of {ids.shape[1]} tokens",
+        f"Text: {source}, {len(ids)} windows of {ids.shape[1]} tokens",
         soft_wrap=True,
     )
 
