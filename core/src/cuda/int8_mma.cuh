@@ -4,6 +4,7 @@
 #include "cuda/int8_words.cuh"
 #include "cuda/linear_4bit_mma_parts.cuh"
 #include "cuda/linear_4bit_staging.cuh"
+#include "ops/ceil_div.h"
 #include "ops/int8_mma_plan.h"
 
 // Products of 8-bit codes on the tensor cores, for linear_int8 and igemm. Weight rows are the 16-row operand of

@@ -53,6 +53,21 @@ struct LinearInt8Args {
   Device device;
 };
 
+// out[b, i, j] = sum over k of A[i, k] B[k, j] modulo 2^32.
+struct IgemmArgs {
+  const int8_t* a;  // [batch, m, k]; transpose_a: [batch, k, m]
+  const int8_t* b;  // [batch, k, n]; transpose_b: [batch, n, k]
+  int32_t* out;     // [batch, m, n]
+  int64_t batch;
+  int64_t m;
+  int64_t n;
+  int64_t k;  // may be 0
+  bool transpose_a;
+  bool transpose_b;
+  void* workspace;
+  Device device;
+};
+
 namespace cpu {
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold);
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args);
@@ -66,6 +81,8 @@ void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream);
 void dequantize_int8_rowwise(const DequantizeInt8RowwiseArgs& args, Stream stream);
 int64_t linear_int8_workspace(int64_t m, int64_t n, int64_t k, DType x, float threshold, Device device);
 void linear_int8(const LinearInt8Args& args, Stream stream);
+int64_t igemm_workspace(const IgemmArgs& args);
+void igemm(const IgemmArgs& args, Stream stream);
 }  // namespace cuda
 
 }  // namespace qbits
