@@ -20,6 +20,7 @@ struct Int8MmaShape {
   static constexpr bool kWhole = kWholeOf;
   static constexpr Linear4bitTile kTile = Int8Mma::kTiles[kTileOf];
   static constexpr int kColumns = kTile.m / kTile.warps_m / 8;  // fragments of a warp along rows of x
+  static_assert(kColumns == 1 || kColumns % 2 == 0);
   static constexpr int kOwn = Int8Mma::own_fragments(kTile);
   static constexpr int kOwnRows = kOwn < 2 ? kOwn : 2;  // fragments that a warp finishes, along weight rows
   static constexpr int kOwnColumns = kOwn / kOwnRows;   // and along rows of x
@@ -59,8 +60,9 @@ struct Int8MmaWarp {
   __device__ bool finishes() const { return k < Shape::kFinishers; }
 };
 
-// Where a lane finds its row of the four 8-row matrices of an operand, in a tile of rows of kChunks times 16 bytes that
-// lie as swizzle_rows has them: 16 rows by two chunks, and 8 rows by four.
+// Where a lane finds its row of the four 8-row matrices of operands, in a tile of rows of kChunks times 16 bytes that
+// lie as swizzle_rows has them: of 16 weight rows by two chunks; of 8 rows of x by four chunks, and of two times 8 by
+// two.
 template <int kChunks>
 __device__ uint32_t rows_address(uint32_t tile, int row, int chunk, int lane) {
   row += lane % 16;
@@ -70,6 +72,11 @@ template <int kChunks>
 __device__ uint32_t columns_address(uint32_t tile, int row, int chunk, int lane) {
   row += lane % 8;
   return tile + (row * kChunks + swizzle_rows<kChunks>(row, chunk + lane / 8)) * 16;
+}
+template <int kChunks>
+__device__ uint32_t two_columns_address(uint32_t tile, int row, int chunk, int lane) {
+  row += lane / 16 * 8 + lane % 8;
+  return tile + (row * kChunks + swizzle_rows<kChunks>(row, chunk + lane / 8 % 2)) * 16;
 }
 
 // The sums of a warp over its share of the depth, for the tile at row m0 of x and row n0 of the weight. Waits for the
@@ -175,23 +182,32 @@ __device__ void multiply_codes(const Int8MmaOperands& args, int64_t m0, int64_t 
     const uint32_t weight = ring + slot * kStageBytes;
     const uint32_t x = weight + kXOffset;
     const int chunk = warp.k * (Int8Mma::kWarpDepth / 16);
-    uint32_t a[2][2][4];
-#pragma unroll
-    for (int rt = 0; rt < 2; ++rt) {
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        load_matrices<false>(
-            a[rt][s], rows_address<kChunks>(weight, warp.n * Int8Mma::kWarpRows + rt * 16, chunk + s * 2, warp.lane));
-      }
+    uint32_t b[4];
+    if constexpr (Shape::kColumns == 1) {
+      load_matrices<false>(b, columns_address<kChunks>(x, warp.m * 8, chunk, warp.lane));
     }
 #pragma unroll
-    for (int ct = 0; ct < Shape::kColumns; ++ct) {
-      uint32_t b[4];
-      load_matrices<false>(b, columns_address<kChunks>(x, (warp.m * Shape::kColumns + ct) * 8, chunk, warp.lane));
+    for (int s = 0; s < 2; ++s) {
+      const int part = chunk + s * 2;
+      uint32_t a[2][4];
 #pragma unroll
       for (int rt = 0; rt < 2; ++rt) {
+        load_matrices<false>(a[rt],
+                             rows_address<kChunks>(weight, warp.n * Int8Mma::kWarpRows + rt * 16, part, warp.lane));
+      }
+      if constexpr (Shape::kColumns == 1) {
 #pragma unroll
-        for (int s = 0; s < 2; ++s) mma_16x8x32<Shape::kIsa>(sums[rt][ct], a[rt][s], b[s * 2], b[s * 2 + 1]);
+        for (int rt = 0; rt < 2; ++rt) mma_16x8x32<Shape::kIsa>(sums[rt][0], a[rt], b[s * 2], b[s * 2 + 1]);
+      } else {
+#pragma unroll
+        for (int ct = 0; ct < Shape::kColumns; ct += 2) {
+          load_matrices<false>(b,
+                               two_columns_address<kChunks>(x, (warp.m * Shape::kColumns + ct) * 8, part, warp.lane));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            mma_16x8x32<Shape::kIsa>(sums[i % 2][ct + i / 2], a[i % 2], b[i / 2 * 2], b[i / 2 * 2 + 1]);
+          }
+        }
       }
     }
 
