@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <initializer_list>
+#include <iterator>
 
 namespace qbits {
 namespace {
@@ -18,6 +20,11 @@ TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
         EXPECT_EQ(std::ranges::count(plans, linear_int8_plan(problem)), 1);
         for (const LinearInt8Plan& plan : plans) {
           const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
+          if (plan.kernel == LinearInt8Kernel::Mma) {
+            EXPECT_EQ(plan.blocks, plan.mma.tiles) << to_string(plan);
+            EXPECT_EQ(plan.columns, plan.mma.columns) << to_string(plan);
+            continue;
+          }
           const int64_t rows = wgmma ? Wgmma::kRows : 64;
           EXPECT_EQ(plan.tiles, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns)) << to_string(plan);
           const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.columns);
@@ -31,18 +38,40 @@ TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
   }
 }
 
-// The matrix unit's copies begin at 16 bytes, and its sums are of 32 bits.
-TEST(LinearInt8Plan, WgmmaOnlyWhereItCan) {
+// The copies of wgmma's operands begin at 16 bytes; mma.sync takes what else has sums of 32 bits.
+TEST(LinearInt8Plan, WgmmaAndMmaOnlyWhereTheyCan) {
   const LinearInt8Problem good{.n = 4096, .k = 4096, .m = 64};
   EXPECT_EQ(linear_int8_plan(good).kernel, LinearInt8Kernel::Wgmma);
-  for (const auto& change : std::initializer_list<void (*)(LinearInt8Problem&)>{
-           [](LinearInt8Problem& p) { p.aligned = false; }, [](LinearInt8Problem& p) { p.k = 4100; },
-           [](LinearInt8Problem& p) { p.k = (1 << 17) + 16; }, [](LinearInt8Problem& p) { p.k = 0; },
-           [](LinearInt8Problem& p) { p.compute_capability = 80; },
-           [](LinearInt8Problem& p) { p.compute_capability = 120; }}) {
+  using enum LinearInt8Kernel;
+  struct Change {
+    LinearInt8Kernel kernel;
+    void (*make)(LinearInt8Problem&);
+  };
+  for (const auto& [kernel, make] :
+       std::initializer_list<Change>{{Mma, [](LinearInt8Problem& p) { p.aligned = false; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.k = 4100; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.k = 4097; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.k = 0; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.compute_capability = 75; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.compute_capability = 80; }},
+                                     {Mma, [](LinearInt8Problem& p) { p.compute_capability = 120; }},
+                                     {Simt, [](LinearInt8Problem& p) { p.k = (1 << 17) + 16; }},
+                                     {Simt, [](LinearInt8Problem& p) { p.compute_capability = 70; }}}) {
     LinearInt8Problem problem = good;
-    change(problem);
-    EXPECT_EQ(linear_int8_plan(problem).kernel, LinearInt8Kernel::Simt);
+    make(problem);
+    EXPECT_EQ(linear_int8_plan(problem).kernel, kernel) << to_string(linear_int8_plan(problem));
+  }
+}
+
+// Tests can force mma.sync, by both sets of instructions, where it is not chosen.
+TEST(LinearInt8Plan, PlansHoldBothVariantsOfMma) {
+  for (const int cc : {75, 80, 90, 120}) {
+    int counts[2] = {};
+    for (const LinearInt8Plan& plan : linear_int8_plans({.n = 64, .k = 64, .m = 4, .compute_capability = cc})) {
+      if (plan.kernel == LinearInt8Kernel::Mma) ++counts[static_cast<int>(plan.mma.isa)];
+    }
+    EXPECT_EQ(counts[0], std::ssize(Int8Mma::kTiles));
+    EXPECT_EQ(counts[1], cc == 75 ? 0 : std::ssize(Int8Mma::kTiles));
   }
 }
 
@@ -54,7 +83,7 @@ TEST(LinearInt8Plan, TilesFollowTheProblem) {
   EXPECT_GT(linear_int8_plan({.n = 1024, .k = 16384, .m = 8}).splits, 1);
   for (const int64_t m : {1, 16, 32, 64, 128, 256}) {
     for (const LinearInt8Plan& plan : linear_int8_plans({.n = 4096, .k = 4096, .m = m})) {
-      if (plan.kernel == LinearInt8Kernel::Simt) continue;
+      if (plan.kernel != LinearInt8Kernel::Wgmma) continue;
       EXPECT_LE(plan.columns, std::max<int64_t>(m, 16)) << to_string(plan);
     }
   }
@@ -64,6 +93,10 @@ TEST(LinearInt8Plan, Prints) {
   EXPECT_EQ(to_string(LinearInt8Plan{.kernel = LinearInt8Kernel::Wgmma, .columns = 64, .splits = 2, .blocks = 128}),
             "wgmma 128x64, 2 splits, 128 blocks");
   EXPECT_EQ(to_string(LinearInt8Plan{.blocks = 1}), "simt 64x64, 1 block");
+  EXPECT_EQ(
+      to_string(LinearInt8Plan{
+          .kernel = LinearInt8Kernel::Mma, .blocks = 32, .mma = {.columns = 128, .stages = 5, .shared_bytes = 81920}}),
+      "mma 128x128x64, 5 stages, 81920 B shared, 32 blocks");
 }
 
 }  // namespace

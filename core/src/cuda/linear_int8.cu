@@ -64,8 +64,14 @@ void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) 
                      outliers ? base + parts.values : nullptr};
   quantize_int8_rowwise(
       quantizer, {.pitch = linear_int8_pitch(args.k), .product_follows = true, .outlier_values = x.values}, stream);
-  plan.kernel == LinearInt8Kernel::Wgmma ? linear_int8_wgmma(args, x, plan, stream)
-                                         : linear_int8_simt(args, x, plan, stream);
+  switch (plan.kernel) {
+    case LinearInt8Kernel::Simt:
+      return linear_int8_simt(args, x, plan, stream);
+    case LinearInt8Kernel::Mma:
+      return linear_int8_mma(args, x, plan, stream);
+    case LinearInt8Kernel::Wgmma:
+      return linear_int8_wgmma(args, x, plan, stream);
+  }
 }
 
 int64_t linear_int8_workspace(int64_t m, int64_t, int64_t k, DType x, float threshold, Device device) {

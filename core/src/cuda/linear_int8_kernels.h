@@ -20,6 +20,7 @@ LinearInt8Problem problem_of(const LinearInt8Args& args);
 void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream);
 
 void linear_int8_simt(const LinearInt8Args& args, const QuantizedX& x, const LinearInt8Plan& plan, Stream stream);
+void linear_int8_mma(const LinearInt8Args& args, const QuantizedX& x, const LinearInt8Plan& plan, Stream stream);
 void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const LinearInt8Plan& plan, Stream stream);
 
 }  // namespace qbits::cuda

@@ -79,13 +79,18 @@ struct LinearInt8WeightOnlyArgs {
   Device device;
 };
 
-// A product of integers; k may be 0. For the size of the workspace `out` and `workspace` are null.
+// out[b, i, j] = sum over k of A[i, k] B[k, j] modulo 2^32. For the size of the workspace `out` and `workspace` are
+// null.
 struct IgemmArgs {
-  const int8_t* a;
-  const int8_t* b;
-  int32_t* out;
-  int64_t batch, m, n, k;
-  bool transpose_a, transpose_b;
+  const int8_t* a;  // [batch, m, k]; transpose_a: [batch, k, m]
+  const int8_t* b;  // [batch, k, n]; transpose_b: [batch, n, k]
+  int32_t* out;     // [batch, m, n]
+  int64_t batch;
+  int64_t m;
+  int64_t n;
+  int64_t k;  // may be 0
+  bool transpose_a;
+  bool transpose_b;
   void* workspace;
   Device device;
 };

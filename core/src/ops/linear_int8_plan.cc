@@ -1,6 +1,7 @@
 #include "ops/linear_int8_plan.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "ops/ceil_div.h"
 #include "ops/int8.h"
@@ -54,6 +55,16 @@ LinearInt8Plan simt_plan(const LinearInt8Problem& p) {
   return {.kernel = LinearInt8Kernel::Simt, .columns = kSimtTile, .tiles = tiles, .blocks = tiles};
 }
 
+bool mma_fits(const LinearInt8Problem& p) { return p.compute_capability >= 75 && p.k <= kInt8ExactDepth; }
+
+Int8MmaProblem mma_problem(const LinearInt8Problem& p) {
+  return {.n = p.n, .k = p.k, .m = p.m, .compute_capability = p.compute_capability, .sm_count = p.sm_count};
+}
+
+LinearInt8Plan mma_plan(const Int8MmaPlan& mma) {
+  return {.kernel = LinearInt8Kernel::Mma, .columns = mma.columns, .tiles = mma.tiles, .blocks = mma.tiles, .mma = mma};
+}
+
 std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
   std::vector<LinearInt8Plan> plans;
   if (!wgmma_fits(p)) return plans;
@@ -75,20 +86,30 @@ std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
 LinearInt8Plan linear_int8_plan(const LinearInt8Problem& p) {
   const std::vector<LinearInt8Plan> plans = wgmma_plans(p);
   const auto best = std::ranges::min_element(plans, {}, &LinearInt8Plan::time);
-  return best == plans.end() ? simt_plan(p) : *best;
+  if (best != plans.end()) return *best;
+  return mma_fits(p) ? mma_plan(int8_mma_plan("linear_int8", mma_problem(p))) : simt_plan(p);
 }
 
 std::vector<LinearInt8Plan> linear_int8_plans(const LinearInt8Problem& p) {
   std::vector<LinearInt8Plan> plans = wgmma_plans(p);
+  if (mma_fits(p)) std::ranges::transform(int8_mma_plans(mma_problem(p)), std::back_inserter(plans), mma_plan);
   plans.push_back(simt_plan(p));
   return plans;
 }
 
 std::string to_string(const LinearInt8Plan& plan) {
-  const bool wgmma = plan.kernel == LinearInt8Kernel::Wgmma;
-  std::string text = wgmma ? "wgmma 128x" : "simt 64x";
-  text += std::to_string(plan.columns);
-  if (wgmma) text += ", " + std::to_string(plan.splits) + (plan.splits == 1 ? " split" : " splits");
+  std::string text;
+  switch (plan.kernel) {
+    case LinearInt8Kernel::Simt:
+      text = "simt 64x" + std::to_string(plan.columns);
+      break;
+    case LinearInt8Kernel::Mma:
+      text = to_string(plan.mma);
+      break;
+    case LinearInt8Kernel::Wgmma:
+      text = "wgmma 128x" + std::to_string(plan.columns) + ", " + std::to_string(plan.splits) +
+             (plan.splits == 1 ? " split" : " splits");
+  }
   return text + ", " + std::to_string(plan.blocks) + (plan.blocks == 1 ? " block" : " blocks");
 }
 

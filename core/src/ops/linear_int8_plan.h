@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/int8_mma_plan.h"
 #include "qbits/dtype.h"
 #include "qbits/export.h"
 
@@ -24,6 +25,7 @@ struct LinearInt8Problem {
 
 enum class LinearInt8Kernel : uint8_t {
   Simt,   // dot products of four codes, for any problem and device
+  Mma,    // mma.sync: any size and alignment whose sums fit 32 bits
   Wgmma,  // Hopper's tensor cores: tiles of 128 weight rows
 };
 
@@ -33,7 +35,8 @@ struct LinearInt8Plan {
   int splits = 1;    // thread blocks, a cluster, that share a tile's depth
   int64_t tiles = 0;
   int64_t blocks = 0;
-  double time = 0;  // wgmma: the model's estimate, in clocks
+  double time = 0;       // wgmma: the model's estimate, in clocks
+  Int8MmaPlan mma = {};  // Mma: the rest
 
   bool operator==(const LinearInt8Plan&) const = default;
 };
@@ -56,7 +59,7 @@ constexpr int64_t linear_int8_pitch(int64_t k) { return (k + 15) / 16 * 16; }
 QBITS_API LinearInt8Plan linear_int8_plan(const LinearInt8Problem& problem);
 QBITS_API std::vector<LinearInt8Plan> linear_int8_plans(const LinearInt8Problem& problem);
 
-// One line: "wgmma 128x64, 2 splits, 128 blocks".
+// One line: "wgmma 128x64, 2 splits, 128 blocks", "mma 128x64x128, 4 stages, 98304 B shared, 32 blocks".
 QBITS_API std::string to_string(const LinearInt8Plan& plan);
 
 }  // namespace qbits

@@ -30,6 +30,7 @@ TensorView HostTensor::view() { return TensorView::contiguous(bytes.data(), dtyp
 DeviceTensor::DeviceTensor(const HostTensor& host, int64_t offset) {
   const size_t skip = static_cast<size_t>(offset * itemsize(host.dtype));
   check(cudaMalloc(&allocation_, skip + host.bytes.size()));
+  check(cudaMemset(allocation_, 0xcd, skip));  // kernels that read whole words begin with it
   void* data = static_cast<uint8_t*>(allocation_) + skip;
   check(cudaMemcpy(data, host.bytes.data(), host.bytes.size(), cudaMemcpyHostToDevice));
   view_ = TensorView::contiguous(data, host.dtype, host.shape, {DeviceType::Cuda, 0});

@@ -238,6 +238,17 @@ std::vector<Case> cases() {
     for (const DType dtype : kFloats)
       cases.push_back({.n = 140, .k = 1040, .m = 35, .dtype = dtype, .outliers = outliers});
   }
+  // Every size odd, rows at any byte, none to all columns outliers.
+  for (const int64_t outliers : {0, 1, 63, 65, 333}) {
+    for (const DType dtype : kFloats) {
+      for (const int64_t offset : {0, 1}) {
+        cases.push_back(
+            {.n = 261, .k = 333, .m = 67, .dtype = dtype, .bias = true, .outliers = outliers, .offset = offset});
+      }
+    }
+  }
+  for (const int64_t offset : {2, 3, 4})
+    cases.push_back({.n = 77, .k = 1104, .m = 130, .outliers = 3, .offset = offset});
   for (const DType dtype : kFloats) {
     cases.push_back({.n = 140, .k = 512, .m = 35, .dtype = dtype, .threshold = true});
     cases.push_back({.n = 140, .k = 512, .m = 35, .dtype = dtype, .outliers = 5, .x_offset = 1});
