@@ -11,7 +11,7 @@ import torch
 
 from qbits.codec import FLOATS, check_format, check_options
 from qbits.formats import FORMATS
-from qbits.ops._library import check_threshold
+from qbits.ops._library import check_threshold, is_weight_only
 
 DEFAULT_THRESHOLD = 6.0
 """Of LLM.int8(): the outlier threshold its paper and Hugging Face's llm_int8_threshold have."""
@@ -34,6 +34,8 @@ class QuantizeConfig:
             them and leaves them dense.
         threshold: "int8": magnitude from which on an element of x makes its column an outlier, which is
             multiplied in x's own dtype; 0 for none, 6 by default.
+        activation_bits: "int8": 8, the default, quantizes x in a product. 16 takes it as it is, in its own
+            dtype; then the threshold is 0.
     """
 
     format: str = "nf4"
@@ -44,6 +46,7 @@ class QuantizeConfig:
     embeddings: bool = False
     experts: bool | None = None
     threshold: float | None = None
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
         row = check_format("QuantizeConfig", self.format, in_layers=True)
@@ -58,24 +61,29 @@ class QuantizeConfig:
             )
         size, _ = check_options("QuantizeConfig", row, self.block_size, self.double_quant, self.scale_dtype)
         object.__setattr__(self, "block_size", size)
-        object.__setattr__(self, "threshold", self._checked_threshold(row.coding == "symmetric"))
+        self._complete_product(row.coding == "symmetric")
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
             want = "float32, bfloat16, float16 or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
 
-    def _checked_threshold(self, has_one: bool) -> float | None:
+    def _complete_product(self, has_int8: bool) -> None:
+        """Fills in and checks what says how int8 multiplies."""
+        if not has_int8:
+            for name, what in (("threshold", "outliers"), ("activation_bits", "products in 8 bits")):
+                if (value := getattr(self, name)) is not None:
+                    want = f"None: {self.format} has no {what}, only int8 has"
+                    raise ValueError(f"[QuantizeConfig] {name}: got {value!r}, want {want}")
+            return
+        bits = 8 if self.activation_bits is None else self.activation_bits
         threshold = self.threshold
-        if not has_one:
-            if threshold is not None:
-                want = f"None: {self.format} has no outliers, only int8 has"
-                raise ValueError(f"[QuantizeConfig] threshold: got {threshold!r}, want {want}")
-            return None
         if threshold is None:
-            return DEFAULT_THRESHOLD
+            threshold = 0.0 if bits == 16 else DEFAULT_THRESHOLD
         if isinstance(threshold, bool) or not isinstance(threshold, Real):
             raise TypeError(f"[QuantizeConfig] threshold: got {threshold!r}, want a number")
         check_threshold("QuantizeConfig", threshold)
-        return float(threshold)
+        is_weight_only("QuantizeConfig", bits, threshold)
+        object.__setattr__(self, "activation_bits", bits)
+        object.__setattr__(self, "threshold", float(threshold))
 
 
 def as_config(op: str, config: str | QuantizeConfig | None) -> QuantizeConfig:

@@ -52,6 +52,7 @@ def quantize_(
     config: str | QuantizeConfig = "nf4",
     *,
     threshold: float | None = None,
+    activation_bits: int | None = None,
     skip: Iterable[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -67,7 +68,7 @@ def quantize_(
     Args:
         model: its weights float32, bfloat16 or float16.
         config: a format ("nf4", "fp4", "int4", "int8") or a QuantizeConfig.
-        threshold: that of "int8", 6 by default: see QuantizeConfig, which says it itself.
+        threshold, activation_bits: of "int8", 6 and 8 by default: see QuantizeConfig, which has them itself.
         skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
             "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
             their weight with another kind of module; an empty list quantizes these too, and unties them.
@@ -82,11 +83,13 @@ def quantize_(
             the parameter and the first bad index, with the layers before it quantized already.
         TypeError: a dtype that cannot be quantized, before anything is changed.
     """
-    if threshold is not None:
-        if not isinstance(config, str):
-            got = f"{threshold!r} beside {config!r}"
-            raise TypeError(f"[quantize_] threshold: got {got}, want it in the QuantizeConfig")
-        config = QuantizeConfig(format=config, threshold=threshold)
+    given: dict[str, Any] = {"threshold": threshold, "activation_bits": activation_bits}
+    for name, value in given.items():
+        if value is not None and not isinstance(config, str):
+            got = f"{value!r} beside {config!r}"
+            raise TypeError(f"[quantize_] {name}: got {got}, want it in the QuantizeConfig")
+    if isinstance(config, str):
+        config = QuantizeConfig(format=config, **given)
     config = as_config("quantize_", config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")

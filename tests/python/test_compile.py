@@ -157,10 +157,11 @@ def test_autocast_and_checkpointing():
     torch.testing.assert_close(grad, expected, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("options", [{"threshold": 6.0}, {"activation_bits": 16}])
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_outliers_and_float_weights_of_8_bit_layers(kept, autocast):
-    layer = Linear8bit(64, 32, threshold=6.0, has_fp16_weights=kept)
+def test_options_and_float_weights_of_8_bit_layers(options, kept, autocast):
+    layer = Linear8bit(64, 32, has_fp16_weights=kept, **options)
     leaves = [layer.bias, *([layer.weight] if kept else [])]
 
     def step(x):
@@ -205,8 +206,9 @@ def test_transforms_of_8_bit_layers_are_refused_in_a_graph():
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_of_a_float_weight(strict):
-    layer = Linear8bit(64, 32, threshold=6.0, has_fp16_weights=True)
+@pytest.mark.parametrize("options", [{"threshold": 6.0}, {"activation_bits": 16}])
+def test_export_of_a_float_weight(strict, options):
+    layer = Linear8bit(64, 32, has_fp16_weights=True, **options)
     x = torch.randn(3, 64, requires_grad=True)
     exported = torch.export.export(layer, (x.detach(),), strict=strict).module()
     y = exported(x)

@@ -14,6 +14,7 @@ from case_parts import DTYPES, THRESHOLDS
 from qbits.functional import linear_int8, linear_int8_from_float, quantize_int8_rowwise
 from qbits.nn import Linear8bit
 
+PRODUCTS = [*({"threshold": threshold} for threshold in THRESHOLDS), {"activation_bits": 16}]
 SHAPES = [(33,), (0, 33), (1, 33), (5, 33), (2, 3, 33), (2, 1, 3, 33), (2, 0, 33)]
 
 
@@ -29,11 +30,13 @@ def with_outliers(x):
 
 
 def exact(layer, x):
-    """LLM.int8() in float64, of the weight's codes as they are."""
+    """The product in float64, of the weight's codes as they are."""
     rows = x.reshape(-1, x.shape[-1])
-    codes, scales, columns = reference.quantize_int8_rowwise(rows, layer.threshold)
-    rounded = codes.double() * scales.double()[:, None] / 127
-    rounded[:, columns] = rows[:, columns].double()
+    rounded = rows.double()
+    if layer.activation_bits == 8:
+        codes, scales, columns = reference.quantize_int8_rowwise(rows, layer.threshold)
+        rounded = codes.double() * scales.double()[:, None] / 127
+        rounded[:, columns] = rows[:, columns].double()
     weight = layer.weight
     if layer.has_fp16_weights:
         weight = qbits.quantize(weight.detach(), "int8")
@@ -44,10 +47,10 @@ def exact(layer, x):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS)
 @pytest.mark.parametrize("kept", [False, True])
-def test_product(shape, dtype, threshold, kept):
-    layer = Linear8bit(33, 7, dtype=dtype, threshold=threshold, has_fp16_weights=kept)
+def test_product(shape, dtype, options, kept):
+    layer = Linear8bit(33, 7, dtype=dtype, has_fp16_weights=kept, **options)
     x = with_outliers(torch.randn(shape)).to(dtype)
     y = layer(x)
     assert y.shape == (*shape[:-1], 7) and y.dtype == dtype
@@ -68,6 +71,39 @@ def test_the_threshold_decides_about_outliers():
     )
 
 
+def test_activation_bits():
+    x = with_outliers(torch.randn(4, 64))
+    layer, weight_only = Linear8bit(64, 16), Linear8bit(64, 16, activation_bits=16)
+    assert (layer.activation_bits, weight_only.activation_bits, weight_only.threshold) == (8, 16, 0.0)
+    state = layer.state_dict()
+    assert weight_only.load_state_dict(state) == ([], [])
+    after = weight_only.state_dict()
+    assert list(after) == list(state) and all(torch.equal(after[key], state[key]) for key in state)
+    dense = x @ layer.dequantize().T + layer.bias
+    torch.testing.assert_close(weight_only(x), dense, atol=1e-5, rtol=1e-5)
+    assert (layer(x) - dense).abs().max() > 100 * (weight_only(x) - dense).abs().max()
+    codes, scales = layer.weight.tensors().values()
+    assert torch.equal(weight_only(x), linear_int8(x, codes, scales, layer.bias, activation_bits=16))
+    dense = nn.Linear(64, 16)
+    kept = Linear8bit.from_float(
+        dense, qbits.QuantizeConfig("int8", activation_bits=16), has_fp16_weights=True
+    )
+    want = linear_int8_from_float(x, dense.weight, dense.bias, activation_bits=16)
+    rows = quantize_int8_rowwise(dense.weight)
+    assert torch.equal(kept(x), want)
+    assert torch.equal(want, linear_int8(x, rows.codes, rows.scales, dense.bias, activation_bits=16))
+    assert not torch.equal(want, linear_int8_from_float(x, dense.weight, dense.bias))
+    for bits in (4, True, "16"):
+        with pytest.raises(ValueError, match=r"\[QuantizeConfig\] activation_bits: got .*, want 8 or 16"):
+            Linear8bit(64, 16, activation_bits=bits)
+        with pytest.raises(
+            ValueError, match=r"\[linear_int8_from_float\] activation_bits: got .*, want 8 or"
+        ):
+            linear_int8_from_float(x, dense.weight, activation_bits=bits)
+    with pytest.raises(ValueError, match=r"\[linear_int8_from_float\] threshold: got 6.0, want 0 where"):
+        linear_int8_from_float(x, dense.weight, None, 6.0, 16)
+
+
 def test_without_bias_and_without_a_row_or_column():
     layer = Linear8bit(64, 16, bias=False)
     x = torch.randn(2, 64)
@@ -86,10 +122,10 @@ def test_without_bias_and_without_a_row_or_column():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48)])
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("options", PRODUCTS)
 @pytest.mark.parametrize("kept", [False, True])
-def test_gradients_are_straight_through(dtype, shape, threshold, kept):
-    layer = Linear8bit(48, 20, dtype=dtype, threshold=threshold, has_fp16_weights=kept)
+def test_gradients_are_straight_through(dtype, shape, options, kept):
+    layer = Linear8bit(48, 20, dtype=dtype, has_fp16_weights=kept, **options)
     x = with_outliers(torch.randn(shape)).to(dtype).requires_grad_()
     grad = torch.randn(*shape[:-1], 20).to(dtype)
     layer(x).backward(grad)
@@ -121,72 +157,6 @@ def test_the_backward_pass_keeps_only_the_weight():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(torch.randn(8, 256, requires_grad=True))
     assert sum(t.nbytes for t in saved) == layer.weight.nbytes
-
-
-def rounded(weight, dtype=torch.float32):
-    """W as its codes have it, with the gradient of W."""
-    codes = qbits.quantize(weight.detach(), "int8").dequantize(dtype)
-    return weight.to(dtype) + (codes - weight.to(dtype)).detach()
-
-
-@pytest.mark.parametrize("weight_dtype", DTYPES)
-def test_second_gradients_reach_the_float_weight(weight_dtype):
-    layer = Linear8bit(32, 16, dtype=weight_dtype, has_fp16_weights=True)
-    x = torch.randn(3, 32, requires_grad=True)
-
-    def second(product):
-        (grad,) = torch.autograd.grad(product().pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), (x, layer.weight))
-
-    got = second(lambda: layer(x))
-    y = layer(x).detach()
-
-    def straight_through():
-        dense = nn.functional.linear(x, rounded(layer.weight), layer.bias.float())
-        return dense + (y - dense).detach()
-
-    for a, b in zip(got, second(straight_through), strict=True):
-        # A gradient of 16 bits is a sum of two, each rounded, which may cancel: no bound for single elements.
-        tolerance = 1e-5 if a.dtype == torch.float32 else 1e-2
-        assert (a.float() - b.float()).norm() <= tolerance * b.float().norm()
-
-
-def test_torch_func_through_the_float_weight():
-    layer = Linear8bit(24, 8, has_fp16_weights=True, bias=False)
-    weight, x, batch = layer.weight.detach(), torch.randn(24), torch.randn(5, 24)
-    tangents = torch.randn(24), torch.randn(8, 24)
-
-    def product(x, weight):
-        return linear_int8_from_float(x, weight)
-
-    _, got = torch.func.jvp(product, (x, weight), tangents)
-    want = tangents[0] @ rounded(weight).T + x @ tangents[1].T
-    torch.testing.assert_close(got, want)
-    got = torch.func.vmap(torch.func.grad(lambda w, v: product(v, w).sum()), (None, 0))(weight, batch)
-    torch.testing.assert_close(got, batch[:, None].expand(5, 8, 24))
-    assert torch.equal(torch.func.vmap(product, (0, None))(batch, weight), product(batch, weight))
-
-
-def test_training_a_float_weight():
-    layer = Linear8bit(32, 4, has_fp16_weights=True, threshold=6.0)
-    target, x = torch.randn(4, 32) / 6, torch.randn(256, 32)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(120):
-        loss = (layer(x) - x @ target.T).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 100
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_float_weight_that_is_not_finite_raises(bad):
-    layer = Linear8bit(32, 4, has_fp16_weights=True)
-    layer.weight.data[1, 2] = bad
-    with pytest.raises(ValueError, match=r"\[linear_int8\] weight scales: got nan"):
-        layer(torch.randn(2, 32))
 
 
 def test_a_float_weight_has_the_state_of_linear():
@@ -340,6 +310,10 @@ def test_printing():
     assert repr(Linear8bit(64, 16, threshold=6)) == f"Linear8bit({sizes}, format=int8, threshold=6.0)"
     layer = Linear8bit(64, 16, has_fp16_weights=True)
     assert repr(layer) == f"Linear8bit({sizes}, threshold=0.0, has_fp16_weights=True)"
+    assert (
+        repr(Linear8bit(64, 16, activation_bits=16))
+        == f"Linear8bit({sizes}, format=int8, activation_bits=16)"
+    )
 
 
 def test_a_layer_without_its_quantized_weight_is_dense():
@@ -350,9 +324,10 @@ def test_a_layer_without_its_quantized_weight_is_dense():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"threshold": 6.0}, {"activation_bits": 16}])
 @pytest.mark.parametrize("kept", [False, True])
-def test_on_the_gpu(gpu, kept):
-    layer = Linear8bit(256, 96, threshold=6.0, has_fp16_weights=kept)
+def test_on_the_gpu(gpu, kept, options):
+    layer = Linear8bit(256, 96, has_fp16_weights=kept, **options)
     there = copy.deepcopy(layer).to(gpu)
     if not kept:
         for name, tensor in layer.weight.tensors().items():

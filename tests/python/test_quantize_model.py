@@ -127,6 +127,25 @@ def test_the_threshold_of_int8():
     assert quantized(model) == []
 
 
+def test_the_activation_bits_of_int8():
+    config = QuantizeConfig("int8", activation_bits=16)
+    assert (config.threshold, QuantizeConfig("int8").activation_bits) == (0.0, 8)
+    for model in (quantize_(Model(), "int8", activation_bits=16), quantize_(Model(), config)):
+        layers = [model.get_submodule(name) for name in quantized(model)]
+        assert layers and {(layer.activation_bits, layer.threshold) for layer in layers} == {(16, 0.0)}
+    assert QuantizeConfig("int8", threshold=0, activation_bits=16) == config
+    assert QuantizeConfig("nf4").activation_bits is None
+    model = Model()
+    for chosen, options, error, message in [
+        ("int8", {"threshold": 6.0}, ValueError, r"\[QuantizeConfig\] threshold: got 6.0, want 0 where"),
+        ("int4", {}, ValueError, r"\[QuantizeConfig\] activation_bits: got 16, want None: int4 has no"),
+        (config, {}, TypeError, r"\[quantize_\] activation_bits: got 16 beside QuantizeConfig"),
+    ]:
+        with pytest.raises(error, match=message):
+            quantize_(model, chosen, activation_bits=16, **options)
+    assert quantized(model) == []
+
+
 def test_config_reaches_every_layer():
     config = QuantizeConfig("nf4", block_size=32, double_quant=True, compute_dtype=torch.bfloat16)
     model = quantize_(Model(), config)

@@ -65,6 +65,7 @@ CONFIGS = [
     {"format": "int4", "scale_dtype": "bfloat16"},
     {"format": "int8"},
     {"format": "int8", "threshold": 0.0},
+    {"format": "int8", "activation_bits": 16},
 ]
 
 
@@ -118,6 +119,7 @@ def save_by_hand(folder: str) -> None:
             ("mixtral", qbits.QuantizeConfig(experts=False), None),
             ("mixtral", qbits.QuantizeConfig("int8"), None),
             ("gpt2", qbits.QuantizeConfig("int8", threshold=2.5), []),
+            ("llama", qbits.QuantizeConfig("int8", activation_bits=16), None),
         ]
     ):
         saved, dense = (os.path.join(folder, f"{number}{part}") for part in ("saved", "dense"))
@@ -130,7 +132,8 @@ def save_by_hand(folder: str) -> None:
         again = AutoModelForCausalLM.from_pretrained(saved)
         assert {key: type(module) for key, module in again.named_modules()} == kinds
         layers = [m for m in again.modules() if isinstance(m, QUANTIZED)]
-        assert {m.config.threshold for m in layers} == {config.threshold}
+        options = {(m.config.threshold, m.config.activation_bits) for m in layers}
+        assert options == {(config.threshold, config.activation_bits)}
         assert torch.equal(again(ids).logits, logits), f"{name}: logits change on reload"
         qbits.dequantize_(again, progress=False).save_pretrained(dense)
         back = AutoModelForCausalLM.from_pretrained(dense)
@@ -159,6 +162,8 @@ def refuse(folder: str) -> None:
         {"format": "int8_affine"},
         {"blocksize": 64},
         {"threshold": 6.0},
+        {"activation_bits": 16},
+        {"format": "int8", "threshold": 6.0, "activation_bits": 16},
     ):
         try:
             qbits.QbitsConfig(**bad)

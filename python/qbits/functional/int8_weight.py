@@ -18,21 +18,28 @@ if TYPE_CHECKING:
 
 
 def product_with_int8(
-    x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None, threshold: float = 0.0
+    x: Tensor,
+    weight: QuantizedTensor,
+    bias: Tensor | None = None,
+    threshold: float = 0.0,
+    activation_bits: int = 8,
 ) -> Tensor:
     """linear_int8 with `weight`, a 2-D QuantizedTensor of the format int8."""
     if torch.compiler.is_dynamo_compiling():
         refuse_compiled_transform("linear_int8")
-        return product_in_graph(x, weight.detach(), bias, threshold)  # type: ignore[arg-type]
-    return linear_int8(x, weight.codes, weight.scales, bias, threshold)  # type: ignore[arg-type]
+        return product_in_graph(x, weight.detach(), bias, threshold, activation_bits)  # type: ignore[arg-type]
+    return linear_int8(x, weight.codes, weight.scales, bias, threshold, activation_bits)  # type: ignore[arg-type]
 
 
-def product_in_graph(x: Tensor, weight: QuantizedTensor, bias: Tensor | None, threshold: float) -> Tensor:
+def product_in_graph(
+    x: Tensor, weight: QuantizedTensor, bias: Tensor | None, threshold: float, activation_bits: int
+) -> Tensor:
     """One node of the graph Dynamo makes (integrations/dynamo.py says so), traced when the graph is lowered.
 
     Dynamo itself would read codes and scales as they were before the graph's own writes to the weight.
     """
-    return linear_int8(x, weight.codes, weight.scales, bias, float(threshold))  # type: ignore[arg-type]
+    codes, scales = weight.codes, weight.scales
+    return linear_int8(x, codes, scales, bias, float(threshold), int(activation_bits))  # type: ignore[arg-type]
 
 
 def embedding_int8(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from qbits.functional.differentiation import (
 )
 from qbits.functional.int8 import as_threshold
 from qbits.functional.linear import autocast_dtype
-from qbits.ops._library import LIBRARY, bypasses_dispatcher, check_is_tensor
+from qbits.ops._library import LIBRARY, bypasses_dispatcher, check_is_tensor, is_weight_only
 from qbits.ops.linear_int8 import kernel as linear_int8_kernel
 from qbits.ops.linear_int8 import linear_int8_with_grad
 from qbits.ops.linear_int8_weight_only import kernel as weight_only_kernel
@@ -65,7 +65,7 @@ def linear_int8(
     if bias is not None:
         check_is_tensor(op, "bias", bias)
     threshold = as_threshold(op, threshold)
-    weight_only = _is_weight_only(op, activation_bits, threshold)
+    weight_only = is_weight_only(op, activation_bits, threshold)
     if scales.requires_grad:
         scales = scales.detach()
     if torch.compiler.is_exporting():
@@ -76,14 +76,6 @@ def linear_int8(
     if is_differentiated(x, bias):
         return _apply(_LinearInt8)(x, bias, codes, scales, threshold, weight_only)
     return product(x, codes, scales, bias, threshold, weight_only)
-
-
-def _is_weight_only(op: str, activation_bits: object, threshold: float) -> bool:
-    if type(activation_bits) is not int or activation_bits not in (8, 16):
-        raise ValueError(f"[{op}] activation_bits: got {activation_bits!r}, want 8 or 16")
-    if activation_bits == 16 and threshold != 0:
-        raise ValueError(f"[{op}] threshold: got {threshold}, want 0 where activation_bits is 16")
-    return activation_bits == 16
 
 
 class _LinearInt8(torch.autograd.Function):

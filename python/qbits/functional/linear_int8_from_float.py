@@ -18,13 +18,16 @@ from qbits.functional.differentiation import (
     tangent_of_product,
 )
 from qbits.functional.int8 import as_threshold
-from qbits.functional.linear_int8 import matmul, product
-from qbits.ops._library import FLOATS, check, check_dtype, check_is_tensor, describe
-from qbits.ops.linear_int8 import linear_int8_with_grad
+from qbits.functional.linear_int8 import linear_int8, matmul, product
+from qbits.ops._library import FLOATS, check, check_dtype, check_is_tensor, describe, is_weight_only
 
 
 def linear_int8_from_float(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    threshold: float = 0.0,
+    activation_bits: int = 8,
 ) -> Tensor:
     """linear_int8 with a float weight, each row of which is quantized anew in every call, for training it.
 
@@ -33,7 +36,7 @@ def linear_int8_from_float(
     programs of torch.export the weight is a constant.
 
     Args:
-        x, bias, threshold: as for linear_int8.
+        x, bias, threshold, activation_bits: as for linear_int8; with 16 only the weight is quantized.
         weight: float32, bfloat16 or float16 [N, K], of x's dtype or another. On the CPU one with a NaN or an
             infinity raises; on CUDA it makes its row's results NaN.
 
@@ -41,7 +44,8 @@ def linear_int8_from_float(
         [..., N] in x's dtype.
 
     Raises:
-        ValueError: a shape, a device or the threshold does not fit, or a value of the weight is not finite.
+        ValueError: a shape, a device, the threshold or the number of bits does not fit, or a value of the
+            weight is not finite.
         TypeError: a dtype does not fit, or an argument is no tensor.
     """
     op = "linear_int8_from_float"
@@ -52,12 +56,13 @@ def linear_int8_from_float(
     if bias is not None:
         check_is_tensor(op, "bias", bias)
     threshold = as_threshold(op, threshold)
+    weight_only = is_weight_only(op, activation_bits, threshold)
     if torch.compiler.is_exporting():
-        return linear_int8_with_grad(x, *_rows(weight), bias, threshold)
+        return linear_int8(x, *_rows(weight), bias, threshold, activation_bits)
     refuse_compiled_transform(op)
     if is_differentiated(x, bias) or is_differentiated(weight, None):
-        return _apply(_LinearInt8FromFloat)(x, weight, bias, threshold)
-    return product(x, *_rows(weight), bias, threshold, False)
+        return _apply(_LinearInt8FromFloat)(x, weight, bias, threshold, weight_only)
+    return product(x, *_rows(weight), bias, threshold, weight_only)
 
 
 class _LinearInt8FromFloat(torch.autograd.Function):
@@ -66,8 +71,10 @@ class _LinearInt8FromFloat(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
-        return product(x, *_rows(weight), bias, threshold, False)
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, weight_only: bool
+    ) -> Tensor:
+        return product(x, *_rows(weight), bias, threshold, weight_only)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,14 +87,14 @@ class _LinearInt8FromFloat(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = matmul(grad, _rounded(weight, grad.dtype)) if needs_x else None
         grad_weight = None
         if needs_weight:
             m = math.prod(grad.shape[:-1])
             rows, of_x = grad.reshape(m, grad.shape[-1]), x.reshape(m, x.shape[-1])
             grad_weight = matmul(rows.t(), of_x).to(weight.dtype)
-        return grad_x, grad_weight, grad_of_bias(grad) if needs_bias else None, None
+        return grad_x, grad_weight, grad_of_bias(grad) if needs_bias else None, None, None
 
 
 class _Rounded(torch.autograd.Function):

@@ -49,6 +49,7 @@ class QbitsConfig(QuantizationConfigMixin):
             to them. Listing any replaces that default.
         experts: quantize the weights of mixtures of experts; the default in 4 bits. int8 leaves them dense.
         threshold: int8: magnitude from which on an element of x is an outlier; 6 by default, 0 for none.
+        activation_bits: int8: 8, the default, quantizes x; 16 takes it as it is, and the threshold is 0.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class QbitsConfig(QuantizationConfigMixin):
         skip: list[str] | None = None,
         experts: bool | None = None,
         threshold: float | None = None,
+        activation_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -78,8 +80,10 @@ class QbitsConfig(QuantizationConfigMixin):
         self.skip = skip
         self.experts = experts
         self.threshold = threshold
+        self.activation_bits = activation_bits
         options = self.options()  # refuses what the format table does not have
-        self.block_size, self.experts, self.threshold = options.block_size, options.experts, options.threshold
+        for name in ("block_size", "experts", "threshold", "activation_bits"):
+            setattr(self, name, getattr(options, name))
 
     def options(self) -> QuantizeConfig:
         """The same choice as `qbits.quantize_` takes it."""
@@ -91,6 +95,7 @@ class QbitsConfig(QuantizationConfigMixin):
             compute_dtype=_dtype(self.compute_dtype),
             experts=self.experts,
             threshold=self.threshold,
+            activation_bits=self.activation_bits,
         )
 
 

@@ -108,7 +108,10 @@ def _candidates(model: Any, before: Any) -> Iterator[QbitsConfig]:
     yield QbitsConfig(**options, skip=[f"{name}$" for name, m in model.named_modules() if _is_dense(m)])
 
 
-_OPTIONS = ("format", "block_size", "double_quant", "scale_dtype", "compute_dtype", "threshold")
+_OPTIONS = (
+    *("format", "block_size", "double_quant", "scale_dtype", "compute_dtype"),
+    *("threshold", "activation_bits"),
+)
 
 
 def _is_dense(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ class Embedding8bit(QuantizedEmbedding):
         num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
             initialised like its, then quantized.
         config: "int8", or a QuantizeConfig of it, whose fields are also taken as keyword arguments. (A lookup
-            has no outliers: the threshold says nothing here.)
+            has no x: threshold and activation_bits say nothing here.)
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.

@@ -39,6 +39,7 @@ class Linear8bit(QuantizedLinear):
         config: "int8", or a QuantizeConfig of it, whose fields are also taken as keyword arguments.
         threshold: magnitude from which on an element of x makes its column an outlier. Without a config 0,
             for none, as in bitsandbytes' layer; that of a config, and so of `quantize_`, is 6 by default.
+        activation_bits: 16 takes x as it is; by default 8.
         has_fp16_weights: keep the weight as it is and train it.
 
     Raises:
@@ -99,6 +100,11 @@ class Linear8bit(QuantizedLinear):
         """From where on an element of x is an outlier; 0 for no outliers."""
         return self.config.threshold  # type: ignore[return-value]
 
+    @property
+    def activation_bits(self) -> int:
+        """8 where x is quantized, 16 where it is multiplied as it is."""
+        return self.config.activation_bits  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype.
 
@@ -121,10 +127,11 @@ class Linear8bit(QuantizedLinear):
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
         threshold: Any = config.threshold
+        bits: Any = config.activation_bits
         if type(weight) is QuantizedTensor and weight.is_int8_matrix:
-            y = product_with_int8(x, weight, bias, threshold)
+            y = product_with_int8(x, weight, bias, threshold, bits)
         elif self.has_fp16_weights:
-            y = linear_int8_from_float(x, weight, bias, threshold)
+            y = linear_int8_from_float(x, weight, bias, threshold, bits)
         else:
             y = nn.functional.linear(x, weight, bias)
         return y if y.dtype == out_dtype else y.to(out_dtype)
@@ -139,9 +146,10 @@ class Linear8bit(QuantizedLinear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        """Sizes, format and threshold, for printing the module."""
+        """Sizes, format and options of the product, for printing the module."""
         kept = ", has_fp16_weights=True" if self.has_fp16_weights else ""
-        return f"{super().extra_repr()}, threshold={self.threshold}{kept}"
+        product = f"threshold={self.threshold}" if self.activation_bits == 8 else "activation_bits=16"
+        return f"{super().extra_repr()}, {product}{kept}"
 
 
 def _check_dtype(op: str, weight: Tensor) -> None:

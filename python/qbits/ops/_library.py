@@ -275,6 +275,18 @@ def check_threshold(op: str, threshold: float) -> None:
     check(fits, op, "threshold", threshold, "0 or a positive number within float32's normal range")
 
 
+def is_weight_only(op: str, activation_bits: object, threshold: object) -> bool:
+    """Whether a product with int8 rows takes x as it is. Raises ValueError unless it has 8 or 16 bits.
+
+    With 16 there are no outliers: the threshold must be 0.
+    """
+    if type(activation_bits) is not int or activation_bits not in (8, 16):
+        raise ValueError(f"[{op}] activation_bits: got {activation_bits!r}, want 8 or 16")
+    if activation_bits == 16 and threshold != 0:
+        raise ValueError(f"[{op}] threshold: got {threshold}, want 0 where activation_bits is 16")
+    return activation_bits == 16
+
+
 def check_int8_sizes(op: str, rows: int, cols: int) -> None:
     """Checks the sizes of an operand of an int8 product."""
     for condition in (cols < 2**31, rows < 2**59, rows * cols < 2**59):
