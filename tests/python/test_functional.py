@@ -73,6 +73,58 @@ def test_out_and_absmax_arguments():
     assert F.dequantize_blockwise(codes8, state8, out=out8) is out8
 
 
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gemv_4bit(quant_type, nested, dtype):
+    W = torch.randn(33, 50).to(dtype)
+    codes, state = F.quantize_4bit(W, blocksize=32, compress_statistics=nested, quant_type=quant_type)
+    dense = F.dequantize_4bit(codes, state).double()
+    weight = qbits.quantize(W, quant_type, block_size=32, double_quant=nested)
+    for shape in ((50,), (1, 50), (5, 50), (2, 0, 50), (2, 3, 50)):
+        A = torch.randn(shape).to(dtype)
+        y = F.gemv_4bit(A, codes.t(), state=state)
+        assert y.shape == (*shape[:-1], 33) and y.dtype == dtype
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+        torch.testing.assert_close(y.double(), A.double() @ dense.T, atol=tolerance, rtol=tolerance)
+        assert torch.equal(y, F.linear_4bit(A, weight))
+        out = torch.empty_like(y)
+        assert F.gemv_4bit(A, codes, out, state=state) is out and torch.equal(out, y)
+
+
+def test_gemv_4bit_takes_any_storage_and_refuses_what_does_not_fit():
+    W, A = torch.randn(16, 64), torch.randn(1, 64)
+    codes, state = F.quantize_4bit(W, quant_type="nf4")
+    want = F.gemv_4bit(A, codes, state=state)
+    for storage in (torch.bfloat16, torch.float32):
+        stored, _ = F.quantize_4bit(W, quant_type="nf4", quant_storage=storage)
+        assert torch.equal(F.gemv_4bit(A, stored, state=state), want)
+    _, vector = F.quantize_4bit(W.flatten(), quant_type="nf4")
+    blockwise = F.quantize_blockwise(W)[1]
+    for arguments, options, error, message in [
+        (
+            (A, codes),
+            {"state": None},
+            ValueError,
+            r"\[gemv_4bit\] state: got None, want that of quantize_4bit$",
+        ),
+        ((A, codes), {"state": vector}, ValueError, r"\[gemv_4bit\] state: got nf4 \[1024\], want that of a"),
+        ((A, codes), {"state": blockwise}, ValueError, r"\[gemv_4bit\] state: got None .*, want that of a"),
+        ((A, codes), {"transposed_A": True}, ValueError, "transposed_A: got True, want False"),
+        ((A, codes), {"transposed_B": True}, ValueError, "transposed_B: got True, want False"),
+        ((A, codes[1:]), {}, ValueError, r"codes: got uint8\[511\] on cpu, want 512 elements"),
+        ((A, torch.cat([codes, codes])), {}, ValueError, r"\[gemv_4bit\] codes: got uint8"),
+        ((A[:, 1:], codes), {}, ValueError, r"x: got float32\[1, 63\] on cpu, want a last dimension of 64"),
+        ((A.double(), codes), {}, TypeError, "x: got .*float64, want float32, bfloat16, float16"),
+        ((None, codes), {}, TypeError, r"\[gemv_4bit\] A: got NoneType, want a tensor"),
+        ((A, [1]), {}, TypeError, r"\[gemv_4bit\] B: got list, want a tensor"),
+        ((A, codes, torch.empty(16)), {}, ValueError, r"\[gemv_4bit\] out: got float32\[16\]"),
+        ((A.clone().requires_grad_(), codes), {}, RuntimeError, "want qbits.functional.linear_4bit"),
+    ]:
+        with pytest.raises(error, match=message):
+            F.gemv_4bit(*arguments, **{"state": state, **options})
+
+
 def test_4bit_refusals():
     codes, state = F.quantize_4bit(torch.randn(64), quant_type="nf4")
     with pytest.raises(ValueError, match=r"\[quantize_4bit\] quant_type: got 'int4', want nf4 or fp4"):

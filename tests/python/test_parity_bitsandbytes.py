@@ -199,6 +199,22 @@ def test_linear_is_closer_to_float64():
     assert (mine - exact).abs().max() <= (other - exact).abs().max() + 1e-5
 
 
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gemv_4bit_is_as_close_to_float64(quant_type, nested, dtype):
+    W, A = torch.randn(96, 256).to(dtype), torch.randn(1, 256).to(dtype)
+    codes, state = B.quantize_4bit(W, compress_statistics=nested, quant_type=quant_type)
+    exact = A.double() @ B.dequantize_4bit(codes, state).double().T
+    ours = F.gemv_4bit(A, codes.t(), state=state)
+    theirs = B.gemv_4bit(A, codes.t(), state=state)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    errors = [(y.double() - exact).norm() / exact.norm() for y in (ours, theirs)]
+    # The exact product is that of W rounded to x's dtype, as theirs has it.
+    assert errors[0] <= {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+    assert errors[0] <= errors[1] * 1.1
+
+
 def test_quant_state_of_both_compare():
     codes, state = F.quantize_4bit(torch.randn(64, 64), quant_type="nf4", compress_statistics=True)
     theirs = B.QuantState.from_dict(state.as_dict(packed=True), "cpu")

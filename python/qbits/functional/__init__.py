@@ -1,6 +1,7 @@
 """Functions on tensors: bitsandbytes.functional by the same names, and those of the native formats."""
 
 from qbits.functional.affine import dequantize_affine, quantize_affine
+from qbits.functional.gemv_4bit import gemv_4bit
 from qbits.functional.grouped_linear import grouped_linear_4bit
 from qbits.functional.int8 import (
     Int8Double,
@@ -56,6 +57,7 @@ __all__ = [
     "embedding_4bit",
     "embedding_int8",
     "estimate_quantiles",
+    "gemv_4bit",
     "get_4bit_type",
     "grouped_linear_4bit",
     "grouped_linear_4bit_plan",

@@ -118,7 +118,7 @@ def dequantize_4bit(
     return dense if out is None else written("dequantize_4bit", "out", out, dense)
 
 
-def packed_bytes(codes: Tensor, numel: int) -> Tensor:
+def packed_bytes(codes: Tensor, numel: int, op: str = "dequantize_4bit") -> Tensor:
     """The uint8 [(numel + 1) // 2] codes in `codes`, whatever its storage dtype and shape.
 
     Raises ValueError for more bytes than fill up the last element: they are some other tensor's.
@@ -127,7 +127,7 @@ def packed_bytes(codes: Tensor, numel: int) -> Tensor:
     size = (numel + 1) // 2
     if flat.numel() >= size + codes.element_size():
         got = f"{describe(codes)}, {flat.numel()} bytes"
-        raise ValueError(f"[dequantize_4bit] codes: got {got}, want {size} bytes")
+        raise ValueError(f"[{op}] codes: got {got}, want {size} bytes")
     return flat[:size]
 
 
