@@ -7,17 +7,18 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qbits.codec import dtype_name
+from qbits.config import DEFAULT_THRESHOLD
+from qbits.functional.int8 import as_threshold
 from qbits.nn.quantized_linear import is_conv1d
+from qbits.ops._library import FLOAT32
 
 _BINS = 512  # of a row of the plot, at most
-_FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ class Outliers:
         return text + (f"; {nans} elements were NaN" if nans else "")
 
 
-def outliers(model: nn.Module, data: Any, threshold: float = 6.0) -> Outliers:
+def outliers(model: nn.Module, data: Any, threshold: float = DEFAULT_THRESHOLD) -> Outliers:
     """Runs `data` through `model` and reports where the inputs of its linear layers hold outliers.
 
     Watched are nn.Linear, its subclasses (`qbits.nn`'s among them) and transformers' Conv1D, by the tensor
@@ -185,7 +186,7 @@ def outliers(model: nn.Module, data: Any, threshold: float = 6.0) -> Outliers:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"[outliers] model: got {type(model).__name__}, want nn.Module")
-    limit = _as_threshold(threshold)
+    limit = _limit(threshold)
     watched = [
         _Watched(name, module)
         for name, module in model.named_modules()
@@ -318,14 +319,9 @@ def _shown(name: str) -> str:
     return name or "(the model)"
 
 
-def _as_threshold(threshold: object) -> float:
-    if not isinstance(threshold, Real):
-        raise TypeError(f"[outliers] threshold: got {threshold!r}, want a number")
-    try:
-        limit = float(threshold)
-    except OverflowError:
-        limit = math.inf
-    if not _FLOAT32.smallest_normal <= limit <= _FLOAT32.max:
+def _limit(threshold: object) -> float:
+    limit = as_threshold("outliers", threshold)
+    if not FLOAT32.smallest_normal <= limit <= FLOAT32.max:
         want = "a positive number within float32's normal range"
         raise ValueError(f"[outliers] threshold: got {threshold}, want {want}")
     return torch.tensor(limit, dtype=torch.float32).item()

@@ -13,6 +13,7 @@ from typing import Any
 
 import qbits
 from qbits.cli.extras import MissingExtra
+from qbits.config import DEFAULT_THRESHOLD
 
 
 def cmake_dir() -> Path:
@@ -111,7 +112,7 @@ def _add_outliers(commands: Any) -> None:
     parser.add_argument(
         "--threshold",
         type=_positive,
-        default=6.0,
+        default=DEFAULT_THRESHOLD,
         help="the magnitude from where on an element is an outlier (default: %(default)s)",
     )
     parser.add_argument(
