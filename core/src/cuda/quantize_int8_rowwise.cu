@@ -17,6 +17,7 @@ constexpr int kMinGroup = 128;  // threads that have a row
 constexpr int kMaxGroup = 256;
 constexpr int kResident = 4;  // such groups of a multiprocessor
 constexpr int kMaxThreads = kMaxGroup * kResident;
+constexpr int kFewBlocks = 16;  // that few rows are shared out to
 constexpr int kTakeOutBlocks = 64;
 constexpr int kTakeOutRows = 8;  // of a block, at least
 
@@ -47,7 +48,9 @@ class RowQuantizer {
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
       if constexpr (kMarks) {
-        largest = max(largest, marks_[j].add(kept_[j], args_.threshold));
+        Marks<T> marks;
+        largest = max(largest, marks.add(kept_[j], args_.threshold));
+        marks_ |= marks.bits() << j * 8;
       } else {
         largest = max(largest, largest_magnitude(kept_[j]));
       }
@@ -56,7 +59,7 @@ class RowQuantizer {
   }
 
   // Eight bits for run j of the thread.
-  __device__ uint32_t marks(int j) const { return marks_[j].bits(); }
+  __device__ uint32_t marks(int j) const { return marks_ >> j * 8 & 255; }
 
   // Of a row that is too long for all of its marks to be kept: into the block's own, after those of rows before.
   __device__ void leave_marks(uint8_t* to, int part, bool first) {
@@ -64,8 +67,8 @@ class RowQuantizer {
     for (int j = 0; j < kKept; ++j) {
       const int64_t at = column(part, j) / kRun;
       if (at < args_.mark_pitch) to[at] = static_cast<uint8_t>((first ? 0 : to[at]) | marks(j));
-      marks_[j] = {};
     }
+    marks_ = 0;
   }
 
   // Encodes a row of which the group holds the last part.
@@ -93,7 +96,7 @@ class RowQuantizer {
 
   const RowwiseArgs<T>& args_;
   Run<T, kRun> kept_[kKept];
-  Marks<T> marks_[kMarks ? kKept : 1];
+  uint32_t marks_ = 0;  // of the four runs
   uint32_t first_;
   uint32_t step_;
   uint32_t cols_;
@@ -121,7 +124,9 @@ __global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kM
       largest = max(largest, quantizer.look());
       if (kMarks && parts > 1) quantizer.leave_marks(marks, part, row == blockIdx.x);
     }
-    quantizer.encode(row, finite_scale(group_max(largest, 1 + group, args.group, magnitudes[group])));
+    // A barrier whose number is not constant would keep other blocks from the multiprocessor.
+    const auto wait = [&] { kOutliers == Outliers::Many ? barrier_sync(1 + group, args.group) : __syncthreads(); };
+    quantizer.encode(row, finite_scale(group_max(largest, wait, args.group, magnitudes[group])));
   }
   if constexpr (kMarks) {
     // Those of all groups together.
@@ -170,10 +175,12 @@ struct Shares {
     groups = 1;
     blocks = std::clamp<int64_t>(rows, 1, INT32_MAX);
     mark_pitch = ceil_div(runs, int64_t{16}) * 16;
+    if (outliers && rows <= 1) group = kMaxGroup;  // which take columns out, too
     if (!outliers || rows <= 1) return;
     // Few blocks, for each has marks that others read. Long rows leave theirs as they go: no two groups.
     if (runs <= int64_t{kKept} * group) {
-      groups = static_cast<int>(std::clamp<int64_t>(rows / sm_count, 1, kMaxThreads / group));
+      const int64_t wanted = std::max(rows / sm_count, ceil_div(rows, int64_t{kFewBlocks}));
+      groups = static_cast<int>(std::min<int64_t>(wanted, kMaxThreads / group));
     }
     const int64_t resident = int64_t{sm_count} * (kMaxThreads / (group * groups));
     blocks = std::min(ceil_div(rows, int64_t{groups}), resident);
@@ -183,7 +190,7 @@ struct Shares {
 };
 
 template <class T>
-void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
   const bool outliers = args.threshold > 0;
   const Shares shares(args.rows, args.cols, outliers, device_facts(args.device, op).sm_count);
@@ -205,21 +212,26 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
   const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups};
+  const bool leaves_marks = outliers && layout.takes_marks && args.rows > 0 && shares.blocks <= Int8Marks::kMaxBlocks &&
+                            args.cols <= Int8Marks::kMaxColumns;
   dispatch_bool(aligned, [&](auto is_aligned) {
     if (!outliers) {
       if (args.rows > 0) launch(op, quantize_rows<T, is_aligned, Outliers::None>, shape, stream, kernel_args);
       return;
     }
-    if (args.rows <= 1) {
-      launch(op, quantize_rows<T, is_aligned, Outliers::One>, {.blocks = 1, .threads = kMaxGroup}, stream, kernel_args);
+    if (args.rows <= 1 && !leaves_marks) {
+      launch(op, quantize_rows<T, is_aligned, Outliers::One>, shape, stream, kernel_args);
       return;
     }
     launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
+    if (leaves_marks) return;
     launch(
         op, take_out_outliers<T>,
         {.blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks), .threads = 1024, .overlaps = true},
         stream, kernel_args);
   });
+  if (!leaves_marks) return {};
+  return {kernel_args.marks, kernel_args.markers, kernel_args.mark_pitch};
 }
 
 }  // namespace
@@ -229,11 +241,13 @@ int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float thresh
   return Shares(rows, cols, true, device_facts(device, "quantize_int8_rowwise").sm_count).mark_bytes();
 }
 
-void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+Int8Marks quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+  Int8Marks marks;
   dispatch_float(args.x_dtype, "quantize_int8_rowwise", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run<T>(args, layout, stream);
+    marks = run<T>(args, layout, stream);
   });
+  return marks;
 }
 
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream) {

@@ -137,13 +137,14 @@ __device__ inline uint32_t warp_max(uint32_t value) {
 #endif
 }
 
-// The largest of a value of each of a group of threads, at most 1024, that has a barrier of its own.
-__device__ inline uint32_t group_max(uint32_t value, int barrier, int threads, uint32_t (&shared)[32]) {
+// The largest of a value of each of a group of threads, at most 1024; wait() is a barrier among them.
+template <class Wait>
+__device__ uint32_t group_max(uint32_t value, Wait wait, int threads, uint32_t (&shared)[32]) {
   value = warp_max(value);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  barrier_sync(barrier, threads);  // the values before have been read
+  wait();  // the values before have been read
   if (lane == 0) shared[threadIdx.x / 32 % (threads / 32)] = value;
-  barrier_sync(barrier, threads);
+  wait();
   return warp_max(lane < threads / 32 ? shared[lane] : 0);
 }
 

@@ -121,7 +121,7 @@ std::vector<Case> cases() {
   return cases;
 }
 
-TEST(IgemmCuda, EveryPlanOfEveryCase) {
+TEST(IgemmMmaCuda, EveryPlanOfEveryCase) {
   QBITS_NEEDS_GPU();
   uint32_t seed = 1;
   for (const Case& c : cases()) {
@@ -136,7 +136,7 @@ TEST(IgemmCuda, EveryPlanOfEveryCase) {
 }
 
 // Sums past 2^31 and past 2^32 go round.
-TEST(IgemmCuda, SumsAreModulo) {
+TEST(IgemmMmaCuda, SumsAreModulo) {
   QBITS_NEEDS_GPU();
   for (const int64_t k : {140'000, 280'016}) {
     const Case c{.batch = 1, .m = 3, .n = 5, .k = k, .transpose_b = true};
