@@ -39,7 +39,7 @@ class Linear8bit(QuantizedLinear):
         config: "int8", or a QuantizeConfig of it, whose fields are also taken as keyword arguments.
         threshold: magnitude from which on an element of x makes its column an outlier. Without a config 0,
             for none, as in bitsandbytes' layer; that of a config, and so of `quantize_`, is 6 by default.
-        activation_bits: 16 takes x as it is; by default 8.
+        activation_bits: 16 takes x as it is, also with `has_fp16_weights`; by default 8.
         has_fp16_weights: keep the weight as it is and train it.
 
     Raises:
