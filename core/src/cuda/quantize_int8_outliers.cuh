@@ -22,7 +22,7 @@ struct OutlierShared {
 template <class T>
 __device__ void merge_marks(const RowwiseArgs<T>& args, int64_t begin, OutlierShared& shared) {
   constexpr int kVectors = kSegmentWords / 4;
-  constexpr int kBatch = 4;  // loads in flight
+  constexpr int kBatch = 8;  // loads in flight
   const int thread = static_cast<int>(threadIdx.x);
   const int vector = thread % kVectors;
   const int64_t at = begin / 8 + vector * 16;

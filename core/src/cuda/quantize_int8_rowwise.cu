@@ -18,6 +18,7 @@ constexpr int kMaxGroup = 256;
 constexpr int kResident = 4;       // such groups of a multiprocessor
 constexpr int kResidentPlain = 5;  // without marks, which take registers
 constexpr int kMaxThreads = kMaxGroup * kResident;
+constexpr int kFewBlocks = 64;  // that few rows are shared out to
 constexpr int kTakeOutBlocks = 64;
 constexpr int kTakeOutRows = 8;  // of a block, at least
 
@@ -192,7 +193,7 @@ struct Shares {
     if (!outliers || rows <= 1) return;
     // Few blocks, for each has marks that others read. Long rows leave theirs as they go: no two groups.
     if (runs <= int64_t{kKept} * group) {
-      groups = static_cast<int>(std::clamp<int64_t>(rows / sm_count, 1, kMaxThreads / group));
+      groups = static_cast<int>(std::min<int64_t>(ceil_div(rows, int64_t{kFewBlocks}), kMaxThreads / group));
     }
     const int64_t resident = int64_t{sm_count} * (kMaxThreads / (group * groups));
     blocks = std::min(ceil_div(rows, int64_t{groups}), resident);
@@ -236,7 +237,7 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
     launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
     const int64_t blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks);
     launch(op, take_out_outliers<T>,
-           {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 256 : 1024, .overlaps = true}, stream, kernel_args);
+           {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = true}, stream, kernel_args);
   });
 }
 
