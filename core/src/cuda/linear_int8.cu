@@ -39,6 +39,7 @@ LinearInt8Problem problem_of(const LinearInt8Args& args) {
           .k = args.k,
           .m = args.m,
           .dtype = args.dtype,
+          .outliers = args.threshold > 0,
           .aligned = all_on_16_bytes(args.codes, args.out),
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};
