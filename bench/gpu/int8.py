@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from bench.gpu import targets, timing
+from bench.gpu import products, targets, timing
 from bench.gpu.cells import Bound, Cell, product_bytes
 from bench.gpu.run import Run, Unavailable
 
-Call = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor, float], Tensor]  # of x and a threshold
 
 WRONG = 0.05  # a deviation that is more than rounding to 8 bits
 CHECKED_ROWS = 16
@@ -23,20 +25,32 @@ def linear_int8(run: Run) -> Iterator[Cell]:
     for n, k in run.shapes(targets.INT8_SHAPES):
         weight = torch.randn(n, k, device="cuda", dtype=torch.float16) * 0.02
         count = timing.copies(n * k)
+        makers = {name: functools.partial(make, weight, count) for name, make in _makers(run).items()}
+        made = run.make(makers)
         for m in run.rows(targets.INT8_ROWS):
             for threshold in targets.INT8_THRESHOLDS:
-                yield _cell(run, weight, count, m, threshold)
+                yield _cell(run, weight, count, made, m, threshold)
 
 
-def _cell(run: Run, weight: Tensor, count: int, m: int, threshold: float) -> Cell:
+def _makers(run: Run) -> dict[str, Callable[[Tensor, int], list[Call]]]:
+    own = {"qbits": _qbits, "fp16": _fp16, "int_mm": _int_mm}
+    peers = {"bitsandbytes": _bitsandbytes, "humming": _humming}
+    return own | {name: make for name, make in peers.items() if name in run.peers}
+
+
+def _takes_part(name: str, m: int, threshold: float) -> bool:
+    if name == "humming":
+        return threshold == 0  # it knows no outliers
+    return name != "int_mm" or (m > 16 and threshold == 0)
+
+
+def _cell(
+    run: Run, weight: Tensor, count: int, made: dict[str, list[Call] | Unavailable], m: int, threshold: float
+) -> Cell:
     n, k = weight.shape
     limit = targets.int8_of_fp16((n, k), m, threshold)
-    makers = {"qbits": _qbits, "fp16": _fp16}
-    if "bitsandbytes" in run.peers:
-        makers["bitsandbytes"] = _bitsandbytes
-    if m > 16 and threshold == 0:
-        makers["int_mm"] = _int_mm
-    peers = tuple(name for name in makers if name not in ("qbits", "fp16"))
+    contenders = {name: calls for name, calls in made.items() if _takes_part(name, m, threshold)}
+    peers = tuple(name for name in contenders if name not in ("qbits", "fp16"))
     bounds = [Bound("of fp16", "ratio", limit, ("fp16",))]
     if peers:
         bounds.append(Bound("of best peer", "ratio", targets.OF_FASTEST_PEER, peers))
@@ -50,24 +64,23 @@ def _cell(run: Run, weight: Tensor, count: int, m: int, threshold: float) -> Cel
         limit_us=run.limit_us(work["bytes"], work["flops"]),
     )
     xs = [_input(m, k) for _ in range(count)]
-    made = run.make(
-        {name: functools.partial(make, weight, count, threshold) for name, make in makers.items()}
-    )
     timed = {}
-    for name, calls in made.items():
+    for name, calls in contenders.items():
         if isinstance(calls, Unavailable):
             cell.errors[name] = calls.why
             continue
-        start = functools.partial(_started, cell, name, calls, xs, weight)
+        start = functools.partial(_started, cell, name, calls, xs, weight, threshold)
         if (work_of := run.attempt(cell, name, start)) is not None:
             timed[name] = work_of
     cell.measured(timing.interleaved_us(timed))
     return cell
 
 
-def _started(cell: Cell, name: str, calls: list[Call], xs: list[Tensor], weight: Tensor) -> timing.Timed:
+def _started(
+    cell: Cell, name: str, calls: list[Call], xs: list[Tensor], weight: Tensor, threshold: float
+) -> timing.Timed:
     """The calls, ready to be timed, once the first has given the right result."""
-    work = [functools.partial(call, x) for call, x in zip(calls, xs, strict=True)]
+    work = [functools.partial(call, x, threshold) for call, x in zip(calls, xs, strict=True)]
     if name != "int_mm":  # whose result are integers
         got, want = work[0]()[:CHECKED_ROWS].float(), xs[0][:CHECKED_ROWS].float() @ weight.float().t()
         cell.deviations[name] = float((got - want).norm() / want.norm())
@@ -83,21 +96,21 @@ def _input(m: int, k: int) -> Tensor:
     return x
 
 
-def _qbits(weight: Tensor, count: int, threshold: float) -> list[Call]:
+def _qbits(weight: Tensor, count: int) -> list[Call]:
     from qbits import functional
 
     rows = functional.quantize_int8_rowwise(weight)
     copies = [(rows.codes.clone(), rows.scales.clone()) for _ in range(count)]
-    return [lambda x, w=w, s=s: functional.linear_int8(x, w, s, threshold=threshold) for w, s in copies]
+    return [lambda x, t, w=w, s=s: functional.linear_int8(x, w, s, threshold=t) for w, s in copies]
 
 
-def _fp16(weight: Tensor, count: int, threshold: float) -> list[Call]:
+def _fp16(weight: Tensor, count: int) -> list[Call]:
     own = max(2, count // 2)  # twice as many bytes each
     copies = [weight.clone() for _ in range(own)]
-    return [lambda x, w=copies[i % own]: torch.nn.functional.linear(x, w) for i in range(count)]
+    return [lambda x, t, w=copies[i % own]: torch.nn.functional.linear(x, w) for i in range(count)]
 
 
-def _bitsandbytes(weight: Tensor, count: int, threshold: float) -> list[Call]:
+def _bitsandbytes(weight: Tensor, count: int) -> list[Call]:
     import bitsandbytes
 
     codes, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight)
@@ -105,22 +118,32 @@ def _bitsandbytes(weight: Tensor, count: int, threshold: float) -> list[Call]:
     for _ in range(count):
         state = bitsandbytes.MatmulLtState()
         state.CB, state.SCB = codes.clone(), scales.clone()
-        state.threshold, state.has_fp16_weights, state.is_training = threshold, False, False
-        calls.append(lambda x, s=state: bitsandbytes.matmul(x, s.CB, state=s))
+        state.has_fp16_weights, state.is_training = False, False
+
+        def call(x: Tensor, threshold: float, state: bitsandbytes.MatmulLtState = state) -> Tensor:
+            state.threshold = threshold
+            return bitsandbytes.matmul(x, state.CB, state=state)
+
+        calls.append(call)
     return calls
 
 
-def _int_mm(weight: Tensor, count: int, threshold: float) -> list[Call]:
+def _humming(weight: Tensor, count: int) -> list[Call]:
+    calls = itertools.cycle(products.humming_int8(weight).calls)
+    return [lambda x, t, call=call: call(x) for call in itertools.islice(calls, count)]
+
+
+def _int_mm(weight: Tensor, count: int) -> list[Call]:
     """The product of codes alone, which leaves the rest of the layer out."""
     from qbits import functional
 
     codes = functional.quantize_int8_rowwise(weight).codes
     copies = [codes.clone() for _ in range(count)]
-    kept: dict[int, Tensor] = {}
+    kept = WeakTensorKeyDictionary()  # the codes of x
 
-    def call(x: Tensor, w: Tensor) -> Tensor:
-        if id(x) not in kept:
-            kept[id(x)] = functional.quantize_int8_rowwise(x).codes
-        return torch._int_mm(kept[id(x)], w.t())
+    def call(x: Tensor, threshold: float, w: Tensor) -> Tensor:
+        if x not in kept:
+            kept[x] = functional.quantize_int8_rowwise(x).codes
+        return torch._int_mm(kept[x], w.t())
 
     return [functools.partial(call, w=w) for w in copies]

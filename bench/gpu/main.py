@@ -134,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     compiled = [peer for peer in products.COMPILED if peer in args.peers]
     if "linear_4bit" in args.tables and compiled:
         seconds["compiling"] = setup.compile_all(compiled, run.shapes(targets.SHAPES), run.rows(targets.ROWS))
+    if "linear_int8" in args.tables and "humming" in args.peers:
+        shapes, rows = run.shapes(targets.INT8_SHAPES), run.rows(targets.INT8_ROWS)
+        seconds["compiling int8"] = setup.compile_all(["humming_int8"], shapes, rows)
 
     done: list[Cell] = []
     broken: dict[str, str] = {}

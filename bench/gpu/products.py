@@ -26,8 +26,8 @@ class Product:
     bytes: int  # of one copy
 
 
-def inputs(m: int, k: int, count: int) -> list[Tensor]:
-    return [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+def inputs(m: int, k: int, count: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    return [torch.randn(m, k, device="cuda", dtype=dtype) for _ in range(count)]
 
 
 def bf16(weight: Tensor) -> Product:
@@ -76,15 +76,25 @@ def humming(weight: Tensor, zero_point: bool = False) -> Product:
     """Unsigned 4-bit codes around 8 with a bfloat16 scale per 64: fewer bytes than nf4 with float32 scales.
 
     A zero point per group makes it a tenth slower, so it has none.
-    The schedule is the one humming itself chooses for M; only that one is compiled, not those of all M.
     """
+    return _humming(weight, {"dtype": "uint4", "group_size": BLOCK, "has_zero_point": zero_point})
+
+
+def humming_int8(weight: Tensor) -> Product:
+    """Rows of 8-bit codes with a scale each, times x that it quantizes row by row."""
+    return _humming(weight, {"dtype": "int8", "group_size": 0}, {"dtype": "int8"})
+
+
+def _humming(weight: Tensor, config: dict[str, object], inputs: dict[str, object] | None = None) -> Product:
+    """The schedule is the one humming itself chooses for M; only that one is compiled, not those of all M."""
     from humming.layer import HummingLayer
     from humming.schema import HummingWeightSchema
     from humming.tune import get_heuristics_config
 
     n, k = weight.shape
-    config = {"dtype": "uint4", "group_size": BLOCK, "has_zero_point": zero_point}
-    layer = HummingLayer(shape_n=n, shape_k=k, weight_config=config, torch_dtype=weight.dtype).cuda()
+    layer = HummingLayer(
+        shape_n=n, shape_k=k, weight_config=config, input_config=inputs, torch_dtype=weight.dtype
+    ).cuda()
     tensors = HummingWeightSchema.quant_tensor(weight, layer.weight_schema, weight.dtype)
     dense = layer.weight_schema.dequant_tensors(tensors).float()
     layer.load_from_tensors(tensors)
@@ -157,4 +167,9 @@ CONTENDERS: dict[str, Callable[[Tensor], Product]] = {
     "humming": humming,
     "gemlite": gemlite,
 }
-COMPILED = ("humming", "gemlite")  # compile for each shape and M on first use, and keep that on disk
+# They compile for each shape and M on first use, and keep that on disk.
+COMPILED: dict[str, Callable[[Tensor], Product]] = {
+    "humming": humming,
+    "gemlite": gemlite,
+    "humming_int8": humming_int8,
+}

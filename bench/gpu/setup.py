@@ -22,11 +22,12 @@ def compile_one(peer: str, shape: targets.Shape, rows: Sequence[int]) -> None:
     """What a child process does: one product of that peer for each number of rows."""
     n, k = shape
     start = time.perf_counter()
-    product = products.CONTENDERS[peer](torch.randn(n, k, device="cuda", dtype=torch.bfloat16) * 0.02)
+    dtype = torch.float16 if peer == "humming_int8" else torch.bfloat16
+    product = products.COMPILED[peer](torch.randn(n, k, device="cuda", dtype=dtype) * 0.02)
     made = time.perf_counter()
     # Triton's tuner keeps the arguments of the call in itself: one at a time.
     with ThreadPoolExecutor(1 if peer == "gemlite" else len(rows)) as pool:
-        list(pool.map(lambda m: product.calls[0](*products.inputs(m, k, 1)), rows))
+        list(pool.map(lambda m: product.calls[0](*products.inputs(m, k, 1, dtype)), rows))
     torch.cuda.synchronize()
     taken = f"weight {made - start:.1f} s, kernels {time.perf_counter() - made:.1f} s"
     print(f"{peer} {n}x{k}: {taken}", flush=True)

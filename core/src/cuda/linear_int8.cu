@@ -3,6 +3,7 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_int8_kernels.h"
+#include "cuda/quantize_int8_rowwise.h"
 
 namespace qbits::cuda {
 namespace {
@@ -38,6 +39,7 @@ LinearInt8Problem problem_of(const LinearInt8Args& args) {
           .k = args.k,
           .m = args.m,
           .dtype = args.dtype,
+          .outliers = args.threshold > 0,
           .aligned = all_on_16_bytes(args.codes, args.out),
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};
@@ -59,17 +61,10 @@ void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) 
       .outlier_count = outliers ? reinterpret_cast<int32_t*>(base + parts.count) : nullptr,
       .workspace = base + parts.quantizer,
       .device = args.device};
-  QuantizedX x{.codes = quantizer.codes,
-               .scales = quantizer.scales,
-               .columns = quantizer.outlier_columns,
-               .count = quantizer.outlier_count,
-               .values = outliers ? base + parts.values : nullptr};
-  x.marks = quantize_int8_rowwise(quantizer,
-                                  {.pitch = linear_int8_pitch(args.k),
-                                   .product_follows = true,
-                                   .outlier_values = x.values,
-                                   .takes_marks = plan.kernel == LinearInt8Kernel::Wgmma && itemsize(args.dtype) == 2},
-                                  stream);
+  const QuantizedX x{quantizer.codes, quantizer.scales, quantizer.outlier_columns, quantizer.outlier_count,
+                     outliers ? base + parts.values : nullptr};
+  quantize_int8_rowwise(
+      quantizer, {.pitch = linear_int8_pitch(args.k), .product_follows = true, .outlier_values = x.values}, stream);
   switch (plan.kernel) {
     case LinearInt8Kernel::Simt:
       return linear_int8_simt(args, x, plan, stream);

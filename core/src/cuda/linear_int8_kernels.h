@@ -1,6 +1,5 @@
 #pragma once
 
-#include "cuda/quantize_int8_rowwise.h"
 #include "ops/int8.h"
 #include "ops/linear_int8_plan.h"
 
@@ -10,10 +9,9 @@ namespace qbits::cuda {
 struct QuantizedX {
   const int8_t* codes;  // [m, k], rows linear_int8_pitch(k) apart
   const float* scales;
-  int32_t* columns;  // of outliers; null without a threshold
+  const int32_t* columns;  // of outliers; null without a threshold
   const int32_t* count;
-  void* values;     // [m, kOutlierValues]: x in the first of them
-  Int8Marks marks;  // instead of these three, if there are any: `columns` is then room for a list
+  void* values;  // [m, kOutlierValues]: x in the first of them
 };
 
 LinearInt8Problem problem_of(const LinearInt8Args& args);

@@ -42,9 +42,6 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
   kernel_args.codes = args.codes;
   kernel_args.columns = x.columns;
   kernel_args.count = x.count;
-  kernel_args.marks = x.marks.bits;
-  kernel_args.markers = x.marks.blocks;
-  kernel_args.mark_pitch = static_cast<int>(x.marks.pitch);
   dispatch_float(args.dtype, "linear_int8",
                  [&](auto tag) { launch_linear_int8_wgmma<typename decltype(tag)::type>(kernel_args, plan, stream); });
 }

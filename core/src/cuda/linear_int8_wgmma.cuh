@@ -47,7 +47,7 @@ __device__ void bring_stages(const Int8WgmmaArgs& args, uint32_t window) {
       slot.next();
     }
     if constexpr (Shape::kOutlierTiles) {
-      if (args.marks == nullptr && cluster_rank() == 0) {
+      if (cluster_rank() == 0) {
         const uint32_t full = window + Shape::kOutlierXFull;
         if (!first) barrier_wait(window + Shape::kOutliersUsed, tile.parity ^ 1);
         barrier_arrive_expecting(full, Shape::kColumns * 128);
@@ -88,9 +88,6 @@ class Int8Computer {
     pin_int8(dots);
     for (int stage = tile_.begin; stage < tile_.end; ++stage) {
       barrier_wait(window_ + Shape::kFull + slot_.index * 8, slot_.parity);
-      if constexpr (Shape::kOutlierTiles) {
-        if (args_.marks != nullptr) barrier_wait(window_ + Shape::kReady + slot_.index * 8, slot_.parity);
-      }
       const uint32_t at = window_ + slot_.index * Shape::kStageBytes;
       const uint64_t weight = tile_descriptor(at + group_ * (64 * LinearInt8Wgmma::kDepth));
       const uint64_t x = tile_descriptor(at + Shape::kWeightBytes);
@@ -135,7 +132,7 @@ class Int8Computer {
 
   // What the quantizer leaves besides codes: scales of the tile's rows of x, over 127, into shared memory.
   __device__ void stage_scales() {
-    if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) outliers_ = *args_.count;
+    if constexpr (Shape::kOutliers) outliers_ = *args_.count;
     const int i = group_ * 128 + thread_;
     if (i < Shape::kColumns) {
       const float scale = tile_.m0 + i < args_.m ? args_.x_scales[tile_.m0 + i] : 0.0F;
@@ -144,7 +141,7 @@ class Int8Computer {
   }
 
   // out of the tile.
-  __device__ void finish(const int32_t (&dots)[kSums]) {
+  __device__ void finish(const int32_t (&dots)[kSums]) const {
     float sums[kSums] = {};
     if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) add_outliers(sums);
 #pragma unroll
@@ -161,7 +158,6 @@ class Int8Computer {
       // Without outliers, too, so that no one gets a tile ahead.
       barrier_wait(window_ + Shape::kPicked, tile_.parity);
       barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
-      outliers_ = load_shared<int>(window_ + Shape::kCount);
       if (outliers_ > 0) add_outliers(sums);
       fence_shared();  // before the next tile's come the same way
       __syncwarp();
@@ -279,9 +275,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     for (int i = 0; i < Shape::kStages; ++i) {
       barrier_init(window + Shape::kFull + i * 8, 1);
       barrier_init(window + Shape::kEmpty + i * 8, Shape::kReaders);
-      barrier_init(window + Shape::kReady + i * 8, 1);
     }
-    barrier_init(window + Shape::kPicked, 1);
+    barrier_init(window + Shape::kPicked, Shape::kOutlierThreads);
     barrier_init(window + Shape::kOutlierXFull, 1);
     barrier_init(window + Shape::kOutliersUsed, Shape::kComputeThreads / 32);
     barrier_init_fence();
@@ -295,7 +290,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     leave_registers<Shape::kLoadRegisters>();
     if (threadIdx.x == 0) bring_stages<Shape>(args, window);
     if constexpr (Shape::kOutlierTiles) {
-      if (threadIdx.x >= 32) bring_outliers<Shape>(args, window);
+      if (threadIdx.x >= 32) pick_outliers<Shape>(args, window);
     }
     if (args.splits > 1) {
       __syncwarp();
@@ -305,9 +300,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     return;
   }
   take_registers<Shape::kComputeRegisters>();
-  if constexpr (Shape::kOutlierTiles) {
-    if (args.marks != nullptr) merge_marks<Shape>(args, window);
-  }
   Int8Computer<Shape> computer(args, window);
   for_tiles<Shape>(args, [&](const Int8Tile& tile) {
     computer.start(tile);

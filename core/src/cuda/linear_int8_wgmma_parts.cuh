@@ -25,11 +25,8 @@ struct Int8WgmmaArgs {
   int splits;
   const void* x_values;  // of outliers
   const int8_t* codes;
-  int32_t* columns;
+  const int32_t* columns;
   const int32_t* count;
-  const uint8_t* marks;  // of columns with outliers, instead of a list; else null
-  int markers;
-  int mark_pitch;
 };
 
 // kOutliers: there is a threshold.
@@ -51,13 +48,12 @@ struct Int8WgmmaShape {
 
   // Shared memory: the ring on a 1024-byte boundary, which also holds sums of a cluster; tiles of the weight's and of
   // x's first outlier columns, in rows of 128 bytes, swizzled as wgmma wants its operands; rows of out on their way;
-  // barriers, scales of x, the first outlier columns and marks of all.
+  // barriers, scales of x.
   static constexpr int kOutlierColumns = kOutlierValues;
   static constexpr int kOutlierThreads = 96;
-  static constexpr int kReaders = kComputeThreads / 32 + (kOutlierTiles ? 1 : 0);  // warps
-  static constexpr int kMarkBytes = Int8Marks::kMaxColumns / 8;
+  static constexpr int kReaders = kComputeThreads / 32 + (kOutlierTiles ? kOutlierThreads / 32 : 0);  // warps
   static constexpr int kOutlierBytes = kOutlierTiles ? (kRows + kColumns) * 128 : 0;
-  static constexpr int kRest = 2048 + (kOutlierTiles ? kMarkBytes : 0);
+  static constexpr int kRest = 2048;
   static constexpr int kMaxStages = 10;
   static constexpr int kSlabRows = kColumns < 32 ? kColumns : 32;  // of x, for each of two warpgroups
   static constexpr int kSlabBytes = 2 * kSlabRows * 128;
@@ -68,15 +64,12 @@ struct Int8WgmmaShape {
   static constexpr int kSlabs = kOutlierWeight + kOutlierBytes;
   static constexpr int kFull = kSlabs + kSlabBytes;
   static constexpr int kEmpty = kFull + kStages * 8;
-  static constexpr int kReady = kEmpty + kStages * 8;  // with marks: their columns are 0 in the codes of x
-  static constexpr int kPicked = kReady + kStages * 8;
+  static constexpr int kPicked = kEmpty + kStages * 8;
   static constexpr int kOutlierXFull = kPicked + 8;
   static constexpr int kOutliersUsed = kOutlierXFull + 8;
   static constexpr int kScales = kOutliersUsed + 8;
   static constexpr int kList = kScales + kColumns * 4;
-  static constexpr int kCount = kList + (kOutlierColumns + 1) * 4;
-  static constexpr int kMarks = (kCount + 4 + 15) / 16 * 16;
-  static constexpr int kBytes = kMarks + (kOutlierTiles ? kMarkBytes : 0);
+  static constexpr int kBytes = kList + (kOutlierColumns + 1) * 4;
   static constexpr int kSharedBytes = kBytes + 1024;
   static_assert(kBytes <= kFull + kRest && kComputeThreads * kSums * 4 <= kOutlierWeight);
 };
@@ -84,7 +77,6 @@ struct Int8WgmmaShape {
 inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups, and of each, 2 and 3
 inline constexpr int kInt8GroupBarrier = 2;
 inline constexpr int kInt8OutlierBarrier = 4;  // of the warps that bring outliers
-inline constexpr int kInt8MarksBarrier = 5;    // of these and the computing ones
 
 // What a block computes at a time.
 struct Int8Tile {

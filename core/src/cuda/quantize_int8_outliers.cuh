@@ -12,14 +12,13 @@ inline constexpr int kSegment = 8192;
 inline constexpr int kSegmentWords = kSegment / 32;
 
 struct OutlierShared {
-  uint4 marks[kSegmentWords / 4];
-  uint4 partial[1024];
+  uint32_t marks[kSegmentWords];
   int32_t ranks[kSegmentWords];
   int32_t count;               // of columns in the segment
   uint16_t columns[kSegment];  // theirs, in the segment
 };
 
-// The marks of all blocks, one of a segment's vectors for each of as many threads.
+// Adds the marks of all blocks to the segment's, which are clear; all threads take part, a vector each.
 template <class T>
 __device__ void merge_marks(const RowwiseArgs<T>& args, int64_t begin, OutlierShared& shared) {
   constexpr int kVectors = kSegmentWords / 4;
@@ -38,25 +37,25 @@ __device__ void merge_marks(const RowwiseArgs<T>& args, int64_t begin, OutlierSh
       marks.x |= own.x, marks.y |= own.y, marks.z |= own.z, marks.w |= own.w;
     }
   }
-  shared.partial[thread] = marks;
+  uint32_t* const to = shared.marks + vector * 4;
+  if (marks.x != 0) atomicOr(to, marks.x);
+  if (marks.y != 0) atomicOr(to + 1, marks.y);
+  if (marks.z != 0) atomicOr(to + 2, marks.z);
+  if (marks.w != 0) atomicOr(to + 3, marks.w);
+}
+
+__device__ inline void clear_marks(OutlierShared& shared) {
+  if (threadIdx.x < kSegmentWords) shared.marks[threadIdx.x] = 0;
   __syncthreads();
-  if (thread >= kVectors) return;
-#pragma unroll 1
-  for (int i = 1; i < step; ++i) {
-    const uint4 other = shared.partial[i * kVectors + thread];
-    marks.x |= other.x, marks.y |= other.y, marks.z |= other.z, marks.w |= other.w;
-  }
-  shared.marks[thread] = marks;
 }
 
 // How many marked columns of the segment come before each word. All lanes of a warp together.
 __device__ inline void rank_marks(OutlierShared& shared) {
   constexpr int kOwn = kSegmentWords / 32;
-  const auto* const words = reinterpret_cast<const uint32_t*>(shared.marks);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int own = 0;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) own += __popc(words[lane * kOwn + i]);
+  for (int i = 0; i < kOwn; ++i) own += __popc(shared.marks[lane * kOwn + i]);
   int up_to = own;
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
@@ -67,20 +66,23 @@ __device__ inline void rank_marks(OutlierShared& shared) {
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     shared.ranks[lane * kOwn + i] = before;
-    before += __popc(words[lane * kOwn + i]);
+    before += __popc(shared.marks[lane * kOwn + i]);
   }
   if (lane == 31) shared.count = up_to;
 }
 
-// By all threads of a block, at least 256, for rows `begin` to `end`. Block 0 writes the list.
+// By all threads of a block, at least 256, for rows `begin` to `end`. Block 0 writes the list. The marks of the first
+// segment are clear, or, where `marked`, there.
 template <class T>
-__device__ void take_out_columns(const RowwiseArgs<T>& args, int64_t begin, int64_t end, OutlierShared& shared) {
+__device__ void take_out_columns(const RowwiseArgs<T>& args, int64_t begin, int64_t end, bool marked,
+                                 OutlierShared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   const auto threads = static_cast<int>(blockDim.x);
   int32_t before = 0;
 #pragma unroll 1
   for (int64_t first = 0; first < args.cols; first += kSegment) {
-    merge_marks(args, first, shared);
+    if (first > 0) clear_marks(shared);
+    if (!marked) merge_marks(args, first, shared);
     __syncthreads();
     if (thread < 32) rank_marks(shared);
     __syncthreads();
@@ -88,7 +90,7 @@ __device__ void take_out_columns(const RowwiseArgs<T>& args, int64_t begin, int6
     if (thread < kSegmentWords) {
       int at = shared.ranks[thread];
 #pragma unroll 1
-      for (uint32_t bits = reinterpret_cast<const uint32_t*>(shared.marks)[thread]; bits != 0; bits &= bits - 1, ++at) {
+      for (uint32_t bits = shared.marks[thread]; bits != 0; bits &= bits - 1, ++at) {
         const int column = thread * 32 + __ffs(static_cast<int>(bits)) - 1;
         shared.columns[at] = static_cast<uint16_t>(column);
         if (blockIdx.x == 0) args.columns[before + at] = static_cast<int32_t>(first) + column;

@@ -15,9 +15,10 @@ using namespace rowwise;
 constexpr int kKept = 4;        // runs a thread keeps from the look for the absmax until they are encoded
 constexpr int kMinGroup = 128;  // threads that have a row
 constexpr int kMaxGroup = 256;
-constexpr int kResident = 4;  // such groups of a multiprocessor
+constexpr int kResident = 4;       // such groups of a multiprocessor
+constexpr int kResidentPlain = 5;  // without marks, which take registers
 constexpr int kMaxThreads = kMaxGroup * kResident;
-constexpr int kFewBlocks = 16;  // that few rows are shared out to
+constexpr int kFewBlocks = 64;  // that few rows are shared out to
 constexpr int kTakeOutBlocks = 64;
 constexpr int kTakeOutRows = 8;  // of a block, at least
 
@@ -104,14 +105,17 @@ class RowQuantizer {
 
 // A row after the other, of a group's threads.
 template <class T, bool kAligned, Outliers kOutliers>
-__global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kMaxGroup,
-                                  kOutliers == Outliers::Many ? 1 : kResident)
+__global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kMaxGroup, kOutliers == Outliers::Many ? 1
+                                                                                         : kOutliers == Outliers::One
+                                                                                             ? kResident
+                                                                                             : kResidentPlain)
     quantize_rows(const __grid_constant__ RowwiseArgs<T> args) {
   constexpr bool kMarks = kOutliers != Outliers::None;
   __shared__ uint32_t magnitudes[kMaxThreads / kMinGroup][32];
   if (args.product_follows || kOutliers == Outliers::Many) let_next_kernel_start();
-  const int groups = static_cast<int>(blockDim.x) / args.group;
-  const int group = static_cast<int>(threadIdx.x) / args.group;
+  constexpr bool kGroups = kOutliers == Outliers::Many;
+  const int groups = kGroups ? static_cast<int>(blockDim.x) / args.group : 1;
+  const int group = kGroups ? static_cast<int>(threadIdx.x) / args.group : 0;
   const int thread = static_cast<int>(threadIdx.x) - group * args.group;
   RowQuantizer<T, kAligned, kMarks> quantizer(args, thread);
   const int parts = quantizer.parts();
@@ -125,10 +129,10 @@ __global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kM
       if (kMarks && parts > 1) quantizer.leave_marks(marks, part, row == blockIdx.x);
     }
     // A barrier whose number is not constant would keep other blocks from the multiprocessor.
-    const auto wait = [&] { kOutliers == Outliers::Many ? barrier_sync(1 + group, args.group) : __syncthreads(); };
-    quantizer.encode(row, finite_scale(group_max(largest, wait, args.group, magnitudes[group])));
+    const auto wait = [&] { kGroups ? barrier_sync(1 + group, args.group) : __syncthreads(); };
+    quantizer.encode(row, finite_scale(group_max(largest, wait, thread / 32, args.group / 32, magnitudes[group])));
   }
-  if constexpr (kMarks) {
+  if constexpr (kOutliers == Outliers::Many) {
     // Those of all groups together.
     __shared__ uint8_t own[kKept * kMaxThreads];
     if (parts == 1) {
@@ -145,9 +149,18 @@ __global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kM
     }
   }
   if constexpr (kOutliers == Outliers::One) {
+    static_assert(kKept * kMaxGroup * kRun == kSegment);
     __shared__ OutlierShared shared;
+    if (parts == 1) {
+#pragma unroll
+      for (int j = 0; j < kKept; ++j) {
+        reinterpret_cast<uint8_t*>(shared.marks)[j * kMaxGroup + thread] = static_cast<uint8_t>(quantizer.marks(j));
+      }
+    } else {
+      clear_marks(shared);
+    }
     __syncthreads();
-    take_out_columns(args, 0, args.rows, shared);
+    take_out_columns(args, 0, args.rows, parts == 1, shared);
   }
 }
 
@@ -155,10 +168,11 @@ template <class T>
 __global__ void __launch_bounds__(1024, 1) take_out_outliers(const __grid_constant__ RowwiseArgs<T> args) {
   __shared__ OutlierShared shared;
   if (args.product_follows) let_next_kernel_start();
+  clear_marks(shared);
   wait_for_kernels_before();
   const int64_t begin = args.rows * blockIdx.x / gridDim.x;
   const int64_t end = args.rows * (blockIdx.x + 1) / gridDim.x;
-  take_out_columns(args, begin, end, shared);
+  take_out_columns(args, begin, end, false, shared);
 }
 
 // How a call is shared out. With a threshold the workspace holds the blocks' marks.
@@ -179,8 +193,7 @@ struct Shares {
     if (!outliers || rows <= 1) return;
     // Few blocks, for each has marks that others read. Long rows leave theirs as they go: no two groups.
     if (runs <= int64_t{kKept} * group) {
-      const int64_t wanted = std::max(rows / sm_count, ceil_div(rows, int64_t{kFewBlocks}));
-      groups = static_cast<int>(std::min<int64_t>(wanted, kMaxThreads / group));
+      groups = static_cast<int>(std::min<int64_t>(ceil_div(rows, int64_t{kFewBlocks}), kMaxThreads / group));
     }
     const int64_t resident = int64_t{sm_count} * (kMaxThreads / (group * groups));
     blocks = std::min(ceil_div(rows, int64_t{groups}), resident);
@@ -190,7 +203,7 @@ struct Shares {
 };
 
 template <class T>
-Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
   const bool outliers = args.threshold > 0;
   const Shares shares(args.rows, args.cols, outliers, device_facts(args.device, op).sm_count);
@@ -212,26 +225,20 @@ Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Str
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
   const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups};
-  const bool leaves_marks = outliers && layout.takes_marks && args.rows > 0 && shares.blocks <= Int8Marks::kMaxBlocks &&
-                            args.cols <= Int8Marks::kMaxColumns;
   dispatch_bool(aligned, [&](auto is_aligned) {
     if (!outliers) {
       if (args.rows > 0) launch(op, quantize_rows<T, is_aligned, Outliers::None>, shape, stream, kernel_args);
       return;
     }
-    if (args.rows <= 1 && !leaves_marks) {
+    if (args.rows <= 1) {
       launch(op, quantize_rows<T, is_aligned, Outliers::One>, shape, stream, kernel_args);
       return;
     }
     launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
-    if (leaves_marks) return;
-    launch(
-        op, take_out_outliers<T>,
-        {.blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks), .threads = 1024, .overlaps = true},
-        stream, kernel_args);
+    const int64_t blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks);
+    launch(op, take_out_outliers<T>,
+           {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = true}, stream, kernel_args);
   });
-  if (!leaves_marks) return {};
-  return {kernel_args.marks, kernel_args.markers, kernel_args.mark_pitch};
 }
 
 }  // namespace
@@ -241,13 +248,11 @@ int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float thresh
   return Shares(rows, cols, true, device_facts(device, "quantize_int8_rowwise").sm_count).mark_bytes();
 }
 
-Int8Marks quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
-  Int8Marks marks;
+void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   dispatch_float(args.x_dtype, "quantize_int8_rowwise", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    marks = run<T>(args, layout, stream);
+    run<T>(args, layout, stream);
   });
-  return marks;
 }
 
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream) {

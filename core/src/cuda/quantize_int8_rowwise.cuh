@@ -139,13 +139,13 @@ __device__ inline uint32_t warp_max(uint32_t value) {
 
 // The largest of a value of each of a group of threads, at most 1024; wait() is a barrier among them.
 template <class Wait>
-__device__ uint32_t group_max(uint32_t value, Wait wait, int threads, uint32_t (&shared)[32]) {
+__device__ uint32_t group_max(uint32_t value, Wait wait, int warp, int warps, uint32_t (&shared)[32]) {
   value = warp_max(value);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   wait();  // the values before have been read
-  if (lane == 0) shared[threadIdx.x / 32 % (threads / 32)] = value;
+  if (lane == 0) shared[warp] = value;
   wait();
-  return warp_max(lane < threads / 32 ? shared[lane] : 0);
+  return warp_max(lane < warps ? shared[lane] : 0);
 }
 
 // A magnitude from its bits, NaN for infinity and NaN.

@@ -1,6 +1,7 @@
 #include "ops/linear_int8_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "ops/ceil_div.h"
@@ -15,16 +16,17 @@ using Wgmma = LinearInt8Wgmma;
 constexpr int kSimtTile = 64;
 constexpr int64_t kMaxSize = 1 << 30;  // of M, N and K: what wgmma counts in 32 bits
 
-// Fitted to times of an H200, the quantizer's included: in clocks of a multiprocessor.
-constexpr double kBytesPerClock = 18.0;    // that it draws from memory when all do
-constexpr double kL2BytesPerClock = 60.0;  // and at most
-constexpr double kStep = 200.0;            // of a stage of the depth
-constexpr double kStepColumn = 3.8;        // and for each row of x
-constexpr double kLaunch = 5500.0;
-constexpr double kTile = 2500.0;
-constexpr double kTileColumn = 12.0;
-constexpr double kSplit = 600.0;  // for each further block of a cluster, to add its sums
-constexpr double kSplitColumn = 30.0;
+// Fitted to times of an H200, the quantizer's without a threshold included: in clocks of a multiprocessor.
+constexpr double kBytesPerClock = 18.0;  // that it draws from memory
+constexpr double kAgain = 0.51;          // what a weight costs again, from the L2, for each further tile of rows of x
+constexpr double kStep = 260.0;          // of a stage of the depth
+constexpr double kStepColumn = 2.25;     // and for each row of x
+constexpr double kStepOutliers = 78.0;
+constexpr double kLaunch = 6200.0;
+constexpr double kTileColumn = 38.0;
+constexpr double kTileOutliers = 1960.0;
+constexpr double kSplit = 1870.0;  // to add the sums of a cluster of two, and of more
+constexpr double kSplitColumn = 36.0;
 
 bool wgmma_fits(const LinearInt8Problem& p) {
   return p.compute_capability == 90 && p.aligned && p.k % 16 == 0 && p.k > 0 && p.k <= kInt8ExactDepth &&
@@ -32,22 +34,22 @@ bool wgmma_fits(const LinearInt8Problem& p) {
 }
 
 LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
-  const int64_t tiles_n = ceil_div(p.n, int64_t{Wgmma::kRows});
-  const int64_t tiles = tiles_n * ceil_div(p.m, int64_t{columns});
+  const int64_t tiles_m = ceil_div(p.m, int64_t{columns});
+  const int64_t tiles = ceil_div(p.n, int64_t{Wgmma::kRows}) * tiles_m;
   const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
   const double waves = static_cast<double>(ceil_div(tiles, linear_4bit_resident_clusters(p.sm_count, splits)));
   const double share = static_cast<double>(ceil_div(stages, int64_t{splits}));
-  // Weights come from memory once, whatever the number of tiles that need them; to each block from the L2.
   const double weight_bytes = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count;
-  const double memory = weight_bytes / kBytesPerClock;
-  const double step = std::max(kStep + kStepColumn * columns, Wgmma::stage_bytes(columns) / kL2BytesPerClock);
-  const double end = kTileColumn * columns + (splits > 1 ? (kSplit + kSplitColumn * columns) * (splits - 1) : 0.0);
+  const double memory = weight_bytes / kBytesPerClock * (1.0 + kAgain * static_cast<double>(tiles_m - 1));
+  const double step = kStep + kStepColumn * columns + (p.outliers ? kStepOutliers : 0.0);
+  const double end = kTileColumn * columns + (p.outliers ? kTileOutliers : 0.0) +
+                     (kSplit + kSplitColumn * columns) * std::sqrt(splits - 1.0);
   return {.kernel = LinearInt8Kernel::Wgmma,
           .columns = columns,
           .splits = splits,
           .tiles = tiles,
           .blocks = splits == 1 && Wgmma::goes_on(columns) ? std::min<int64_t>(tiles, p.sm_count) : tiles * splits,
-          .time = kLaunch + std::max(memory, waves * share * step) + waves * (kTile + end)};
+          .time = kLaunch + std::max(memory, waves * share * step) + waves * end};
 }
 
 LinearInt8Plan simt_plan(const LinearInt8Problem& p) {

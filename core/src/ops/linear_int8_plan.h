@@ -16,7 +16,8 @@ struct LinearInt8Problem {
   int64_t k = 0;
   int64_t m = 0;
   DType dtype = DType::BFloat16;
-  bool aligned = true;  // weight codes and out lie on 16-byte boundaries
+  bool outliers = false;  // there is a threshold
+  bool aligned = true;    // weight codes and out lie on 16-byte boundaries
   int compute_capability = 90;
   int sm_count = 132;
 
