@@ -347,14 +347,14 @@ def test_nothing_is_imported_before_it_is_needed():
 
 @pytest.mark.gpu
 def test_calls_do_not_wait_for_the_gpu(gpu):
-    from qbits.outliers import _as_threshold, _Watched
+    from qbits.outliers import _Watched
 
     layer = _Watched("", nn.Linear(64, 8, device=gpu))
     x = spiked(32, 64).to(gpu)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            layer.add(x, _as_threshold(6.0))
+            layer.add(x, 6.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert layer.counts[3].item() == 48

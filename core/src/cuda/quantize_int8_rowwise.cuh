@@ -53,59 +53,33 @@ struct RowwiseArgs {
   int64_t mark_pitch;
 };
 
-// Codes of a row: 127 x / scale to the nearest integer, halves to even, x / scale being rounded first.
-class Int8Encoder {
- public:
-  // The product with 127 / scale errs by two units of 127 / 2^24, the quotient by one, 2.3e-5 together: up to `sure_`
-  // from an integer both round to the same. The others, and rows with tiny scales, are divided.
-  __device__ explicit Int8Encoder(float scale)
-      : quotient_(scale),
-        factor_(quotient_.reciprocal() * (127.0F * 0x1p-32F)),
-        sure_(scale > 0.0F && scale < 0x1p-60F ? -1.0F : 0.5F - 0x1p-14F),
-        all_zero_(!(scale > 0.0F)) {}
+// Codes of a row: 127 x / scale to the nearest integer, halves to even.
+struct Int8Encoder {
+  Quotient quotient;
+  bool all_zero;
 
-  // Codes of elements beyond the scale, which are outliers', are arbitrary.
+  __device__ explicit Int8Encoder(float scale) : quotient(scale), all_zero(!(scale > 0.0F)) {}
+
   template <class T>
   __device__ uint2 operator()(const Run<T, kRun>& run) const {
+    float x[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) x[k] = run[k];
+    if (quotient.factor() != 1.0F) {
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) x[k] *= quotient.factor();
+    }
     uint32_t bits[kRun];
-    float distance = 0.0F;
+    // At 1.5 * 2^23 the spacing of floats is 1: the fused sum is rounded to an integer, once.
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      const float rounded = __fmaf_rn(run[k], factor_, kIntegers);
-      distance = fmaxf(distance, fabsf(__fmaf_rn(run[k], factor_, kIntegers - rounded)));
-      bits[k] = __float_as_uint(rounded);
+      bits[k] = __float_as_uint(__fmaf_rn(quotient(x[k]), 127.0F * 0x1p-32F, 0x1.8p23F));
     }
     const auto pack = [&](int k) {
       return __byte_perm(__byte_perm(bits[k], bits[k + 1], 0x40), __byte_perm(bits[k + 2], bits[k + 3], 0x40), 0x5410);
     };
-    uint2 codes = make_uint2(pack(0), pack(4));
-    if (!(distance <= sure_)) codes = divided(run);
-    return all_zero_ ? make_uint2(0, 0) : codes;
+    return all_zero ? make_uint2(0, 0) : make_uint2(pack(0), pack(4));
   }
-
- private:
-  // At 1.5 * 2^23 the spacing of floats is 1: a fused sum is rounded to an integer, once.
-  static constexpr float kIntegers = 0x1.8p23F;
-
-  // A loop, for it is rarely run: code that is not in the instruction cache costs more than it computes.
-  template <class T>
-  __device__ uint2 divided(const Run<T, kRun>& run) const {
-    uint2 codes = make_uint2(0, 0);
-#pragma unroll 1
-    for (int k = 0; k < kRun; ++k) {
-      float x = run[0];
-#pragma unroll
-      for (int i = 1; i < kRun; ++i) x = i == k ? run[i] : x;
-      const float rounded = __fmaf_rn(quotient_(x * quotient_.factor()), 127.0F * 0x1p-32F, kIntegers);
-      (k < 4 ? codes.x : codes.y) |= (__float_as_uint(rounded) & 255) << k % 4 * 8;
-    }
-    return codes;
-  }
-
-  Quotient quotient_;
-  float factor_;
-  float sure_;
-  bool all_zero_;
 };
 
 // Run i.. of a row of x; 0 behind its end.

@@ -23,9 +23,6 @@ class Quotient {
   // What x must be multiplied by first, 1 for all but tiny divisors.
   __device__ float factor() const { return factor_; }
 
-  // 2^32 / divisor, with an error of one unit in the last place, for divisors of 2^-60 and more.
-  __device__ float reciprocal() const { return reciprocal_; }
-
   __device__ float operator()(float x) const {
     const float estimate = __fmul_rn(x, reciprocal_);
     return __fmaf_rn(__fmaf_rn(-estimate, divisor_, x), reciprocal_, estimate);
