@@ -54,7 +54,7 @@ sanitizer() {
 # nothing.
 racecheck() {
   local log=$work/racecheck.txt
-  compute_sanitizer racecheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*:LinearInt8Cuda.Nan*' racecheck | tee "$log"
+  compute_sanitizer racecheck 'Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*:LinearInt8*Cuda.Nan*' racecheck | tee "$log"
   grep -q 'RACECHECK SUMMARY' "$log" && ! grep -q 'FAILED' "$log" &&
     ! grep 'Race reported' "$log" | grep -qvE 'linear_4bit_(stream|wgmma)_kernel'
 }
@@ -98,13 +98,13 @@ stage() {
 
 touch "$work/stages.tsv"
 stage install 40
-stage cpp 80
+stage cpp 120
 stage bench 190
 stage pytest 200
-stage sanitizer 100
+stage sanitizer 250
 stage racecheck 150
-stage initcheck 90
-stage synccheck 90
+stage initcheck 200
+stage synccheck 200
 
 python3 - "$work" "$OUT/summary.json" <<'EOP'
 import collections, datetime, importlib.metadata, json, os, pathlib, subprocess, sys, xml.etree.ElementTree

@@ -206,7 +206,8 @@ template <class T>
 void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
   const bool outliers = args.threshold > 0;
-  const Shares shares(args.rows, args.cols, outliers, device_facts(args.device, op).sm_count);
+  const int sm_count = device_facts(args.device, op).sm_count;
+  const Shares shares(args.rows, args.cols, outliers, sm_count);
   const RowwiseArgs<T> kernel_args{.x = static_cast<const T*>(args.x),
                                    .rows = args.rows,
                                    .cols = args.cols,
@@ -235,7 +236,9 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
       return;
     }
     launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
-    const int64_t blocks = std::clamp<int64_t>(args.rows / kTakeOutRows, 1, kTakeOutBlocks);
+    // Each block looks at all marks: few, unless there are many rows.
+    const int64_t blocks = std::max({int64_t{1}, std::min<int64_t>(args.rows / kTakeOutRows, kTakeOutBlocks),
+                                     std::min<int64_t>(args.rows / 64, sm_count)});
     launch(op, take_out_outliers<T>,
            {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = true}, stream, kernel_args);
   });

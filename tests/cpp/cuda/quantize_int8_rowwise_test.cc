@@ -90,6 +90,7 @@ TEST(CudaQuantizeInt8Rowwise, ManyRows) {
   QBITS_NEEDS_GPU();
   for (const float threshold : {0.0F, 4.5F}) {
     expect_same(rows_with_outliers(DType::BFloat16, 3000, 520, true, 5), threshold);
+    expect_same(rows_with_outliers(DType::BFloat16, 20000, 136, true, 7), threshold);
     expect_same(rows_with_outliers(DType::Float16, 700, 12288, false, 6), threshold);
   }
 }
