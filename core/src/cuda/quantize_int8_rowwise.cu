@@ -15,7 +15,7 @@ using namespace rowwise;
 constexpr int kKept = 4;        // runs a thread keeps from the look for the absmax until they are encoded
 constexpr int kMinGroup = 128;  // threads that have a row
 constexpr int kMaxGroup = 256;
-constexpr int kResident = 4;       // such groups of a multiprocessor
+constexpr int kResident = 3;       // such groups of a multiprocessor
 constexpr int kResidentPlain = 5;  // without marks, which take registers
 constexpr int kMaxThreads = kMaxGroup * kResident;
 constexpr int kFewBlocks = 64;  // that few rows are shared out to
@@ -41,6 +41,18 @@ class RowQuantizer {
     const T* const x = args_.x + row * args_.cols;
 #pragma unroll
     for (int j = 0; j < kKept; ++j) kept_[j] = load_row<kAligned>(x, column(part, j), cols_);
+  }
+
+  // The next row, behind this one's back.
+  __device__ void prefetch(int64_t row) {
+    if (row >= args_.rows) return;
+    const T* const x = args_.x + row * args_.cols;
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) next_[j] = load_row<kAligned>(x, column(0, j), cols_);
+  }
+  __device__ void advance() {
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) kept_[j] = next_[j];
   }
 
   // Bits of the largest magnitude; marks outliers.
@@ -97,6 +109,7 @@ class RowQuantizer {
 
   const RowwiseArgs<T>& args_;
   Run<T, kRun> kept_[kKept];
+  Run<T, kRun> next_[kKept];
   uint32_t marks_ = 0;  // of the four runs
   uint32_t first_;
   uint32_t step_;
@@ -120,7 +133,24 @@ __global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kM
   RowQuantizer<T, kAligned, kMarks> quantizer(args, thread);
   const int parts = quantizer.parts();
   uint8_t* const marks = kMarks ? args.marks + blockIdx.x * args.mark_pitch : nullptr;
-  for (int64_t row = int64_t{blockIdx.x} * groups + group; row < args.rows; row += int64_t{gridDim.x} * groups) {
+  // A barrier whose number is not constant would keep other blocks from the multiprocessor.
+  const auto wait = [&] { kGroups ? barrier_sync(1 + group, args.group) : __syncthreads(); };
+  const auto encode = [&](int64_t row, uint32_t largest) {
+    const uint32_t all = group_max(largest, wait, thread / 32, args.group / 32, magnitudes[group]);
+    quantizer.encode(row, finite_scale(all));
+  };
+  const int64_t step = int64_t{gridDim.x} * groups;
+  int64_t row = int64_t{blockIdx.x} * groups + group;
+  if (kGroups && sizeof(T) == 2 && parts == 1) {  // two rows of float32 would not fit the registers
+    quantizer.prefetch(row);
+    for (; row < args.rows; row += step) {
+      quantizer.advance();
+      const uint32_t largest = quantizer.look();
+      quantizer.prefetch(row + step);
+      encode(row, largest);
+    }
+  }
+  for (; row < args.rows; row += step) {
     uint32_t largest = 0;
 #pragma unroll 1
     for (int part = 0; part < parts; ++part) {
@@ -128,9 +158,7 @@ __global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kM
       largest = max(largest, quantizer.look());
       if (kMarks && parts > 1) quantizer.leave_marks(marks, part, row == blockIdx.x);
     }
-    // A barrier whose number is not constant would keep other blocks from the multiprocessor.
-    const auto wait = [&] { kGroups ? barrier_sync(1 + group, args.group) : __syncthreads(); };
-    quantizer.encode(row, finite_scale(group_max(largest, wait, thread / 32, args.group / 32, magnitudes[group])));
+    encode(row, largest);
   }
   if constexpr (kOutliers == Outliers::Many) {
     // Those of all groups together.
