@@ -15,8 +15,8 @@ using namespace rowwise;
 constexpr int kKept = 4;        // runs a thread keeps from the look for the absmax until they are encoded
 constexpr int kMinGroup = 128;  // threads that have a row
 constexpr int kMaxGroup = 256;
-constexpr int kResident = 3;       // such groups of a multiprocessor
-constexpr int kResidentPlain = 5;  // without marks, which take registers
+constexpr int kResident = 3;                      // such groups of a multiprocessor
+constexpr int kResidentPlain = kHasSm80 ? 5 : 4;  // without marks, which take registers
 constexpr int kMaxThreads = kMaxGroup * kResident;
 constexpr int kFewBlocks = 64;  // that few rows are shared out to
 constexpr int kTakeOutBlocks = 64;
