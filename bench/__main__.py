@@ -1,7 +1,4 @@
-"""The benches: `python -m bench` times the CPU ops, `python -m bench gpu` the GPU ops.
-
-`python -m bench chart` draws the latter, `python -m bench quality` measures what 8 bits lose to outliers.
-"""
+"""The benches: `python -m bench` times the CPU ops, and its --help names the others."""
 
 import sys
 

@@ -24,6 +24,10 @@ import torch
 import qbits
 from qbits import functional, nn
 
+OTHERS = (
+    "Other benches: `python -m bench gpu` times the GPU ops, `python -m bench chart` draws its results, "
+    "`python -m bench quality` measures what 8 bits lose to outliers. Each has a --help."
+)
 ROWS, COLS = 14336, 4096
 BLOCK = 64
 
@@ -270,7 +274,7 @@ def commit() -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog=OTHERS)
     parser.add_argument(
         "--json", "--out", type=Path, default=Path("out/bench/cpu.json"), help="where the JSON goes"
     )

@@ -104,17 +104,27 @@ def test_missing_extras_are_one_sentence(monkeypatch, capsys):
         (["demo", "--model", "nothing.gguf"], "got 'nothing.gguf', which is not there"),
         (["demo", "--footprint", "/nonexistent/model"], "/nonexistent/model"),
         (["demo", "--model", "/nonexistent/model"], "got '/nonexistent/model', which is not there"),
-        (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["demo", "--output", "/dev/null/x"], "[demo] output: got /dev/null/x (Not a directory), want"),
         (["demo", "--device", "cuda:999"], "[demo] device: got cuda:999, want one that can be used"),
         (["outliers", "--device", "cuda:999"], "[outliers] device: got cuda:999, want one that can be used"),
         (["outliers", "nothing.gguf"], "got 'nothing.gguf', which is not there"),
-        (["outliers", "--text", "/nonexistent/text"], "/nonexistent/text"),
-        (["outliers", "--plot", "/dev/null/x/plot.png"], "/dev/null/x"),
+        (
+            ["outliers", "--text", "/nonexistent/text"],
+            "[outliers] text: got /nonexistent/text (No such file or directory), want a text in UTF-8",
+        ),
+        (
+            ["outliers", "--plot", "/dev/null/x/plot.png"],
+            "[outliers] plot: got /dev/null/x (Not a directory), want a folder that can be written to",
+        ),
+        (["outliers", "--plot", "/dev/null"], "[outliers] plot: got /dev/null, want a file that can be"),
+        (["outliers", "--plot", "/dev/null/x/p.foo"], "got /dev/null/x/p.foo, want one of the suffixes "),
     ],
 )
 def test_bad_arguments_are_messages(arguments, message, capsys, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("rich")
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(arguments) == 1
     assert message in capsys.readouterr().err

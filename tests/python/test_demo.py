@@ -193,7 +193,7 @@ def test_outliers_of_a_text_of_the_users(tiny, tmp_path, capsys):
     text.write_text("forty tokens of text, one for each letter")
     assert main(["outliers", str(tiny), "--text", str(text), "--json"]) == 0
     assert {layer["rows"] for layer in json.loads(capsys.readouterr().out)["layers"].values()} == {41}
-    for content, message in [(b"", f"text: got no tokens in {text}"), (b"\xff", "codec can't decode")]:
+    for content, message in [(b"", f"text: got no tokens in {text}"), (b"\xff", "want a text in UTF-8")]:
         text.write_bytes(content)
         assert main(["outliers", str(tiny), "--text", str(text)]) == 1
         assert message in capsys.readouterr().err

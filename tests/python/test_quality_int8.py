@@ -23,7 +23,7 @@ def test_llm_int8_stays_within_one_percent_at_every_depth(results):
         assert len(errors) == 1 + SIZE.layers and min(errors) > 1e-4 and max(errors) <= quality_int8.LIMIT
 
 
-@pytest.mark.parametrize("setting", [Setting(0.001, 60.0), Setting(0.003, 60.0)], ids=str)
+@pytest.mark.parametrize("setting", quality_int8.TENFOLD, ids=str)
 def test_plain_int8_errs_ten_times_as_much(setting, results):
     for depth in range(1 + SIZE.layers):
         assert results[setting].gain(depth) >= quality_int8.FACTOR
@@ -86,6 +86,13 @@ def test_table_verdict_and_chart(results, tmp_path):
     assert met and text.endswith("times as much or more: 0.1% up to 60, 0.3% up to 60.")
     quality_int8.draw(chosen, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verdict_wants_all_the_settings_where_absmax_must_fail(results, monkeypatch):
+    assert quality_int8.verdict([results[setting] for setting in quality_int8.TENFOLD])[1]
+    assert not quality_int8.verdict([results[quality_int8.TENFOLD[0]]])[1]
+    monkeypatch.setattr(quality_int8, "TENFOLD", (Setting(0.01, 20.0),))
+    assert not quality_int8.verdict(list(results.values()))[1]
 
 
 def test_verdict_sees_an_llm_int8_that_rounds_outliers(monkeypatch, capsys, tmp_path):

@@ -41,7 +41,7 @@ def run(
     """The whole demo; returns the exit status: 0 if the saved model came back bit for bit."""
     device = setup.usable("demo", device)
     if output is not None:
-        setup.check_writable(output)
+        setup.check_writable("demo", "output", output)
     console = setup.console()
     loaded = setup.load(console, model)
     positions = loaded.positions()

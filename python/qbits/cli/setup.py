@@ -36,11 +36,15 @@ def usable(command: str, device: str | None) -> str:
     return device
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(command: str, option: str, folder: Path) -> None:
     """Makes `folder`. Raises OSError, now and not after minutes of work, if it cannot be written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        want = "a folder that can be written to"
+        raise OSError(f"[{command}] {option}: got {folder} ({error.strerror}), want {want}") from error
 
 
 def load(console: Console, model: str | None) -> LanguageModel:

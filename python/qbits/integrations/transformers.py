@@ -1,7 +1,8 @@
 """The transformers plug-in: `from_pretrained(..., quantization_config=QbitsConfig("nf4"))`, save, reload.
 
 Checkpoints hold each weight under the keys the layers of `qbits.nn` write: for nf4, fp4 and int8 those of
-bitsandbytes. Works with transformers 5.17 and later; what differs between versions is noted where it does.
+bitsandbytes, for int4 its own. Works with transformers 5.17 and later; what differs between versions is noted
+where it does.
 """
 
 from __future__ import annotations
