@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -102,8 +102,11 @@ def config_of(
 ) -> QuantizeConfig:
     """The config of a layer whose formats have `bits` a code, from what its constructor was given.
 
-    Raises ValueError for a format of others, TypeError for both a config and options.
+    Raises ValueError for a format of others, TypeError for both a config and options, or an unknown one.
     """
+    names = [field.name for field in fields(QuantizeConfig)]
+    if unknown := sorted({*(options or ())} - {*names}):
+        raise TypeError(f"[{op}] options: got {unknown}, want some of {', '.join(names)}")
     if options and config is not None:
         raise TypeError(f"[{op}] options: got {sorted(options)} beside config, want one or the other")
     if config is None:

@@ -225,10 +225,11 @@ class _Watched:
         if x.dim() == 0 or x.shape[-1] != columns or x.is_complex():
             got, want = f"{dtype_name(x.dtype)} {list(x.shape)}", f"real [..., {columns}]"
             raise ValueError(f"[outliers] input of {_shown(self.name)}: got {got}, want {want}")
-        if x.numel() == 0:
+        rows = math.prod(x.shape[:-1])
+        if rows == 0:
             return
-        magnitude = x.detach().reshape(-1, columns).float().abs()
-        self.rows += magnitude.shape[0]
+        magnitude = x.detach().reshape(rows, columns).float().abs()
+        self.rows += rows
         nan = magnitude.isnan()
         magnitude.masked_fill_(nan, 0.0)
         counts = torch.cat([(magnitude >= threshold).sum(0), nan.sum()[None]])

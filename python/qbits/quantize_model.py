@@ -132,7 +132,8 @@ def dequantize_(
 
     Args:
         model: any module.
-        dtype: of the dense weights; by default each weight's own.
+        dtype: of the dense weights and of the layers' biases, which then are new parameters; by default each
+            one's own.
         progress: show a bar; by default only on a terminal.
 
     Returns:
@@ -156,11 +157,12 @@ def dequantize_(
     mixtures = _mixtures(model, quantized_expert_weights)
     groups += [[place] for place in mixtures]
     made: dict[int, nn.Parameter] = {}
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     for group in _drain(groups, "dequantize", progress):
         if group[0] in mixtures:
             dequantize_experts(group[0].module, dtype, made)
         else:
-            _dequantize_group(group, dtype)
+            _dequantize_group(group, dtype, biases)
     return model
 
 
@@ -287,7 +289,9 @@ def _quantized(module: Any, weight: nn.Parameter, config: QuantizeConfig, transp
     return linear_class(config).from_parameter(weight, module.bias, config, transposed, module.training)
 
 
-def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
+def _dequantize_group(
+    group: list[_Place], dtype: torch.dtype | None, biases: dict[nn.Parameter, nn.Parameter]
+) -> None:
     modules: dict[int, nn.Module] = {}
     weights: dict[bool, nn.Parameter] = {}
     for place in group:
@@ -302,6 +306,7 @@ def _dequantize_group(group: list[_Place], dtype: torch.dtype | None) -> None:
             weights[transposed] = module.weight if same else nn.Parameter(dense, requires_grad=trained)
         if id(module) not in modules:
             modules[id(module)] = _move_hooks(module, _dequantized(module, weights[transposed]))
+            _cast_bias(modules[id(module)], dtype, biases)
         place.replace(modules[id(module)])
 
 
@@ -320,3 +325,15 @@ def _dequantized(module: Any, weight: nn.Parameter) -> nn.Module:
         dense.bias = module.bias
     dense.weight = weight
     return dense.train(module.training)
+
+
+def _cast_bias(
+    module: nn.Module, dtype: torch.dtype | None, biases: dict[nn.Parameter, nn.Parameter]
+) -> None:
+    """Gives `module` its bias in `dtype`; `biases` are those made so far, so that a shared one stays so."""
+    bias = module._parameters.get("bias")
+    if bias is None or dtype is None or bias.dtype == dtype:
+        return
+    if bias not in biases:
+        biases[bias] = nn.Parameter(bias.detach().to(dtype), requires_grad=bias.requires_grad)
+    module.bias = biases[bias]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ def pre_all_gather(
     if not isinstance(shard, QuantizedTensor) or shard.codes.dim() != 2:
         raise ValueError(f"[fully_shard] weight: got {shard!r}, want rows that fall on bytes")
     names = [name for name in _GATHERED if getattr(shard, name) is not None]
-    kept = {name: getattr(shard, name) for name in ("nested_code", "offset")}
+    # For a single rank torch hands back the first tensor alone, whatever it was given.
+    names, rest = (names, []) if ranks > 1 else (names[:1], names[1:])
+    kept = {name: getattr(shard, name) for name in (*rest, "nested_code", "offset")}
     return tuple(getattr(shard, name).contiguous() for name in names), (names, kept, tuple(outer_size))
 
 
@@ -43,10 +46,18 @@ def post_all_gather(
     names, kept, size = metadata
     tensors = dict(zip(names, outputs, strict=True))
     if out is not None:
-        for name, tensor in tensors.items():
+        for name, tensor in {**tensors, **kept}.items():
             held = getattr(out, name)
-            if held.data_ptr() != tensor.data_ptr():
-                held.copy_(tensor)
+            if held is not None and held.data_ptr() != tensor.data_ptr():
+                with _unnoticed(held):
+                    held.copy_(tensor)
         return None
     matrix = (tensors["codes"].shape[0], shard.cols)
     return shard.like({**tensors, **kept}, size, param_dtype, matrix), ()
+
+
+def _unnoticed(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Where a write to `tensor`, by FSDP for the backward pass, is none to autograd, which has saved it."""
+    if tensor.is_inference():
+        return contextlib.nullcontext()
+    return torch.autograd._unsafe_preserve_version_counter(tensor)

@@ -36,6 +36,10 @@ CALL: list[Callable[..., Any]] = []
 FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
 
+_ADOPTED = ("format", "block_size", "logical_dtype", "rows", "cols")
+_ADOPTED += ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix", *TENSORS)
+_ATTRIBUTES = {*_ADOPTED, "operands", "_is_param"}
+
 
 class QuantizedTensor(Tensor):
     """A wrapper tensor with the logical shape and dtype of the dense tensor it stands for.
@@ -85,11 +89,18 @@ class QuantizedTensor(Tensor):
         dtype: torch.dtype = torch.float32,
         matrix: tuple[int, int] | None = None,
         requires_grad: bool = False,
+        **attributes: Any,
     ) -> QuantizedTensor:
         """Wraps the tensors of a format, or another QuantizedTensor, without copying.
 
-        `matrix` is (rows, cols); by default the last size of `shape` is cols.
+        `matrix` is (rows, cols); by default the last size of `shape` is cols. `attributes` are those of the
+        other one: accelerate makes a parameter anew as type(p)(p.to(device), **p.__dict__). Of them only
+        what `p.to` has not kept counts, whether it is a parameter.
         """
+        if attributes:
+            known = _ATTRIBUTES if isinstance(tensors, QuantizedTensor) else ()
+            if unknown := [name for name in attributes if name not in known]:
+                raise TypeError(f"[QuantizedTensor] arguments: got {unknown}, want none but its attributes")
         if isinstance(tensors, QuantizedTensor):
             shape, dtype, device = tensors.shape, tensors.logical_dtype, tensors.codes.device
         elif isinstance(tensors, Mapping):
@@ -114,9 +125,12 @@ class QuantizedTensor(Tensor):
         dtype: torch.dtype = torch.float32,
         matrix: tuple[int, int] | None = None,
         requires_grad: bool = False,
+        **attributes: Any,
     ) -> None:
         if isinstance(tensors, QuantizedTensor):
             self._adopt(tensors)
+            if attributes.get("_is_param"):
+                self._is_param = True
             return
         self.format, self.block_size, self.logical_dtype = format, block_size, dtype
         self.rows, self.cols = matrix_shape(shape) if matrix is None else matrix
@@ -128,8 +142,7 @@ class QuantizedTensor(Tensor):
             setattr(self, name, tensors.get(name))
 
     def _adopt(self, other: QuantizedTensor) -> None:
-        kinds = ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix")
-        for name in ("format", "block_size", "logical_dtype", "rows", "cols", *kinds, *TENSORS):
+        for name in _ADOPTED:
             setattr(self, name, getattr(other, name))
 
     # An op is called once per layer and token: its arguments are gathered once.

@@ -246,6 +246,16 @@ def test_export(options, strict, bias_requires_grad, tmp_path):
         torch.testing.assert_close(gradients, [model[0].bias.grad, model[2].bias.grad])
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_for_any_number_of_rows(options, strict):
+    layer, rows = linear(options, 64, 32), torch.export.Dim("rows")
+    program = torch.export.export(layer, (torch.randn(3, 64),), dynamic_shapes=({0: rows},), strict=strict)
+    for n in (1, 200):
+        x = torch.randn(n, 64)
+        assert torch.equal(program.module()(x), layer(x))
+
+
 def test_an_exported_gradient_can_be_differentiated():
     layer = Linear4bit(64, 32)
     x = torch.randn(3, 64, requires_grad=True)

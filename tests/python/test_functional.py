@@ -125,6 +125,30 @@ def test_gemv_4bit_takes_any_storage_and_refuses_what_does_not_fit():
             F.gemv_4bit(*arguments, **{"state": state, **options})
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"absmax": None}, TypeError, "absmax: got NoneType, want a tensor"),
+        ({"shape": (16.0, 64)}, TypeError, r"shape: got \[16.0, 64\], want two ints"),
+        ({"shape": 16}, TypeError, "shape: got 16, want two sizes"),
+        ({"quant_type": "nf5"}, ValueError, "quant_type: got 'nf5', want nf4 or fp4$"),
+        ({"quant_type": "int8"}, ValueError, "quant_type: got 'int8', want nf4 or fp4$"),
+        ({"quant_type": 4}, ValueError, "quant_type: got 4, want nf4 or fp4$"),
+        ({"offset": 2.0}, TypeError, "offset: got float, want a tensor"),
+        ({"state2": "x"}, TypeError, "state2.absmax: got str, want a tensor"),
+        ({"state2": F.QuantState(torch.ones(1))}, TypeError, "state2.code: got NoneType, want a tensor"),
+    ],
+)
+def test_gemv_4bit_refuses_a_state_with_something_else_in_it(changes, error, message):
+    codes, state = F.quantize_4bit(torch.randn(16, 64), compress_statistics=True, quant_type="nf4")
+    for name, value in changes.items():
+        setattr(state, name, value)
+    with pytest.raises(error, match=rf"^\[gemv_4bit\] state\.{message}"):
+        F.gemv_4bit(torch.randn(1, 64), codes, state=state)
+    with pytest.raises(TypeError, match=r"^\[gemv_4bit\] state: got str, want a QuantState$"):
+        F.gemv_4bit(torch.randn(1, 64), codes, state="x")
+
+
 def test_4bit_refusals():
     codes, state = F.quantize_4bit(torch.randn(64), quant_type="nf4")
     with pytest.raises(ValueError, match=r"\[quantize_4bit\] quant_type: got 'int4', want nf4 or fp4"):

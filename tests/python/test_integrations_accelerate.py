@@ -1,4 +1,4 @@
-"""accelerate moves quantized weights to and fro: offload hooks and the Accelerator."""
+"""accelerate moves quantized weights to and fro: offload hooks, empty weights and the Accelerator."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import qbits
+from quantized_layers import embedding, linear
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -52,6 +53,20 @@ def test_disk_offload(options, tmp_path, execution_device):
     for _ in range(2):
         assert torch.equal(net(x.to(execution_device)), want)
         assert net[0].weight.is_meta
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_empty_weights(options):
+    with accelerate.init_empty_weights():
+        layers = [linear(options, 64, 32), embedding(options, 64, 32), *model(**options)[::2]]
+    for layer in layers:
+        weight = layer.weight
+        assert isinstance(weight, qbits.QuantizedTensor) and isinstance(weight, nn.Parameter)
+        assert all(t.is_meta for t in weight.tensors().values()) and not weight.requires_grad
+    full = linear(options, 64, 32)
+    layers[0].load_state_dict(full.state_dict(), assign=True)
+    x = torch.randn(3, 64)
+    assert torch.equal(layers[0](x), full(x))
 
 
 def test_accelerator_trains_around_it():

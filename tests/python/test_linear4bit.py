@@ -210,8 +210,6 @@ def test_refusals():
         Linear4bit(64, 16, format="int8")
     with pytest.raises(ValueError, match=r"\[Linear4bit.from_float\] format: got 'int8', want one of nf4"):
         Linear4bit.from_float(nn.Linear(64, 16), "int8")
-    with pytest.raises(TypeError, match="blocksize"):
-        Linear4bit(64, 16, blocksize=64)
     with pytest.raises(TypeError, match=r"\[QuantizeConfig\] compute_dtype"):
         Linear4bit(64, 16, compute_dtype=torch.float64)
     layer = Linear4bit(64, 16)
@@ -326,7 +324,23 @@ def test_a_config_is_a_format_a_quantize_config_or_options():
         qbits.nn.Linear4bit(64, 32, config={"format": "nf4"})
     with pytest.raises(TypeError, match=r"\[Linear4bit\] options: got .* beside config"):
         qbits.nn.Linear4bit(64, 32, config="nf4", block_size=32)
+    layer = qbits.nn.Linear4bit.from_float(dense, format="fp4", block_size=32)
+    assert layer.config == qbits.QuantizeConfig("fp4", block_size=32) and layer.weight.block_size == 32
+    with pytest.raises(TypeError, match=r"\[Linear4bit.from_float\] options: got .* beside config"):
+        qbits.nn.Linear4bit.from_float(dense, "nf4", block_size=32)
     with pytest.raises(TypeError, match=r"\[quantize_4bit\] A: got list, want a tensor"):
         qbits.functional.quantize_4bit([1.0])
     with pytest.raises(TypeError, match=r"\[quantize_4bit\] quant_storage: got 'uint8'"):
         qbits.functional.quantize_4bit(torch.ones(64), quant_storage="uint8")
+
+
+@pytest.mark.parametrize("name", ["Linear4bit", "Linear8bit", "Embedding4bit", "Embedding8bit"])
+def test_an_option_there_is_not_is_refused_by_the_class_called(name):
+    kind = getattr(qbits.nn, name)
+    dense = torch.nn.Embedding(8, 8) if name.startswith("Embedding") else torch.nn.Linear(8, 8)
+    want = r"options: got \['treshold'\], want some of format, block_size, .*, threshold, activation_bits$"
+    with pytest.raises(TypeError, match=rf"^\[{name}\] {want}"):
+        kind(8, 8, treshold=6.0)
+    with pytest.raises(TypeError, match=rf"^\[{name}.from_float\] {want}"):
+        kind.from_float(dense, treshold=6.0)
+    assert kind.from_float(dense, compute_dtype=torch.bfloat16).compute_dtype == torch.bfloat16

@@ -237,6 +237,11 @@ def test_thresholds():
     assert (
         Linear8bit.from_float(nn.Linear(64, 16), qbits.QuantizeConfig("int8", threshold=4.5)).threshold == 4.5
     )
+    for kept in (False, True):
+        options = {"threshold": 5.0, "has_fp16_weights": kept}
+        assert Linear8bit.from_float(nn.Linear(64, 16), **options).threshold == 5.0
+        with pytest.raises(TypeError, match=r"\[Linear8bit\] options: got \['treshold'\], want some of"):
+            Linear8bit(64, 16, treshold=6.0, has_fp16_weights=kept)
     for bad in (-1, float("nan"), float("inf"), 1e39, 10**400):
         with pytest.raises(ValueError, match=r"\[QuantizeConfig\] threshold: got .*, want 0 or a positive"):
             Linear8bit(64, 16, threshold=bad)

@@ -142,6 +142,11 @@ def test_what_data_may_be(data, rows, largest):
     assert layer.rows == rows and counted(layer)[3] == (rows // 2, largest)
 
 
+def test_rows_without_a_column_are_counted():
+    layer = qbits.outliers(nn.Linear(0, 3), [torch.ones(2, 0), torch.ones(3, 4, 0)]).layers[""]
+    assert (layer.rows, layer.columns, layer.nans, layer.records()) == (14, 0, 0, [])
+
+
 def test_layers_that_are_watched():
     pytest.importorskip("transformers")
     from transformers.pytorch_utils import Conv1D

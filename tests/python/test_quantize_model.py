@@ -206,6 +206,24 @@ def test_dequantize(format):
     assert model.embed.weight is model.lm_head.weight
 
 
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_dequantizing_to_a_dtype_takes_the_bias_along(format):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64, bias=False))
+    model[1].bias = model[0].bias
+    quantize_(model, format)
+    model[1].bias.requires_grad_(False)
+    bias = model[0].bias
+    dequantize_(model)
+    assert model[0].bias is bias
+    quantize_(model, format)
+    dequantize_(model, torch.bfloat16)
+    assert model(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert model[0].bias is model[1].bias and not model[0].bias.requires_grad
+    assert torch.equal(model[0].bias, bias.bfloat16())
+    layer = dequantize_(nn.Sequential(Linear8bit(64, 64, has_fp16_weights=True)), torch.float16)[0]
+    assert layer.bias.dtype == torch.float16 and layer.bias.requires_grad
+
+
 def test_dequantizing_a_float_weight_keeps_it():
     model = nn.Sequential(Linear8bit(64, 32, has_fp16_weights=True), Linear8bit(32, 32))
     weight = model[0].weight

@@ -13,7 +13,8 @@ from qbits.formats import NESTED_BLOCK_SIZE
 from qbits.functional.quant_state import QuantState
 from qbits.ops._library import as_block_size, check_dtype, check_is_tensor, describe
 
-_FORMATS = ("nf4", "fp4")
+FORMATS_4BIT = ("nf4", "fp4")
+"""Those whose weights a QuantState describes."""
 
 
 def quantize_4bit(
@@ -41,8 +42,8 @@ def quantize_4bit(
         codes, [ceil(bytes / itemsize), 1], two a byte, the first element of a pair in the high nibble;
         and the state dequantize_4bit needs.
     """
-    if quant_type not in _FORMATS:
-        raise ValueError(f"[quantize_4bit] quant_type: got {quant_type!r}, want {' or '.join(_FORMATS)}")
+    if quant_type not in FORMATS_4BIT:
+        raise ValueError(f"[quantize_4bit] quant_type: got {quant_type!r}, want {' or '.join(FORMATS_4BIT)}")
     check_is_tensor("quantize_4bit", "A", A)
     if not isinstance(quant_storage, torch.dtype):
         raise TypeError(f"[quantize_4bit] quant_storage: got {quant_storage!r}, want a torch.dtype")

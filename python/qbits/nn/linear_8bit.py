@@ -64,10 +64,10 @@ class Linear8bit(QuantizedLinear):
         if not has_fp16_weights:
             super().__init__(in_features, out_features, bias, device, dtype, config, **options)
             return
-        self.config = config_of("Linear8bit", self.BITS, config, options)
+        self.config = config_of(type(self).__name__, self.BITS, config, options)
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self.has_fp16_weights = True
-        _check_dtype("Linear8bit", self.weight)
+        _check_dtype(type(self).__name__, self.weight)
 
     @classmethod
     def from_float(
@@ -76,21 +76,23 @@ class Linear8bit(QuantizedLinear):
         config: str | QuantizeConfig | None = None,
         name: str = "weight",
         has_fp16_weights: bool = False,
+        **options: object,
     ) -> Self:
         """As that of Linear4bit. With `has_fp16_weights` the layer shares the weight of `linear`, too.
 
         Raises:
-            ValueError: a NaN or infinity, with its first index, unless the weight stays as it is.
-            TypeError: another kind of module, or a dtype that cannot be quantized.
+            ValueError: a NaN or infinity, with its first index, unless the weight stays as it is; or as
+                QuantizeConfig.
+            TypeError: another kind of module, or a dtype that cannot be quantized; or as QuantizeConfig.
         """
         if not has_fp16_weights:
-            return super().from_float(linear, config, name)
-        op = "Linear8bit.from_float"
+            return super().from_float(linear, config, name, **options)
+        op = f"{cls.__name__}.from_float"
         if check_linear(op, linear):
             raise TypeError(f"[{op}] module: got Conv1D, want nn.Linear where the weight stays as it is")
         weight: nn.Parameter = linear.weight  # type: ignore[assignment]
         _check_dtype(op, weight)
-        config = config_of(op, cls.BITS, config)
+        config = config_of(op, cls.BITS, config, options)
         layer = cls.from_parameter(weight, linear.bias, config, training=linear.training)  # type: ignore[arg-type]
         layer.has_fp16_weights = True
         return layer

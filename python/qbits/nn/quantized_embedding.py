@@ -47,20 +47,28 @@ class QuantizedEmbedding(QuantizedModule, nn.Embedding):
 
     @classmethod
     def from_float(
-        cls, embedding: nn.Embedding, config: str | QuantizeConfig | None = None, name: str = "weight"
+        cls,
+        embedding: nn.Embedding,
+        config: str | QuantizeConfig | None = None,
+        name: str = "weight",
+        **options: object,
     ) -> Self:
-        """The quantized `embedding`. `name` is what a NaN or infinity in the table is reported under.
+        """The quantized `embedding`.
+
+        `config` and `options` as for the constructor; `name` is what a NaN or infinity in the table is
+        reported under.
 
         Raises:
-            ValueError: a NaN or infinity, with its first index; or max_norm, which rewrites the table.
-            TypeError: another kind of module, or a dtype that cannot be quantized.
+            ValueError: a NaN or infinity, with its first index; max_norm, which rewrites the table; or as
+                QuantizeConfig.
+            TypeError: another kind of module, or a dtype that cannot be quantized; or as QuantizeConfig.
         """
         op = f"{cls.__name__}.from_float"
         if not isinstance(embedding, nn.Embedding) or isinstance(embedding, QuantizedModule):
             raise TypeError(f"[{op}] module: got {type(embedding).__name__}, want nn.Embedding")
         if embedding.max_norm is not None:
             raise ValueError(f"[{op}] max_norm: got {embedding.max_norm}, want None")
-        config = config_of(op, cls.BITS, config)
+        config = config_of(op, cls.BITS, config, options)
         parameter = quantized_parameter(embedding.weight.detach(), config, name)
         return cls.from_parameter(parameter, config, embedding.padding_idx, embedding.training)
 

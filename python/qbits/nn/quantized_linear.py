@@ -45,20 +45,25 @@ class QuantizedLinear(QuantizedModule, nn.Linear):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Module, config: str | QuantizeConfig | None = None, name: str = "weight"
+        cls,
+        linear: nn.Module,
+        config: str | QuantizeConfig | None = None,
+        name: str = "weight",
+        **options: object,
     ) -> Self:
         """The quantized `linear`: an nn.Linear or transformers' Conv1D. Shares its bias.
 
-        `name` is what a NaN or infinity in the weight is reported under.
+        `config` and `options` as for the constructor; `name` is what a NaN or infinity in the weight is
+        reported under.
 
         Raises:
-            ValueError: a NaN or infinity, with its first index.
-            TypeError: another kind of module, or a dtype that cannot be quantized.
+            ValueError: a NaN or infinity, with its first index; or as QuantizeConfig.
+            TypeError: another kind of module, or a dtype that cannot be quantized; or as QuantizeConfig.
         """
         op = f"{cls.__name__}.from_float"
         transposed = check_linear(op, linear)
         dense: Tensor = linear.weight.detach()  # type: ignore[operator]
-        config = config_of(op, cls.BITS, config)
+        config = config_of(op, cls.BITS, config, options)
         parameter = quantized_parameter(dense.t().contiguous() if transposed else dense, config, name)
         return cls.from_parameter(parameter, linear.bias, config, transposed, linear.training)  # type: ignore[arg-type]
 
