@@ -63,7 +63,7 @@ def take(owner: QuantizedTensor, view: Callable[[Tensor], Any]) -> Any:
     """`view` of the dense values of `owner`, as part of a call of torch."""
     dense = owner.dequantize()
     if isinstance(dense, FunctionalTensor):  # of a graph, in which a write to it would be lost: torch refuses
-        torch._freeze_functional_tensor(dense.elem)
+        torch._freeze_functional_tensor(dense.elem)  # type: ignore[attr-defined]
     if _calls.taken is not None:
         _calls.taken.append((owner.like(), dense))
     return view(dense)
