@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qbits.tensor import QuantizedTensor
@@ -61,6 +62,8 @@ class DenseView(Tensor):
 def take(owner: QuantizedTensor, view: Callable[[Tensor], Any]) -> Any:
     """`view` of the dense values of `owner`, as part of a call of torch."""
     dense = owner.dequantize()
+    if isinstance(dense, FunctionalTensor):  # of a graph, in which a write to it would be lost: torch refuses
+        torch._freeze_functional_tensor(dense.elem)  # type: ignore[attr-defined]
     if _calls.taken is not None:
         _calls.taken.append((owner.like(), dense))
     return view(dense)

@@ -36,8 +36,8 @@ CALL: list[Callable[..., Any]] = []
 FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
 
-_ADOPTED = ("format", "block_size", "logical_dtype", "rows", "cols")
-_ADOPTED += ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix", *TENSORS)
+_KINDS = ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix")
+_ADOPTED = ("format", "block_size", "logical_dtype", "rows", "cols", *_KINDS, *TENSORS)
 _ATTRIBUTES = {*_ADOPTED, "operands", "_is_param"}
 
 

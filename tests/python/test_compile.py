@@ -106,6 +106,29 @@ def test_a_graph_sees_its_own_writes_to_a_weight(options, grad):
                 dense = -dense
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda w: w[0].fill_(5), lambda w: w[:, 0].zero_(), lambda w: w.T[0].zero_(), lambda w: w.t().mul_(2)],
+)
+def test_a_graph_refuses_what_it_would_lose(write):
+    weight = qbits.quantize(torch.randn(64, 64))
+    before = weight.dequantize()
+    with pytest.raises(RuntimeError, match="cannot mutate tensors with frozen storage"):
+        compiled(write, "aot_eager")[0](weight)
+    assert torch.equal(weight.dequantize(), before)
+
+
+def test_a_graph_reads_views_and_writes_to_copies_of_them():
+    def read(weight, x):
+        copies = weight[1].clone().zero_(), weight.T.contiguous().mul_(2)
+        return *copies, x @ weight.t() + weight[:, 3], weight.t(), weight.diagonal(), weight.unbind(0)[2]
+
+    weight, x = qbits.quantize(torch.randn(64, 64)), torch.randn(3, 64)
+    fast, _ = compiled(read, "aot_eager")
+    for y, expected in zip(fast(weight, x), read(weight, x), strict=True):
+        torch.testing.assert_close(y, expected.as_subclass(torch.Tensor))
+
+
 def test_inference_and_leading_dimensions():
     layer = Linear4bit(64, 32, compute_dtype=torch.bfloat16)
     fast, counter = compiled(layer, dynamic=True)

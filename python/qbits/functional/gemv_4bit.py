@@ -84,4 +84,4 @@ def _matrix(op: str, state: Any) -> tuple[int, int]:
         check_is_tensor(op, "state.offset", state.offset)
         check_is_tensor(op, "state.state2.absmax", getattr(state.state2, "absmax", state.state2))
         check_is_tensor(op, "state.state2.code", getattr(state.state2, "code", None))
-    return tuple(shape)  # type: ignore[return-value]
+    return shape[0], shape[1]

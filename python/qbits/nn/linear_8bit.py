@@ -76,7 +76,7 @@ class Linear8bit(QuantizedLinear):
         config: str | QuantizeConfig | None = None,
         name: str = "weight",
         has_fp16_weights: bool = False,
-        **options: object,
+        **options: Any,
     ) -> Self:
         """As that of Linear4bit. With `has_fp16_weights` the layer shares the weight of `linear`, too.
 

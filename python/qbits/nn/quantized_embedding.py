@@ -51,7 +51,7 @@ class QuantizedEmbedding(QuantizedModule, nn.Embedding):
         embedding: nn.Embedding,
         config: str | QuantizeConfig | None = None,
         name: str = "weight",
-        **options: object,
+        **options: Any,
     ) -> Self:
         """The quantized `embedding`.
 

@@ -49,7 +49,7 @@ class QuantizedLinear(QuantizedModule, nn.Linear):
         linear: nn.Module,
         config: str | QuantizeConfig | None = None,
         name: str = "weight",
-        **options: object,
+        **options: Any,
     ) -> Self:
         """The quantized `linear`: an nn.Linear or transformers' Conv1D. Shares its bias.
 
