@@ -28,6 +28,11 @@ enum class Outliers : uint8_t {
   Many,
 };
 
+constexpr int threads_of(Outliers outliers) { return outliers == Outliers::Many ? kMaxThreads : kMaxGroup; }
+constexpr int resident(Outliers outliers) {
+  return outliers == Outliers::Many ? 1 : outliers == Outliers::One ? kResident : kResidentPlain;
+}
+
 // What a group of threads does with rows, in parts of as many columns as they keep.
 template <class T, bool kAligned, bool kMarks>
 class RowQuantizer {
@@ -118,10 +123,7 @@ class RowQuantizer {
 
 // A row after the other, of a group's threads.
 template <class T, bool kAligned, Outliers kOutliers>
-__global__ void __launch_bounds__(kOutliers == Outliers::Many ? kMaxThreads : kMaxGroup, kOutliers == Outliers::Many ? 1
-                                                                                         : kOutliers == Outliers::One
-                                                                                             ? kResident
-                                                                                             : kResidentPlain)
+__global__ void __launch_bounds__(threads_of(kOutliers), resident(kOutliers))
     quantize_rows(const __grid_constant__ RowwiseArgs<T> args) {
   constexpr bool kMarks = kOutliers != Outliers::None;
   __shared__ uint32_t magnitudes[kMaxThreads / kMinGroup][32];
