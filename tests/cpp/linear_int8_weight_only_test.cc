@@ -13,23 +13,8 @@ namespace {
 using test::Buffer;
 using test::kFloats;
 using test::view_of;
+using test::Weight;
 using test::workspace_of;
-
-struct Weight {
-  int64_t n, k;
-  std::vector<int8_t> codes;
-  std::vector<float> scales;
-
-  Weight(int64_t rows, int64_t cols, uint32_t seed) : n(rows), k(cols) {
-    std::mt19937 engine(seed);
-    for (int64_t i = 0; i < n * k; ++i) codes.push_back(static_cast<int8_t>(engine() % 256 - 128));
-    for (int64_t i = 0; i < n; ++i) scales.push_back(0.001F + 1e-10F * static_cast<float>(engine()));
-    if (n > 2) scales[1] = 0.0F;
-  }
-  WeightInt8 view() {
-    return {.codes = view_of(codes, DType::Int8, {n, k}), .scales = view_of(scales, DType::Float32, {n})};
-  }
-};
 
 Buffer multiply(Buffer& x, int64_t m, Weight& w, Buffer* bias) {
   Buffer out(x.dtype, m * w.n);

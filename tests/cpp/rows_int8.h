@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <random>
 
 #include "float_bits.h"
 #include "qbits/int8.h"
@@ -18,6 +19,23 @@ TensorView view_of(std::vector<T>& values, DType dtype, std::initializer_list<in
 inline TensorView workspace_of(std::vector<uint8_t>& bytes) {
   return view_of(bytes, DType::UInt8, {std::ssize(bytes)});
 }
+
+// A weight of random codes and scales; its second row has scale 0 where there are three or more.
+struct Weight {
+  int64_t n, k;
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+
+  Weight(int64_t rows, int64_t cols, uint32_t seed) : n(rows), k(cols) {
+    std::mt19937 engine(seed);
+    for (int64_t i = 0; i < n * k; ++i) codes.push_back(static_cast<int8_t>(engine() % 256 - 128));
+    for (int64_t i = 0; i < n; ++i) scales.push_back(0.001F + 1e-10F * static_cast<float>(engine()));
+    if (n > 2) scales[1] = 0.0F;
+  }
+  WeightInt8 view() {
+    return {.codes = view_of(codes, DType::Int8, {n, k}), .scales = view_of(scales, DType::Float32, {n})};
+  }
+};
 
 // What quantize_int8_rowwise makes of x.
 struct QuantizedRows {
