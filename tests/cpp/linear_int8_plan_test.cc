@@ -25,13 +25,17 @@ TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
             EXPECT_EQ(plan.columns, plan.mma.columns) << to_string(plan);
             continue;
           }
-          const int64_t rows = wgmma ? Wgmma::kRows : 64;
+          const int64_t rows = wgmma ? plan.rows : 64;
           EXPECT_EQ(plan.tiles, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns)) << to_string(plan);
-          const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.columns);
+          const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.rows, plan.columns);
           EXPECT_EQ(plan.blocks, once ? plan.tiles * plan.splits : std::min<int64_t>(plan.tiles, problem.sm_count))
               << to_string(plan);
           if (!wgmma) continue;
           EXPECT_LE(plan.splits * int64_t{Wgmma::kDepth}, k + Wgmma::kDepth - 1) << to_string(plan);
+          if (!plan.lists_outliers()) continue;
+          EXPECT_LE(m, plan.columns) << to_string(plan);
+          EXPECT_LE(k, Wgmma::kFewDepth) << to_string(plan);
+          EXPECT_EQ(plan.splits, 1) << to_string(plan);
         }
       }
     }
@@ -89,8 +93,27 @@ TEST(LinearInt8Plan, TilesFollowTheProblem) {
   }
 }
 
+// Tiles of 64 weight rows where those of 128 would leave multiprocessors idle, rows of x are few, and a word can be
+// copied from x.
+TEST(LinearInt8Plan, TilesOfFewRows) {
+  for (const bool outliers : {false, true}) {
+    const LinearInt8Problem few{.n = 4096, .k = 4096, .m = 16, .outliers = outliers};
+    EXPECT_EQ(linear_int8_plan(few).rows, Wgmma::kFewRows);
+    EXPECT_EQ(linear_int8_plan({.n = 28672, .k = 8192, .m = 16, .outliers = outliers}).rows, Wgmma::kRows);
+    EXPECT_EQ(linear_int8_plan({.n = 11008, .k = 4096, .m = 1, .outliers = outliers}).rows, Wgmma::kRows);
+    for (auto make : {+[](LinearInt8Problem& p) { p.m = 65; }, +[](LinearInt8Problem& p) { p.k = 32768 + 16; },
+                      +[](LinearInt8Problem& p) { p.dtype = DType::Float32; },
+                      +[](LinearInt8Problem& p) { p.x_aligned = false; }}) {
+      LinearInt8Problem other = few;
+      make(other);
+      for (const LinearInt8Plan& plan : linear_int8_plans(other)) EXPECT_NE(plan.rows, Wgmma::kFewRows);
+    }
+  }
+}
+
 TEST(LinearInt8Plan, Prints) {
-  EXPECT_EQ(to_string(LinearInt8Plan{.kernel = LinearInt8Kernel::Wgmma, .columns = 64, .splits = 2, .blocks = 128}),
+  EXPECT_EQ(to_string(LinearInt8Plan{
+                .kernel = LinearInt8Kernel::Wgmma, .rows = 128, .columns = 64, .splits = 2, .blocks = 128}),
             "wgmma 128x64, 2 splits, 128 blocks");
   EXPECT_EQ(to_string(LinearInt8Plan{.blocks = 1}), "simt 64x64, 1 block");
   EXPECT_EQ(

@@ -41,6 +41,7 @@ LinearInt8Problem problem_of(const LinearInt8Args& args) {
           .dtype = args.dtype,
           .outliers = args.threshold > 0,
           .aligned = all_on_16_bytes(args.codes, args.out),
+          .x_aligned = is_aligned(args.x, 4),
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};
 }
@@ -61,10 +62,14 @@ void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) 
       .outlier_count = outliers ? reinterpret_cast<int32_t*>(base + parts.count) : nullptr,
       .workspace = base + parts.quantizer,
       .device = args.device};
-  const QuantizedX x{quantizer.codes, quantizer.scales, quantizer.outlier_columns, quantizer.outlier_count,
-                     outliers ? base + parts.values : nullptr};
-  quantize_int8_rowwise(
-      quantizer, {.pitch = linear_int8_pitch(args.k), .product_follows = true, .outlier_values = x.values}, stream);
+  QuantizedX x{quantizer.codes, quantizer.scales, quantizer.outlier_columns, quantizer.outlier_count,
+               outliers ? base + parts.values : nullptr};
+  x.marks = quantize_int8_rowwise(quantizer,
+                                  {.pitch = linear_int8_pitch(args.k),
+                                   .product_follows = true,
+                                   .outlier_values = x.values,
+                                   .marks_alone = outliers && plan.lists_outliers()},
+                                  stream);
   switch (plan.kernel) {
     case LinearInt8Kernel::Simt:
       return linear_int8_simt(args, x, plan, stream);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/quantize_int8_rowwise.h"
 #include "ops/int8.h"
 #include "ops/linear_int8_plan.h"
 
@@ -9,9 +10,10 @@ namespace qbits::cuda {
 struct QuantizedX {
   const int8_t* codes;  // [m, k], rows linear_int8_pitch(k) apart
   const float* scales;
-  const int32_t* columns;  // of outliers; null without a threshold
+  int32_t* columns;  // of outliers; null without a threshold
   const int32_t* count;
-  void* values;  // [m, kOutlierValues]: x in the first of them
+  void* values;     // [m, kOutlierValues]: x in the first of them
+  Int8Marks marks;  // where the kernel lists columns: what there is instead of the last three
 };
 
 LinearInt8Problem problem_of(const LinearInt8Args& args);

@@ -3,8 +3,12 @@
 
 namespace qbits::cuda {
 
+constexpr int64_t kBurstBytes = 2 << 20;  // of all blocks
+constexpr int64_t kBytesPerClock = 20;    // a multiprocessor's share of what memory delivers, and a little more
+
 void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const LinearInt8Plan& plan, Stream stream) {
   constexpr int kDepth = LinearInt8Wgmma::kDepth;
+  const int sm_count = device_facts(args.device, "linear_int8").sm_count;
   Int8WgmmaArgs kernel_args{};
   kernel_args.x = encode_codes({.data = x.codes,
                                 .rows = args.m,
@@ -16,9 +20,9 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
                                      .rows = args.n,
                                      .columns = args.k,
                                      .row_bytes = args.k,
-                                     .box_rows = LinearInt8Wgmma::kRows,
+                                     .box_rows = plan.rows,
                                      .box_columns = kDepth});
-  if (x.values != nullptr && args.dtype != DType::Float32) {
+  if (x.values != nullptr && args.dtype != DType::Float32 && !plan.lists_outliers()) {
     kernel_args.outliers = encode_tile({.data = x.values,
                                         .rows = args.m,
                                         .columns = kOutlierValues,
@@ -38,10 +42,14 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
   kernel_args.tiles = static_cast<int>(plan.tiles);
   kernel_args.tiles_m = static_cast<int>(ceil_div(args.m, int64_t{plan.columns}));
   kernel_args.splits = plan.splits;
+  const int64_t stage_bytes = int64_t{plan.rows} * kDepth * std::min<int64_t>(plan.blocks, sm_count);
+  kernel_args.burst = static_cast<int>(kBurstBytes / stage_bytes);
+  kernel_args.pace = static_cast<int>(stage_bytes / (sm_count * kBytesPerClock));
   kernel_args.x_values = args.x;
   kernel_args.codes = args.codes;
   kernel_args.columns = x.columns;
   kernel_args.count = x.count;
+  kernel_args.listing = {.x_codes = x.codes, .marks = x.marks};
   dispatch_float(args.dtype, "linear_int8",
                  [&](auto tag) { launch_linear_int8_wgmma<typename decltype(tag)::type>(kernel_args, plan, stream); });
 }

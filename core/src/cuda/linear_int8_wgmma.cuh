@@ -5,70 +5,35 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_slab_writer.cuh"
-#include "cuda/linear_int8_wgmma_outliers.cuh"
+#include "cuda/linear_int8_wgmma_list.cuh"
+#include "cuda/linear_int8_wgmma_load.cuh"
 
 // linear_int8 on Hopper. A block computes tiles of 128 weight rows by kColumns rows of x, or a share of one's depth:
-// one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each. Sums are
-// integers, so shares add up exactly in any order. Products with outlier columns join at the end, as float32 sums of
-// bfloat16 or float16 products: codes, up to 127 in magnitude, are exact in both.
+// one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each, or, of a
+// 64-row tile, the same rows in every second stage. Sums are integers, so shares add up exactly in any order. Products
+// with outlier columns join at the end, as float32 sums of bfloat16 or float16 products: codes, up to 127 in magnitude,
+// are exact in both.
 
 namespace qbits::cuda {
-
-// One thread brings all stages. The first of the weight need not wait: the quantizer, which alone may still run, writes
-// none of it.
-template <class Shape>
-__device__ void bring_stages(const Int8WgmmaArgs& args, uint32_t window) {
-  constexpr int kDepth = LinearInt8Wgmma::kDepth;
-  const auto bring_weight = [&](const Int8Tile& tile, int stage, int slot) {
-    const uint32_t full = window + Shape::kFull + slot * 8;
-    barrier_arrive_expecting(full, Shape::kStageBytes);
-    copy_box(window + slot * Shape::kStageBytes, &args.weight, stage * kDepth, tile.n0, full);
-  };
-  const auto bring_x = [&](const Int8Tile& tile, int stage, int slot) {
-    copy_box(window + slot * Shape::kStageBytes + Shape::kWeightBytes, &args.x, stage * kDepth, tile.m0,
-             window + Shape::kFull + slot * 8);
-  };
-  bool first = true;
-  Int8Slot<Shape> slot{.parity = 1};  // all are free
-  for_tiles<Shape>(args, [&](const Int8Tile& tile) {
-    int stage = tile.begin;
-    if (first) {
-      const int count = min(tile.end - tile.begin, Shape::kStages);
-      for (int i = 0; i < count; ++i) bring_weight(tile, stage + i, i);
-      wait_for_kernels_before();
-      for (int i = 0; i < count; ++i) bring_x(tile, stage + i, i);
-      for (int i = 0; i < count; ++i) slot.next();
-      stage += count;
-    }
-    for (; stage < tile.end; ++stage) {
-      barrier_wait(window + Shape::kEmpty + slot.index * 8, slot.parity);
-      bring_weight(tile, stage, slot.index);
-      bring_x(tile, stage, slot.index);
-      slot.next();
-    }
-    if constexpr (Shape::kOutlierTiles) {
-      if (cluster_rank() == 0) {
-        const uint32_t full = window + Shape::kOutlierXFull;
-        if (!first) barrier_wait(window + Shape::kOutliersUsed, tile.parity ^ 1);
-        barrier_arrive_expecting(full, Shape::kColumns * 128);
-        copy_box(window + Shape::kOutlierX, &args.outliers, 0, tile.m0, full);
-      }
-    }
-    first = false;
-  });
-}
 
 template <class Shape>
 class Int8Computer {
  public:
   using T = typename Shape::T;
   static constexpr int kSums = Shape::kSums;
+  static constexpr int kFinishSums = Shape::kFinishColumns / 2;
 
   __device__ Int8Computer(const Int8WgmmaArgs& args, uint32_t window)
       : args_(args),
         window_(window),
-        group_(static_cast<int>(threadIdx.x) / 128 - 1),
+        group_(static_cast<int>(threadIdx.x - 128) / 128 % Shape::kRowGroups),
+        depth_group_(static_cast<int>(threadIdx.x - 128) / 128 / Shape::kRowGroups),
         thread_(static_cast<int>(threadIdx.x) % 128) {}
+
+  // Whether this warpgroup has sums of the tile in the end.
+  __device__ bool finishes() const {
+    return depth_group_ < Shape::kFinishShares && (args_.splits == 1 || cluster_rank() == 0);
+  }
 
   // Begins a tile with what is known of its weight.
   __device__ void start(const Int8Tile& tile) {
@@ -77,84 +42,127 @@ class Int8Computer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int n = row_ + r * 8;
-      scale_[r] = n < args_.n ? __fdiv_rn(args_.scales[n], kInt8Max) : 0.0F;
-      bias_[r] = args_.bias != nullptr && n < args_.n ? to_float(static_cast<const T*>(args_.bias)[n]) : 0.0F;
+      scale_[r] = n < args_.n ? args_.scales[n] : 0.0F;
+      bias_[r] = args_.bias != nullptr && n < args_.n ? static_cast<const T*>(args_.bias)[n] : from_float<T>(0.0F);
     }
   }
 
-  // The integer sums of the tile's stages.
+  // The integer sums of the tile's stages, or of every second.
   __device__ void multiply(int32_t (&dots)[kSums]) {
+    constexpr int kSteps = LinearInt8Wgmma::kDepth / 32;
+    // Products that wait for one another's sums take longer than small ones need: two sets of sums.
+    constexpr int kSets = Shape::kColumns <= 64 ? 2 : 1;
+    int32_t second[kSets == 2 ? kSums : 1] = {};
     int before = 0;
+    const int first = tile_.begin + depth_group_;
+    if (depth_group_ > 0) slot_.next();
     pin_int8(dots);
-    for (int stage = tile_.begin; stage < tile_.end; ++stage) {
+    if constexpr (kSets == 2) pin_int8(second);
+    for (int stage = first; stage < tile_.end; stage += Shape::kDepthGroups) {
       barrier_wait(window_ + Shape::kFull + slot_.index * 8, slot_.parity);
       const uint32_t at = window_ + slot_.index * Shape::kStageBytes;
       const uint64_t weight = tile_descriptor(at + group_ * (64 * LinearInt8Wgmma::kDepth));
       const uint64_t x = tile_descriptor(at + Shape::kWeightBytes);
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < LinearInt8Wgmma::kDepth / 32; ++i) {
-        wgmma_int8(dots, weight + i * 2, x + i * 2, stage > tile_.begin || i > 0);
+      for (int i = 0; i < kSteps; ++i) {
+        if constexpr (kSets == 2) {
+          wgmma_int8(i % 2 == 0 ? dots : second, weight + i * 2, x + i * 2);
+        } else {
+          wgmma_int8(dots, weight + i * 2, x + i * 2);
+        }
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (stage > tile_.begin && thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
+      if (stage > first && thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
       before = slot_.index;
-      slot_.next();
+      for (int i = 0; i < Shape::kDepthGroups; ++i) slot_.next();
     }
     wgmma_wait<0>();
     pin_int8(dots);
-    if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
+    if constexpr (kSets == 2) {
+      pin_int8(second);
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) dots[i] += second[i];
+    }
+    if (first < tile_.end && thread_ % 32 == 0) barrier_arrive(window_ + Shape::kEmpty + before * 8);
   }
 
-  // Leaves sums for the first block of the cluster, or, in that block, adds what the others leave. All threads of the
-  // cluster take part in the two barriers.
-  __device__ void leave(const int32_t (&dots)[kSums]) const {
-    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);  // both have read the ring, and
-    if constexpr (Shape::kOutlierTiles) barrier_wait(window_ + Shape::kPicked, 0);
+  // `own` becomes the tile's sums, of the columns that this warpgroup finishes: those of the cluster's blocks, or of
+  // the block's warpgroups that share the depth. False in those that finish none. All threads take part.
+  __device__ bool add_parts(const int32_t (&dots)[kSums], int32_t (&own)[kFinishSums]) const {
+    if constexpr (Shape::kDepthGroups == 2) {
+      constexpr int kOther = Shape::kFinishShares == 2 ? kFinishSums : 0;
+      const bool first = depth_group_ == 0;
+      const uint32_t parts = window_ + thread_ * 16;
+      if constexpr (Shape::kLists) barrier_wait(window_ + Shape::kPicked, 0);  // the ring has been read
+      if (!first || kOther > 0) {
+        const uint32_t to = parts + (first ? 0 : kFinishSums * 512) * (Shape::kFinishShares - 1);
 #pragma unroll
-    for (int i = 0; i < kSums; i += 4) {
-      store_shared(place(i), make_int4(dots[i], dots[i + 1], dots[i + 2], dots[i + 3]));
-    }
-  }
-  __device__ void gather(int32_t (&dots)[kSums]) const {
-    for (int rank = 1; rank < args_.splits; ++rank) {
+        for (int i = 0; i < kFinishSums; i += 4) {
+          const auto other = [&](int j) { return first ? dots[kOther + i + j] : dots[i + j]; };
+          store_shared(to + i * 512, make_int4(other(0), other(1), other(2), other(3)));
+        }
+      }
+      group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
+      if (!finishes()) return false;
+      const uint32_t from = parts + (first ? kFinishSums * 512 : 0) * (Shape::kFinishShares - 1);
 #pragma unroll
-      for (int i = 0; i < kSums; i += 4) {
-        const float4 v = load_cluster(place(i), static_cast<uint32_t>(rank));
-        dots[i] += __float_as_int(v.x);
-        dots[i + 1] += __float_as_int(v.y);
-        dots[i + 2] += __float_as_int(v.z);
-        dots[i + 3] += __float_as_int(v.w);
+      for (int i = 0; i < kFinishSums; i += 4) {
+        const int4 v = load_shared<int4>(from + i * 512);
+        const auto mine = [&](int j) { return first ? dots[i + j] : dots[kOther + i + j]; };
+        own[i] = mine(0) + v.x;
+        own[i + 1] = mine(1) + v.y;
+        own[i + 2] = mine(2) + v.z;
+        own[i + 3] = mine(3) + v.w;
+      }
+    } else {
+      if (args_.splits > 1 && !finishes()) leave(dots);
+      if (args_.splits > 1) cluster_sync();
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) own[i] = dots[i];
+      if (args_.splits > 1) {
+        if (finishes()) gather(own);
+        cluster_sync();
       }
     }
+    return finishes();
   }
 
-  // What the quantizer leaves besides codes: scales of the tile's rows of x, over 127, into shared memory.
-  __device__ void stage_scales() {
-    if constexpr (Shape::kOutliers) outliers_ = *args_.count;
+  // What the quantizer leaves besides codes: the count of outliers, and scales of the tile's rows of x, of each its own
+  // thread's.
+  __device__ void load_scales() {
+    if constexpr (Shape::kOutliers && !Shape::kLists) outliers_ = *args_.count;
     const int i = group_ * 128 + thread_;
-    if (i < Shape::kColumns) {
-      const float scale = tile_.m0 + i < args_.m ? args_.x_scales[tile_.m0 + i] : 0.0F;
-      store_shared(window_ + Shape::kScales + i * 4, __fdiv_rn(scale, kInt8Max));
-    }
+    x_scale_ = i < Shape::kColumns && tile_.m0 + i < args_.m ? args_.x_scales[tile_.m0 + i] : 0.0F;
+  }
+
+  // These over 127, into shared memory.
+  __device__ void store_scales() const {
+    const int i = group_ * 128 + thread_;
+    if (i < Shape::kColumns) store_shared(window_ + Shape::kScales + i * 4, __fdiv_rn(x_scale_, kInt8Max));
   }
 
   // out of the tile.
-  __device__ void finish(const int32_t (&dots)[kSums]) const {
-    float sums[kSums] = {};
-    if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) add_outliers(sums);
+  __device__ void finish(const int32_t (&dots)[kFinishSums]) {
+    float sums[kFinishSums] = {};
+    int32_t taken[kFinishSums] = {};
+    if constexpr (Shape::kLists) {
+      multiply_listed(sums, taken);
+    } else if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) {
+      add_outliers(sums);
+    }
 #pragma unroll
-    for (int i = 0; i < kSums; i += 4) {
+    for (int i = 0; i < kFinishSums; i += 4) {
       const float2 a = load_shared<float2>(window_ + Shape::kScales + column(i) * 4);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sums[i + j] = __fmaf_rn(j % 2 == 0 ? a.x : a.y, __int2float_rn(dots[i + j]), sums[i + j]);
+        sums[i + j] = __fmaf_rn(j % 2 == 0 ? a.x : a.y, __int2float_rn(dots[i + j] - taken[i + j]), sums[i + j]);
       }
       // Else ptxas would load all scales first, into as many registers, and spill.
-      if (kSums > 64 && i % 32 == 28) group_sync(kInt8GroupBarrier + group_, 128);
+      if (kFinishSums > 64 && i % 32 == 28) group_sync(kInt8GroupBarrier + finisher(), 128);
     }
-    if constexpr (Shape::kOutlierTiles) {
+    if constexpr (Shape::kPicks) {
       // Without outliers, too, so that no one gets a tile ahead.
       barrier_wait(window_ + Shape::kPicked, tile_.parity);
       barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
@@ -168,13 +176,37 @@ class Int8Computer {
   }
 
  private:
-  // The first column of fragment sums i to i + 3, which are of two columns of row_ and two of row_ + 8.
-  __device__ int column(int i) const { return i * 2 + thread_ % 4 * 2; }
+  __device__ void leave(const int32_t (&dots)[kSums]) const {
+    if constexpr (Shape::kPicks) barrier_wait(window_ + Shape::kPicked, 0);  // the ring has been read
+#pragma unroll
+    for (int i = 0; i < kSums; i += 4) {
+      store_shared(place(i), make_int4(dots[i], dots[i + 1], dots[i + 2], dots[i + 3]));
+    }
+  }
+
+  __device__ void gather(int32_t (&dots)[kSums]) const {
+    for (int rank = 1; rank < args_.splits; ++rank) {
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        const float4 v = load_cluster(place(i), static_cast<uint32_t>(rank));
+        dots[i] += __float_as_int(v.x);
+        dots[i + 1] += __float_as_int(v.y);
+        dots[i + 2] += __float_as_int(v.z);
+        dots[i + 3] += __float_as_int(v.w);
+      }
+    }
+  }
   __device__ uint32_t place(int i) const {
     return window_ + (i / 4 * Shape::kComputeThreads + group_ * 128 + thread_) * 16;
   }
 
-  __device__ void add_outliers(float (&sums)[kSums]) const {
+  // The first column of fragment sums i to i + 3, which are of two columns of row_ and two of row_ + 8.
+  __device__ int column(int i) const { return first_column() + i * 2 + thread_ % 4 * 2; }
+  // The first of the columns that this warpgroup finishes, in the tile, and which it is of those that finish.
+  __device__ int first_column() const { return Shape::kFinishShares == 2 ? depth_group_ * Shape::kFinishColumns : 0; }
+  __device__ int finisher() const { return group_ + (Shape::kFinishShares == 2 ? depth_group_ : 0); }
+
+  __device__ void add_outliers(float (&sums)[kFinishSums]) const {
     const int count = outliers_;
     if constexpr (std::is_same_v<T, float>) {
       const float* const x = static_cast<const float*>(args_.x_values);
@@ -182,7 +214,7 @@ class Int8Computer {
         const int k = args_.columns[c];
         const float code[2] = {code_of(row_, k), code_of(row_ + 8, k)};
 #pragma unroll
-        for (int i = 0; i < kSums; i += 2) {
+        for (int i = 0; i < kFinishSums; i += 2) {
           const int m = tile_.m0 + i / 4 * 8 + thread_ % 4 * 2;
           const float x0 = m < args_.m ? x[int64_t{m} * args_.k + k] : 0.0F;
           const float x1 = m + 1 < args_.m ? x[int64_t{m + 1} * args_.k + k] : 0.0F;
@@ -209,20 +241,49 @@ class Int8Computer {
     }
   }
 
+  // The products of outlier columns that the block has listed, and of x's codes there.
+  __device__ void multiply_listed(float (&sums)[kFinishSums], int32_t (&taken)[kFinishSums]) const {
+    barrier_wait(window_ + Shape::kOutlierXFull, 0);
+    const auto all = load_shared<int>(window_ + Shape::kCount);
+#pragma unroll 1
+    for (int first = 0; first < all; first += Shape::kOutlierColumns) {
+      if (first > 0) {  // beyond what the loading warps have brought
+        constexpr int kThreads = Shape::kFinishThreads;
+        const int warp = finisher() * 4 + thread_ / 32;
+        const int count = min(all - first, Shape::kOutlierColumns);
+        group_sync(kInt8ComputeBarrier, kThreads);
+        if (warp == 0) list_columns<Shape>(static_cast<int>(args_.listing.marks.pitch), first, window_);
+        group_sync(kInt8ComputeBarrier, kThreads);
+        OutlierNumbers<Shape>::load_codes(args_, window_, count, warp, kThreads / 32);
+        OutlierNumbers<Shape>::copy_x(args_, window_, count, warp, kThreads / 32);
+        copy_async_commit();
+        copy_async_wait_for<0>();
+        group_sync(kInt8ComputeBarrier, kThreads);
+      }
+      float dots[kFinishSums] = {};
+      OutlierNumbers<Shape>::multiply(window_, row_ - tile_.n0, first_column(),
+                                      min(all - first, Shape::kOutlierColumns), sums, dots);
+#pragma unroll
+      for (int i = 0; i < kFinishSums; ++i) taken[i] += __float_as_int(dots[i] + 0x1.8p23F) - 0x4b400000;
+    }
+  }
+
   __device__ float code_of(int row, int k) const {
     return row < args_.n ? static_cast<float>(args_.codes[int64_t{row} * args_.k + k]) : 0.0F;
   }
 
-  __device__ void scale_rows(float (&sums)[kSums]) const {
+  __device__ void scale_rows(float (&sums)[kFinishSums]) const {
+    const float scale[2] = {__fdiv_rn(scale_[0], kInt8Max), __fdiv_rn(scale_[1], kInt8Max)};
+    const float bias[2] = {to_float(bias_[0]), to_float(bias_[1])};
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[i] = __fmaf_rn(scale_[i / 2 % 2], sums[i], bias_[i / 2 % 2]);
+    for (int i = 0; i < kFinishSums; ++i) sums[i] = __fmaf_rn(scale[i / 2 % 2], sums[i], bias[i / 2 % 2]);
   }
 
-  __device__ void write(const float (&sums)[kSums]) const {
+  __device__ void write(const float (&sums)[kFinishSums]) const {
     if constexpr (std::is_same_v<T, float>) {
       float* const out = static_cast<float*>(args_.out);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) {
+      for (int i = 0; i < kFinishSums; ++i) {
         const int m = tile_.m0 + i / 4 * 8 + thread_ % 4 * 2 + i % 2;
         const int n = row_ + i / 2 % 2 * 8;
         if (m < args_.m && n < args_.n) out[int64_t{m} * args_.n + n] = from_float<float>(sums[i]);
@@ -232,12 +293,12 @@ class Int8Computer {
       constexpr int kRows = Shape::kSlabRows;
       const int warp = thread_ / 32;
       const int lane = thread_ % 32;
-      const uint32_t slab = window_ + Shape::kSlabs + group_ * (kRows * 128);
-      SlabWriter<T> writer(args_.out, args_.n, tile_.m0, args_.m, tile_.n0 + group_ * 64, thread_);
+      const uint32_t slab = window_ + Shape::kSlabs + finisher() * (kRows * 128);
+      SlabWriter<T> writer(args_.out, args_.n, tile_.m0 + first_column(), args_.m, tile_.n0 + group_ * 64, thread_);
       const int place = thread_ / 8 * 128 + (thread_ % 8 ^ (thread_ / 8 & 7)) * 16;
 #pragma unroll
-      for (int s = 0; s < Shape::kColumns / kRows; ++s) {
-        group_sync(kInt8GroupBarrier + group_, 128);  // what the slab held has been read
+      for (int s = 0; s < Shape::kFinishColumns / kRows; ++s) {
+        group_sync(kInt8GroupBarrier + finisher(), 128);  // what the slab held has been read
 #pragma unroll
         for (int i = 0; i < kRows / 16; ++i) {
           const float* const d = sums + s * (kRows / 2) + i * 8;
@@ -248,7 +309,7 @@ class Int8Computer {
           const int chunk = warp * 2 + (lane / 8 & 1);
           store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
         }
-        group_sync(kInt8GroupBarrier + group_, 128);
+        group_sync(kInt8GroupBarrier + finisher(), 128);
         writer.template write<kRows / 16>(slab + place, 16 * 128);
       }
     }
@@ -258,11 +319,13 @@ class Int8Computer {
   Int8Tile tile_{};
   Int8Slot<Shape> slot_;
   uint32_t window_;
-  int group_;
+  int group_;        // of 64 rows of the weight
+  int depth_group_;  // of those with the same rows
   int thread_;
   int row_ = 0;          // of the weight: the first of the thread's two in a fragment
-  float scale_[2] = {};  // of both, over 127
-  float bias_[2] = {};
+  float scale_[2] = {};  // of both
+  T bias_[2] = {};
+  float x_scale_ = 0;
   int outliers_ = 0;
 };
 
@@ -277,20 +340,25 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       barrier_init(window + Shape::kEmpty + i * 8, Shape::kReaders);
     }
     barrier_init(window + Shape::kPicked, Shape::kOutlierThreads);
-    barrier_init(window + Shape::kOutlierXFull, 1);
+    barrier_init(window + Shape::kOutlierXFull, Shape::kLists ? 32 : 1);
     barrier_init(window + Shape::kOutliersUsed, Shape::kComputeThreads / 32);
     barrier_init_fence();
     prefetch_map(&args.weight);
     prefetch_map(&args.x);
   }
-  if constexpr (Shape::kOutlierTiles) clear_outliers<Shape>(window);
+  if constexpr (Shape::kPicks) clear_shared<Shape>(window + Shape::kOutlierWeight, Shape::kRows * 128);
+  if constexpr (Shape::kLists) clear_shared<Shape>(window + Shape::kMarks, Shape::kMarkBytes);
   __syncthreads();
-  if (Shape::kOutlierTiles && args.splits > 1) cluster_sync();  // blocks write to the first one's memory
+  if (Shape::kPicks && args.splits > 1) cluster_sync();  // blocks write to the first one's memory
   if (threadIdx.x < 128) {
     leave_registers<Shape::kLoadRegisters>();
     if (threadIdx.x == 0) bring_stages<Shape>(args, window);
-    if constexpr (Shape::kOutlierTiles) {
+    if (threadIdx.x == 96) bring_first_x<Shape>(args, window);
+    if constexpr (Shape::kPicks) {
       if (threadIdx.x >= 32) pick_outliers<Shape>(args, window);
+    }
+    if constexpr (Shape::kLists) {
+      if (threadIdx.x >= 32) list_outliers<Shape>(args, window);
     }
     if (args.splits > 1) {
       __syncwarp();
@@ -304,20 +372,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   for_tiles<Shape>(args, [&](const Int8Tile& tile) {
     computer.start(tile);
     wait_for_kernels_before();
-    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);  // the scales before have been read
-    computer.stage_scales();
-    int32_t dots[Shape::kSums];
-    computer.multiply(dots);
-    if (args.splits > 1) {
-      const bool first = cluster_rank() == 0;
-      if (!first) computer.leave(dots);
-      cluster_sync();
-      if (first) computer.gather(dots);
-      cluster_sync();
-      if (!first) return;
+    if constexpr (Shape::kLists) {
+      merge_marks<Shape>(args.listing.marks, window, static_cast<int>(threadIdx.x) - 128);
+      group_arrive(kInt8MarksBarrier, Shape::kThreads - 32);
     }
-    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
-    computer.finish(dots);
+    computer.load_scales();
+    int32_t dots[Shape::kSums] = {};
+    computer.multiply(dots);
+    group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);  // the ring has been read, and the scales before
+    if (computer.finishes()) computer.store_scales();
+    int32_t own[Int8Computer<Shape>::kFinishSums];
+    if (!computer.add_parts(dots, own)) return;
+    group_sync(kInt8ComputeBarrier, Shape::kFinishThreads);
+    computer.finish(own);
   });
 #endif
 }

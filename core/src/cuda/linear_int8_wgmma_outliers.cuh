@@ -71,11 +71,11 @@ __device__ void multiply_outliers(float (&sums)[kSums], uint32_t weight_tile, in
   pin(sums);
 }
 
-// Columns that no outlier has are 0 in the tiles of outliers, in that of the weight from the start.
+// By all threads: columns that no outlier has are 0 in the tiles of outliers, in that of the weight from the start.
 template <class Shape>
-__device__ void clear_outliers(uint32_t window) {
-  for (int i = static_cast<int>(threadIdx.x) * 16; i < Shape::kRows * 128; i += Shape::kThreads * 16) {
-    store_shared(window + Shape::kOutlierWeight + i, make_uint4(0, 0, 0, 0));
+__device__ void clear_shared(uint32_t begin, int bytes) {
+  for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += Shape::kThreads * 16) {
+    store_shared(begin + i, make_uint4(0, 0, 0, 0));
   }
 }
 

@@ -8,6 +8,12 @@
 
 namespace qbits::cuda {
 
+// For blocks that list outlier columns themselves.
+struct Int8Listing {
+  const int8_t* x_codes;  // [m, k], in which these columns still are
+  Int8Marks marks;
+};
+
 struct Int8WgmmaArgs {
   CUtensorMap x;  // codes
   CUtensorMap weight;
@@ -23,60 +29,81 @@ struct Int8WgmmaArgs {
   int tiles;
   int tiles_m;
   int splits;
+  int burst;             // stages of the weight that a block asks for at once in the beginning
+  int pace;              // clocks between the next
   const void* x_values;  // of outliers
   const int8_t* codes;
   const int32_t* columns;
   const int32_t* count;
+  Int8Listing listing;
 };
 
 // kOutliers: there is a threshold.
-template <class TOf, int kColumnsOf, bool kOutliersOf>
+template <class TOf, int kRowsOf, int kColumnsOf, bool kOutliersOf>
 struct Int8WgmmaShape {
   using T = TOf;
   static constexpr int kColumns = kColumnsOf;
   static constexpr bool kOutliers = kOutliersOf;
   // Outliers are multiplied by tensor cores; those of float32, which these do not have, one by one.
   static constexpr bool kOutlierTiles = kOutliers && sizeof(T) == 2;
-  static constexpr int kRows = LinearInt8Wgmma::kRows;
+  static constexpr int kRows = kRowsOf;
+  static constexpr bool kLists = kOutlierTiles && kRows == LinearInt8Wgmma::kFewRows;
+  static constexpr int kRowGroups = kRows / 64;        // warpgroups that compute them
+  static constexpr int kDepthGroups = 2 / kRowGroups;  // whose stages take turns
+  // Those share out the tile's columns in the end, where they are enough for two.
+  static constexpr int kFinishShares = kDepthGroups == 2 && kColumns >= 32 ? 2 : 1;
+  static constexpr int kFinishThreads = kRowGroups * kFinishShares * 128;
+  static constexpr int kFinishColumns = kColumns / kFinishShares;
   static constexpr int kSums = kColumns / 2;  // of a thread
   static constexpr int kWeightBytes = kRows * LinearInt8Wgmma::kDepth;
-  static constexpr int kStageBytes = LinearInt8Wgmma::stage_bytes(kColumns);
+  static constexpr int kStageBytes = LinearInt8Wgmma::stage_bytes(kRows, kColumns);
   static constexpr int kComputeThreads = 256;
   static constexpr int kThreads = kComputeThreads + 128;
   static constexpr int kLoadRegisters = 40;
   static constexpr int kComputeRegisters = 232;
 
-  // Shared memory: the ring on a 1024-byte boundary, which also holds sums of a cluster; tiles of the weight's and of
-  // x's first outlier columns, in rows of 128 bytes, swizzled as wgmma wants its operands; rows of out on their way;
-  // barriers, scales of x.
-  static constexpr int kOutlierColumns = kOutlierValues;
+  // Shared memory: the ring on a 1024-byte boundary, which also holds sums for other blocks of a cluster or the other
+  // warpgroup; what is kept of outlier columns: tiles of the weight's and of x's first, in rows of 128 bytes, swizzled
+  // as wgmma wants its operands, or, where the block lists them, their numbers, and marks of columns; rows of out on
+  // their way; barriers, scales of x, the list.
+  static constexpr bool kPicks = kOutlierTiles && !kLists;
+  static constexpr int kOutlierColumns = kLists && kColumns <= 32 ? 2 * kOutlierValues : kOutlierValues;
   static constexpr int kOutlierThreads = 96;
-  static constexpr int kReaders = kComputeThreads / 32 + (kOutlierTiles ? kOutlierThreads / 32 : 0);  // warps
-  static constexpr int kOutlierBytes = kOutlierTiles ? (kRows + kColumns) * 128 : 0;
-  static constexpr int kRest = 2048;
-  static constexpr int kMaxStages = 10;
-  static constexpr int kSlabRows = kColumns < 32 ? kColumns : 32;  // of x, for each of two warpgroups
+  static constexpr int kReaders = kRowGroups * 4 + (kPicks ? kOutlierThreads / 32 : kLists ? 1 : 0);  // warps
+  static constexpr int kNumberBytes = (kRows + kColumns + 4 * kColumns) * (kOutlierColumns + 4);
+  static constexpr int kOutlierBytes = kLists ? kNumberBytes : kPicks ? (kRows + kColumns) * 128 : 0;
+  static constexpr int kMarkBytes = kLists ? LinearInt8Wgmma::kFewDepth / 8 : 0;
+  static constexpr int kSlabRows = kFinishColumns < 32 ? kFinishColumns : 32;  // of x, for each of two warpgroups
   static constexpr int kSlabBytes = 2 * kSlabRows * 128;
-  static constexpr int kFit = (227 * 1024 - 1024 - kRest - kOutlierBytes - kSlabBytes) / kStageBytes;
+  static constexpr int kRest = 2048;
+  static constexpr bool kOneTile = !LinearInt8Wgmma::goes_on(kRows, kColumns);  // the ring is free in the end
+  static constexpr int kFit =
+      (227 * 1024 - 1024 - kRest - kOutlierBytes - kMarkBytes - (kOneTile ? 0 : kSlabBytes)) / kStageBytes;
+  static constexpr int kMaxStages = kRowGroups == 1 ? 22 : 10;
   static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
   static constexpr int kOutlierWeight = kStages * kStageBytes;
-  static constexpr int kOutlierX = kOutlierWeight + (kOutlierTiles ? kRows * 128 : 0);
-  static constexpr int kSlabs = kOutlierWeight + kOutlierBytes;
-  static constexpr int kFull = kSlabs + kSlabBytes;
+  static constexpr int kOutlierX = kOutlierWeight + kRows * 128;
+  static constexpr int kOutlierNumbers = kOutlierWeight;
+  static constexpr int kMarks = kOutlierWeight + kOutlierBytes;
+  static constexpr int kSumBytes = kComputeThreads * kSums * 4;  // for others
+  static constexpr int kSlabs = kOneTile ? kSumBytes : kMarks + kMarkBytes;
+  static constexpr int kFull = kOneTile ? kMarks + kMarkBytes : kSlabs + kSlabBytes;
   static constexpr int kEmpty = kFull + kStages * 8;
   static constexpr int kPicked = kEmpty + kStages * 8;
   static constexpr int kOutlierXFull = kPicked + 8;
   static constexpr int kOutliersUsed = kOutlierXFull + 8;
-  static constexpr int kScales = kOutliersUsed + 8;
+  static constexpr int kCount = kOutliersUsed + 8;
+  static constexpr int kScales = kCount + 8;
   static constexpr int kList = kScales + kColumns * 4;
-  static constexpr int kBytes = kList + (kOutlierColumns + 1) * 4;
+  static constexpr int kBytes = kList + (kOutlierColumns + 16) * 4;
   static constexpr int kSharedBytes = kBytes + 1024;
-  static_assert(kBytes <= kFull + kRest && kComputeThreads * kSums * 4 <= kOutlierWeight);
+  static_assert(kBytes <= kFull + kRest && kSumBytes + (kOneTile ? kSlabBytes : 0) <= kOutlierWeight);
 };
 
 inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups, and of each, 2 and 3
 inline constexpr int kInt8GroupBarrier = 2;
 inline constexpr int kInt8OutlierBarrier = 4;  // of the warps that bring outliers
+inline constexpr int kInt8MarksBarrier = 5;    // of those, and both warpgroups
 
 // What a block computes at a time.
 struct Int8Tile {
@@ -87,24 +114,33 @@ struct Int8Tile {
   uint32_t parity;  // of the block's tiles by turns
 };
 
+// Tile i, of which the block has all stages or a share.
+template <class Shape>
+__device__ Int8Tile tile_at(const Int8WgmmaArgs& args, int i, uint32_t parity) {
+  const int split = static_cast<int>(blockIdx.x) % args.splits;
+  return {.m0 = i % args.tiles_m * Shape::kColumns,
+          .n0 = i / args.tiles_m * Shape::kRows,
+          .begin = args.stages * split / args.splits,  // no more than 1024 times 8
+          .end = args.stages * (split + 1) / args.splits,
+          .parity = parity};
+}
+
+template <class Shape>
+__device__ Int8Tile first_tile(const Int8WgmmaArgs& args) {
+  return tile_at<Shape>(args, static_cast<int>(blockIdx.x) / args.splits, 0);
+}
+
 // Calls f(tile) for the block's tiles: one, or, where blocks go on, every so many.
 template <class Shape, class F>
 __device__ void for_tiles(const Int8WgmmaArgs& args, F f) {
-  const int split = static_cast<int>(blockIdx.x) % args.splits;
-  const auto tile = [&](int i, uint32_t parity) {
-    return Int8Tile{.m0 = i % args.tiles_m * Shape::kColumns,
-                    .n0 = i / args.tiles_m * LinearInt8Wgmma::kRows,
-                    .begin = args.stages * split / args.splits,  // no more than 1024 times 8
-                    .end = args.stages * (split + 1) / args.splits,
-                    .parity = parity};
-  };
-  const int first = static_cast<int>(blockIdx.x) / args.splits;
-  if constexpr (LinearInt8Wgmma::goes_on(Shape::kColumns)) {
+  if constexpr (Shape::kOneTile) {
+    f(first_tile<Shape>(args));
+  } else {
     const int step = static_cast<int>(gridDim.x) / args.splits;
     uint32_t parity = 0;
-    for (int i = first; i < args.tiles; i += step, parity ^= 1) f(tile(i, parity));
-  } else {
-    f(tile(first, 0));
+    for (int i = static_cast<int>(blockIdx.x) / args.splits; i < args.tiles; i += step, parity ^= 1) {
+      f(tile_at<Shape>(args, i, parity));
+    }
   }
 }
 

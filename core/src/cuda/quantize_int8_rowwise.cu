@@ -6,15 +6,18 @@
 
 // Rows are encoded each by itself, in one pass over x. With a threshold the columns to leave out depend on all rows:
 // the pass marks them, and a second kernel, or for one row the same, takes them out of the codes.
+//
+// Of few rows each has a block of as many threads as it has runs, up to 1024: less time, for each computes little.
 
 namespace qbits::cuda {
 namespace {
 
 using namespace rowwise;
 
-constexpr int kKept = 4;        // runs a thread keeps from the look for the absmax until they are encoded
+constexpr int kManyKept = 4;    // runs a thread keeps from the look for the absmax until they are encoded
 constexpr int kMinGroup = 128;  // threads that have a row
 constexpr int kMaxGroup = 256;
+constexpr int kFewGroup = 1024;                   // of few rows
 constexpr int kResident = 3;                      // such groups of a multiprocessor
 constexpr int kResidentPlain = kHasSm80 ? 5 : 4;  // without marks, which take registers
 constexpr int kMaxThreads = kMaxGroup * kResident;
@@ -25,16 +28,19 @@ constexpr int kTakeOutRows = 8;  // of a block, at least
 enum class Outliers : uint8_t {
   None,
   One,  // in one row
+  Few,  // in no more rows than there are blocks
   Many,
 };
 
-constexpr int threads_of(Outliers outliers) { return outliers == Outliers::Many ? kMaxThreads : kMaxGroup; }
-constexpr int resident(Outliers outliers) {
-  return outliers == Outliers::Many ? 1 : outliers == Outliers::One ? kResident : kResidentPlain;
+constexpr int threads_of(Outliers outliers, int kept) {
+  return kept == 1 ? kFewGroup : outliers == Outliers::Many ? kMaxThreads : kMaxGroup;
+}
+constexpr int resident(Outliers outliers, int kept) {
+  return kept == 1 || outliers == Outliers::Many ? 1 : outliers == Outliers::One ? kResident : kResidentPlain;
 }
 
 // What a group of threads does with rows, in parts of as many columns as they keep.
-template <class T, bool kAligned, bool kMarks>
+template <class T, bool kAligned, bool kMarks, int kKept>
 class RowQuantizer {
  public:
   __device__ RowQuantizer(const RowwiseArgs<T>& args, int thread)
@@ -76,7 +82,7 @@ class RowQuantizer {
     return largest;
   }
 
-  // Eight bits for run j of the thread.
+  // Eight bits for run j of the thread, of four at most.
   __device__ uint32_t marks(int j) const { return marks_ >> j * 8 & 255; }
 
   // Of a row that is too long for all of its marks to be kept: into the block's own, after those of rows before.
@@ -122,17 +128,18 @@ class RowQuantizer {
 };
 
 // A row after the other, of a group's threads.
-template <class T, bool kAligned, Outliers kOutliers>
-__global__ void __launch_bounds__(threads_of(kOutliers), resident(kOutliers))
+template <class T, bool kAligned, Outliers kOutliers, int kKept>
+__global__ void __launch_bounds__(threads_of(kOutliers, kKept), resident(kOutliers, kKept))
     quantize_rows(const __grid_constant__ RowwiseArgs<T> args) {
   constexpr bool kMarks = kOutliers != Outliers::None;
   __shared__ uint32_t magnitudes[kMaxThreads / kMinGroup][32];
-  if (args.product_follows || kOutliers == Outliers::Many) let_next_kernel_start();
+  wait_for_kernels_before();
+  if (args.product_follows || kOutliers == Outliers::Few || kOutliers == Outliers::Many) let_next_kernel_start();
   constexpr bool kGroups = kOutliers == Outliers::Many;
   const int groups = kGroups ? static_cast<int>(blockDim.x) / args.group : 1;
   const int group = kGroups ? static_cast<int>(threadIdx.x) / args.group : 0;
   const int thread = static_cast<int>(threadIdx.x) - group * args.group;
-  RowQuantizer<T, kAligned, kMarks> quantizer(args, thread);
+  RowQuantizer<T, kAligned, kMarks, kKept> quantizer(args, thread);
   const int parts = quantizer.parts();
   uint8_t* const marks = kMarks ? args.marks + blockIdx.x * args.mark_pitch : nullptr;
   // A barrier whose number is not constant would keep other blocks from the multiprocessor.
@@ -158,11 +165,11 @@ __global__ void __launch_bounds__(threads_of(kOutliers), resident(kOutliers))
     for (int part = 0; part < parts; ++part) {
       quantizer.load(row, part);
       largest = max(largest, quantizer.look());
-      if (kMarks && parts > 1) quantizer.leave_marks(marks, part, row == blockIdx.x);
+      if (kMarks && (parts > 1 || kOutliers == Outliers::Few)) quantizer.leave_marks(marks, part, row == blockIdx.x);
     }
     encode(row, largest);
   }
-  if constexpr (kOutliers == Outliers::Many) {
+  if constexpr (kGroups) {
     // Those of all groups together.
     __shared__ uint8_t own[kKept * kMaxThreads];
     if (parts == 1) {
@@ -207,22 +214,31 @@ __global__ void __launch_bounds__(1024, 1) take_out_outliers(const __grid_consta
 
 // How a call is shared out. With a threshold the workspace holds the blocks' marks.
 struct Shares {
+  Outliers outliers;
+  int kept;
   int group;
   int groups;  // of a block
   int64_t blocks;
   int64_t mark_pitch;
 
-  Shares(int64_t rows, int64_t cols, bool outliers, int sm_count) {
+  // alone: of outliers, marks are all that is wanted.
+  Shares(int64_t rows, int64_t cols, bool threshold, bool alone, int sm_count) {
     const int64_t runs = ceil_div(cols, int64_t{kRun});
+    outliers = !threshold            ? Outliers::None
+               : rows <= 1 && !alone ? Outliers::One
+               : rows <= kFewBlocks  ? Outliers::Few
+                                     : Outliers::Many;
+    kept = rows <= kFewBlocks && outliers != Outliers::One ? 1 : kManyKept;
     // As many threads as keep the row, up to the most.
-    group = static_cast<int>(std::clamp<int64_t>(ceil_div(runs, int64_t{kKept} * 32) * 32, kMinGroup, kMaxGroup));
+    group = static_cast<int>(
+        std::clamp<int64_t>(ceil_div(runs, int64_t{kept} * 32) * 32, kMinGroup, kept == 1 ? kFewGroup : kMaxGroup));
+    if (outliers == Outliers::One) group = kMaxGroup;  // which take columns out, too
     groups = 1;
     blocks = std::clamp<int64_t>(rows, 1, INT32_MAX);
     mark_pitch = ceil_div(runs, int64_t{16}) * 16;
-    if (outliers && rows <= 1) group = kMaxGroup;  // which take columns out, too
-    if (!outliers || rows <= 1) return;
+    if (outliers != Outliers::Many) return;
     // Few blocks, for each has marks that others read. Long rows leave theirs as they go: no two groups.
-    if (runs <= int64_t{kKept} * group) {
+    if (runs <= int64_t{kManyKept} * group) {
       groups = static_cast<int>(std::min<int64_t>(ceil_div(rows, int64_t{kFewBlocks}), kMaxThreads / group));
     }
     const int64_t resident = int64_t{sm_count} * (kMaxThreads / (group * groups));
@@ -233,11 +249,11 @@ struct Shares {
 };
 
 template <class T>
-void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
   const bool outliers = args.threshold > 0;
   const int sm_count = device_facts(args.device, op).sm_count;
-  const Shares shares(args.rows, args.cols, outliers, sm_count);
+  const Shares shares(args.rows, args.cols, outliers, layout.marks_alone, sm_count);
   const RowwiseArgs<T> kernel_args{.x = static_cast<const T*>(args.x),
                                    .rows = args.rows,
                                    .cols = args.cols,
@@ -255,37 +271,46 @@ void run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream s
                                    .mark_pitch = shares.mark_pitch};
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
-  const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups};
+  const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups, .overlaps = true};
   dispatch_bool(aligned, [&](auto is_aligned) {
-    if (!outliers) {
-      if (args.rows > 0) launch(op, quantize_rows<T, is_aligned, Outliers::None>, shape, stream, kernel_args);
-      return;
+    const auto start = [&](auto kernel) { launch(op, kernel, shape, stream, kernel_args); };
+    switch (shares.outliers) {
+      case Outliers::None:
+        if (args.rows == 0) return;
+        return start(shares.kept == 1 ? quantize_rows<T, is_aligned, Outliers::None, 1>
+                                      : quantize_rows<T, is_aligned, Outliers::None, kManyKept>);
+      case Outliers::One:
+        return start(quantize_rows<T, is_aligned, Outliers::One, kManyKept>);
+      case Outliers::Few:
+        start(quantize_rows<T, is_aligned, Outliers::Few, 1>);
+        break;
+      case Outliers::Many:
+        start(quantize_rows<T, is_aligned, Outliers::Many, kManyKept>);
     }
-    if (args.rows <= 1) {
-      launch(op, quantize_rows<T, is_aligned, Outliers::One>, shape, stream, kernel_args);
-      return;
-    }
-    launch(op, quantize_rows<T, is_aligned, Outliers::Many>, shape, stream, kernel_args);
+    if (layout.marks_alone) return;
     // Each block looks at all marks: few, unless there are many rows.
     const int64_t blocks = std::max({int64_t{1}, std::min<int64_t>(args.rows / kTakeOutRows, kTakeOutBlocks),
                                      std::min<int64_t>(args.rows / 64, sm_count)});
     launch(op, take_out_outliers<T>,
            {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = true}, stream, kernel_args);
   });
+  return {.marks = kernel_args.marks, .count = kernel_args.markers, .pitch = kernel_args.mark_pitch};
 }
 
 }  // namespace
 
 int64_t quantize_int8_rowwise_workspace(int64_t rows, int64_t cols, float threshold, Device device) {
   if (threshold == 0) return 0;
-  return Shares(rows, cols, true, device_facts(device, "quantize_int8_rowwise").sm_count).mark_bytes();
+  return Shares(rows, cols, true, false, device_facts(device, "quantize_int8_rowwise").sm_count).mark_bytes();
 }
 
-void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+Int8Marks quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
+  Int8Marks marks{};
   dispatch_float(args.x_dtype, "quantize_int8_rowwise", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run<T>(args, layout, stream);
+    marks = run<T>(args, layout, stream);
   });
+  return marks;
 }
 
 void quantize_int8_rowwise(const QuantizeInt8RowwiseArgs& args, Stream stream) {

@@ -27,29 +27,36 @@ constexpr double kTileColumn = 38.0;
 constexpr double kTileOutliers = 1960.0;
 constexpr double kSplit = 1870.0;  // to add the sums of a cluster of two, and of more
 constexpr double kSplitColumn = 36.0;
+constexpr double kFewRowsSave = 800.0;  // tiles of 64 rows, in sharing a tile's depth; and in listing outliers
+constexpr double kListingSaves = 2500.0;
+constexpr double kFewRowsWave = 5000.0;  // blocks after the first, which have one tile each
 
 bool wgmma_fits(const LinearInt8Problem& p) {
   return p.compute_capability == 90 && p.aligned && p.k % 16 == 0 && p.k > 0 && p.k <= kInt8ExactDepth &&
          std::max(p.m, p.n) <= kMaxSize;
 }
 
-LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int columns, int splits) {
+LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int rows, int columns, int splits) {
+  const bool few = rows == Wgmma::kFewRows;
   const int64_t tiles_m = ceil_div(p.m, int64_t{columns});
-  const int64_t tiles = ceil_div(p.n, int64_t{Wgmma::kRows}) * tiles_m;
+  const int64_t tiles = ceil_div(p.n, int64_t{rows}) * tiles_m;
   const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
   const double waves = static_cast<double>(ceil_div(tiles, linear_4bit_resident_clusters(p.sm_count, splits)));
   const double share = static_cast<double>(ceil_div(stages, int64_t{splits}));
   const double weight_bytes = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count;
   const double memory = weight_bytes / kBytesPerClock * (1.0 + kAgain * static_cast<double>(tiles_m - 1));
-  const double step = kStep + kStepColumn * columns + (p.outliers ? kStepOutliers : 0.0);
+  const double step = (kStep + kStepColumn * columns + (p.outliers && !few ? kStepOutliers : 0.0)) * (few ? 0.5 : 1.0);
   const double end = kTileColumn * columns + (p.outliers ? kTileOutliers : 0.0) +
                      (kSplit + kSplitColumn * columns) * std::sqrt(splits - 1.0);
-  return {.kernel = LinearInt8Kernel::Wgmma,
-          .columns = columns,
-          .splits = splits,
-          .tiles = tiles,
-          .blocks = splits == 1 && Wgmma::goes_on(columns) ? std::min<int64_t>(tiles, p.sm_count) : tiles * splits,
-          .time = kLaunch + std::max(memory, waves * share * step) + waves * end};
+  return {
+      .kernel = LinearInt8Kernel::Wgmma,
+      .rows = rows,
+      .columns = columns,
+      .splits = splits,
+      .tiles = tiles,
+      .blocks = splits == 1 && Wgmma::goes_on(rows, columns) ? std::min<int64_t>(tiles, p.sm_count) : tiles * splits,
+      .time = kLaunch + (few ? (waves - 1) * kFewRowsWave - (p.outliers ? kListingSaves : kFewRowsSave) : 0.0) +
+              std::max(memory, waves * share * step) + waves * end};
 }
 
 LinearInt8Plan simt_plan(const LinearInt8Problem& p) {
@@ -67,6 +74,11 @@ LinearInt8Plan mma_plan(const Int8MmaPlan& mma) {
   return {.kernel = LinearInt8Kernel::Mma, .columns = mma.columns, .tiles = mma.tiles, .blocks = mma.tiles, .mma = mma};
 }
 
+bool few_fits(const LinearInt8Problem& p, int columns) {
+  return p.dtype != DType::Float32 && p.x_aligned && p.k <= Wgmma::kFewDepth && columns <= Wgmma::kFewColumns &&
+         p.m <= columns;
+}
+
 std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
   std::vector<LinearInt8Plan> plans;
   if (!wgmma_fits(p)) return plans;
@@ -75,7 +87,9 @@ std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
     // Sums of float32 outliers, apart from those of codes, would not fit the registers.
     if (p.dtype == DType::Float32 && columns > 128) break;
     for (const int splits : Wgmma::kSplits) {
-      if (splits <= stages) plans.push_back(wgmma_plan(p, columns, splits));
+      if (splits > stages) break;
+      plans.push_back(wgmma_plan(p, Wgmma::kRows, columns, splits));
+      if (splits == 1 && few_fits(p, columns)) plans.push_back(wgmma_plan(p, Wgmma::kFewRows, columns, splits));
     }
     if (columns >= p.m) break;  // a wider tile would only be emptier
   }
@@ -109,8 +123,8 @@ std::string to_string(const LinearInt8Plan& plan) {
       text = to_string(plan.mma);
       break;
     case LinearInt8Kernel::Wgmma:
-      text = "wgmma 128x" + std::to_string(plan.columns) + ", " + std::to_string(plan.splits) +
-             (plan.splits == 1 ? " split" : " splits");
+      text = "wgmma " + std::to_string(plan.rows) + "x" + std::to_string(plan.columns) + ", " +
+             std::to_string(plan.splits) + (plan.splits == 1 ? " split" : " splits");
   }
   return text + ", " + std::to_string(plan.blocks) + (plan.blocks == 1 ? " block" : " blocks");
 }

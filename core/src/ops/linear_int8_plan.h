@@ -18,6 +18,7 @@ struct LinearInt8Problem {
   DType dtype = DType::BFloat16;
   bool outliers = false;  // there is a threshold
   bool aligned = true;    // weight codes and out lie on 16-byte boundaries
+  bool x_aligned = true;  // x on 4-byte boundaries
   int compute_capability = 90;
   int sm_count = 132;
 
@@ -27,11 +28,12 @@ struct LinearInt8Problem {
 enum class LinearInt8Kernel : uint8_t {
   Simt,   // dot products of four codes, for any problem and device
   Mma,    // mma.sync: any size and alignment whose sums fit 32 bits
-  Wgmma,  // Hopper's tensor cores: tiles of 128 weight rows
+  Wgmma,  // Hopper's tensor cores: tiles of 64 or 128 weight rows
 };
 
 struct LinearInt8Plan {
   LinearInt8Kernel kernel = LinearInt8Kernel::Simt;
+  int rows = 0;      // wgmma: of the weight, in a tile
   int columns = 64;  // rows of x in a tile
   int splits = 1;    // thread blocks, a cluster, that share a tile's depth
   int64_t tiles = 0;
@@ -39,19 +41,28 @@ struct LinearInt8Plan {
   double time = 0;       // wgmma: the model's estimate, in clocks
   Int8MmaPlan mma = {};  // Mma: the rest
 
+  bool lists_outliers() const;  // its blocks do, by what the quantizer has marked
+
   bool operator==(const LinearInt8Plan&) const = default;
 };
 
 // What the wgmma kernel is made of.
 struct LinearInt8Wgmma {
-  static constexpr int kRows = 128;   // of the weight, in a tile
   static constexpr int kDepth = 128;  // of a stage: bytes, one swizzle line
+  static constexpr int kRows = 128;   // of the weight, in a tile
+  // Of a weight too small for those to keep all multiprocessors busy, with few rows of x: blocks have one tile each,
+  // and list outlier columns by themselves, with a bit of shared memory for each column.
+  static constexpr int kFewRows = 64;
+  static constexpr int kFewColumns = 64;  // at most
+  static constexpr int kFewDepth = 32768;
   static constexpr int kColumns[] = {16, 32, 64, 128, 256};
   static constexpr int kSplits[] = {1, 2, 4, 8};
   // Whether blocks go from tile to tile: not where a tile's sums alone take half of all registers.
-  static constexpr bool goes_on(int columns) { return columns < 256; }
-  static constexpr int stage_bytes(int columns) { return (kRows + columns) * kDepth; }
+  static constexpr bool goes_on(int rows, int columns) { return rows == kRows && columns < 256; }
+  static constexpr int stage_bytes(int rows, int columns) { return (rows + columns) * kDepth; }
 };
+
+inline bool LinearInt8Plan::lists_outliers() const { return rows == LinearInt8Wgmma::kFewRows; }
 
 // Codes of x are kept in rows of this many bytes, so that they begin at 16 bytes.
 constexpr int64_t linear_int8_pitch(int64_t k) { return (k + 15) / 16 * 16; }

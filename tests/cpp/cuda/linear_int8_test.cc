@@ -238,6 +238,13 @@ std::vector<Case> cases() {
     for (const DType dtype : kFloats)
       cases.push_back({.n = 140, .k = 1040, .m = 35, .dtype = dtype, .outliers = outliers});
   }
+  // More outliers, and a deeper product, than tiles of few rows take at once.
+  constexpr int64_t kMany[][4] = {{72, 2064, 9, 300}, {70, 1040, 20, 260}, {66, 16400, 5, 150}, {65, 32768, 3, 40}};
+  for (const auto& s : kMany) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      cases.push_back({.n = s[0], .k = s[1], .m = s[2], .dtype = dtype, .outliers = s[3]});
+    }
+  }
   // Every size odd, rows at any byte, none to all columns outliers.
   for (const int64_t outliers : {0, 1, 63, 65, 333}) {
     for (const DType dtype : kFloats) {

@@ -1,0 +1,277 @@
+#pragma once
+
+#include "cuda/linear_int8_wgmma_outliers.cuh"
+
+// Blocks that list outlier columns by themselves, from what the quantizer has marked, while they multiply: a kernel
+// between the two would take longer. These columns are still in the codes of x. Their integer products are taken back
+// at the end, exactly: by a product of the same codes as 16-bit numbers, whose sums fit float32.
+//
+// Little that waits for something else: a load takes a microsecond while the weight comes in, and an instruction of a
+// single warp some ten clocks.
+
+namespace qbits::cuda {
+
+// Adds marks, by the computing threads, to the block's, which are clear: a lane for 16 bytes of each 512 of a row.
+template <class Shape>
+__device__ void merge_marks(const Int8Marks& from, uint32_t window, int thread) {
+  constexpr int kBatch = 8;  // loads in flight
+  const int chunks = static_cast<int>(from.pitch + 511) / 512;
+  const int rows = Shape::kComputeThreads / 32 / chunks;  // at once
+  const int first = thread / 32 / chunks;
+  const int at = (thread / 32 - first * chunks) * 512 + thread % 32 * 16;
+  if (first >= rows || at >= from.pitch) return;
+  uint4 marks = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int row = first; row < from.count; row += kBatch * rows) {
+    uint4 own[kBatch] = {};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = row + i * rows;
+      if (r < from.count) own[i] = *reinterpret_cast<const uint4*>(from.marks + r * from.pitch + at);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      marks.x |= own[i].x, marks.y |= own[i].y, marks.z |= own[i].z, marks.w |= own[i].w;
+    }
+  }
+  auto* const to = static_cast<uint32_t*>(__cvta_shared_to_generic(window + Shape::kMarks + at));
+  atomicOr(to, marks.x);
+  atomicOr(to + 1, marks.y);
+  atomicOr(to + 2, marks.z);
+  atomicOr(to + 3, marks.w);
+}
+
+// The list of marked columns, from number `first` on as many as tiles hold, and the count of all, by a warp.
+template <class Shape>
+__device__ void list_columns(int pitch, int first, uint32_t window) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int words = pitch / 4;              // a multiple of 4
+  const int own = (words + 127) / 128 * 4;  // of a lane, one after the other
+  const int end = min(lane * own + own, words);
+  int count = 0;
+#pragma unroll 1
+  for (int i = lane * own; i < end; i += 4) {
+    const uint4 v = load_shared<uint4>(window + Shape::kMarks + i * 4);
+    count += __popc(v.x) + __popc(v.y) + __popc(v.z) + __popc(v.w);
+  }
+  // How many come before the lane's, and how many there are: bit by bit of the counts.
+  int at = -first;
+  int all = 0;
+#pragma unroll 1
+  for (int bit = 0; __any_sync(~0U, count >> bit != 0); ++bit) {
+    const uint32_t lanes = __ballot_sync(~0U, (count >> bit & 1) != 0);
+    at += __popc(lanes & ((1U << lane) - 1)) << bit;
+    all += __popc(lanes) << bit;
+  }
+  if (count > 0) {
+#pragma unroll 1
+    for (int i = lane * own; i < end; ++i) {
+#pragma unroll 1
+      for (uint32_t bits = load_shared<uint32_t>(window + Shape::kMarks + i * 4); bits != 0; bits &= bits - 1, ++at) {
+        if (at < 0 || at >= Shape::kOutlierColumns) continue;
+        store_shared(window + Shape::kList + at * 4, i * 32 + __ffs(static_cast<int>(bits)) - 1);
+      }
+    }
+  }
+  if (lane == 0) store_shared(window + Shape::kCount, all);
+}
+
+// What is kept of the columns listed: codes of the weight and, in rows behind, of x; x as words that hold its numbers.
+template <class Shape>
+struct OutlierNumbers {
+  static constexpr int kCodePitch = Shape::kOutlierColumns + 4;     // so that rows lie in different banks
+  static constexpr int kXPitch = (Shape::kOutlierColumns + 4) * 4;  // the same of eight rows
+  static constexpr uint32_t kX = (Shape::kRows + Shape::kColumns) * kCodePitch;
+  static_assert(kX + Shape::kColumns * kXPitch <= Shape::kOutlierBytes && kX % 8 == 0);
+
+  // Picks the codes in the first outlier columns from the ring as they go by. Two warps take stages by turns, as the
+  // warpgroups do; a stage's columns are 16 bytes of marks. What is known of 64 stages is found out at once, a lane for
+  // two.
+  static __device__ void pick_codes(const Int8WgmmaArgs& args, uint32_t window, int warp) {
+    constexpr int kCodeRows = Shape::kRows + Shape::kColumns;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t swizzle = lane % 8 * 16;
+    const auto pick = [&](uint32_t slot, uint32_t byte, uint32_t j) {
+      const uint32_t from = window + slot * Shape::kStageBytes + lane * 128 + (byte ^ swizzle);
+      const uint32_t to = window + Shape::kOutlierNumbers + lane * kCodePitch + j;
+#pragma unroll
+      for (int row = 0; row < kCodeRows; row += 32) {
+        if (row + lane >= kCodeRows) break;
+        store_shared(to + row * kCodePitch, load_shared<int8_t>(from + row * 128));
+      }
+    };
+    uint32_t slot = warp;
+    uint32_t parity = 0;
+    int before = 0;
+#pragma unroll 1
+    for (int base = 0; base < args.stages; base += 64) {
+      const StageMarks marks(window + Shape::kMarks + (base + lane * 2) * 16, warp, before);
+#pragma unroll 1
+      for (int stage = base + warp; stage < min(args.stages, base + 64); stage += 2) {
+        const uint32_t known = marks.of((stage - base) / 2);
+        barrier_wait(window + Shape::kFull + slot * 8, parity);
+        if (const uint32_t count = known >> 8 & 255; count > 0) {
+          const uint32_t j = known >> 16;
+          pick(slot, known & 255, j);
+          if (count > 1) {
+            uint32_t at = j;
+#pragma unroll 1
+            for (int i = 0; i < 4; ++i) {
+              uint32_t bits = load_shared<uint32_t>(window + Shape::kMarks + stage * 16 + i * 4);
+#pragma unroll 1
+              for (; bits != 0 && at < Shape::kOutlierColumns; bits &= bits - 1, ++at) {
+                if (at > j) pick(slot, i * 32 + __ffs(static_cast<int>(bits)) - 1, at);
+              }
+            }
+          }
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(window + Shape::kEmpty + slot * 8);
+        slot += 2;
+        if (slot >= Shape::kStages) {
+          slot -= Shape::kStages;
+          parity ^= 1;
+        }
+      }
+    }
+    barrier_arrive(window + Shape::kPicked);
+  }
+
+  // Loads the codes of `count` columns listed, by `warps` warps: a lane for a column.
+  static __device__ void load_codes(const Int8WgmmaArgs& args, uint32_t window, int count, int warp, int warps) {
+    const int n0 = static_cast<int>(blockIdx.x) * Shape::kRows;
+    const auto load = [&](const int8_t* codes, int rows, int first) {
+      for (int j = static_cast<int>(threadIdx.x) % 32; j < count; j += 32) {
+        const auto column = load_shared<uint32_t>(window + Shape::kList + j * 4);
+        for (int row = warp; row < rows; row += warps) {
+          store_shared(window + Shape::kOutlierNumbers + (first + row) * kCodePitch + j,
+                       codes[int64_t{row} * args.k + column]);
+        }
+      }
+    };
+    load(args.codes + int64_t{n0} * args.k, min(args.n - n0, Shape::kRows), 0);
+    load(args.listing.x_codes, args.m, Shape::kRows);
+  }
+
+  // Starts copies of the words that hold x.
+  static __device__ void copy_x(const Int8WgmmaArgs& args, uint32_t window, int count, int warp, int warps) {
+    for (int j = static_cast<int>(threadIdx.x) % 32; j < count; j += 32) {
+      const uint32_t column = load_shared<uint32_t>(window + Shape::kList + j * 4) / 2 * 2;
+      const uint16_t* from = static_cast<const uint16_t*>(args.x_values) + int64_t{warp} * args.k + column;
+      uint32_t to = window + Shape::kOutlierNumbers + kX + j * 4 + warp * kXPitch;
+#pragma unroll 4
+      for (int row = warp; row < args.m; row += warps, from += int64_t{warps} * args.k, to += warps * kXPitch) {
+        copy_word(to, from);
+      }
+    }
+  }
+
+  // Adds the products of `count` columns, 64 at most: of x, and of its codes. `row`: of the weight, in the tile, the
+  // first of the thread's two in a fragment; `first_x`: the first row of x.
+  template <int kSums>
+  static __device__ void multiply(uint32_t window, int row, int first_x, int count, float (&sums)[kSums],
+                                  float (&dots)[kSums]) {
+    using T = typename Shape::T;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t codes = window + Shape::kOutlierNumbers;
+#pragma unroll 1
+    for (int first = 0; first < count; first += 16) {
+      const Columns columns[2] = {{window, first + lane % 4 * 2, count}, {window, first + 8 + lane % 4 * 2, count}};
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = columns[i / 2].template codes<T>(codes + (row + i % 2 * 8) * kCodePitch);
+      }
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        const int m = first_x + i * 2 + lane / 4;
+        const uint32_t x_codes = codes + (Shape::kRows + m) * kCodePitch;
+        const uint32_t x = codes + kX + m * kXPitch;
+        float (&own)[4] = reinterpret_cast<float (&)[4]>(sums[i]);
+        float (&taken)[4] = reinterpret_cast<float (&)[4]>(dots[i]);
+        mma_16x8x16<T>(own, a, columns[0].numbers(x), columns[1].numbers(x));
+        mma_16x8x16<T>(taken, a, columns[0].template codes<T>(x_codes), columns[1].template codes<T>(x_codes));
+      }
+    }
+  }
+
+ private:
+  // What a warp's lanes know of its stages, of which each lane has one of two.
+  class StageMarks {
+   public:
+    // `marks`: of the lane's two stages; `before`: how many columns come before them all, which those of all increase.
+    __device__ StageMarks(uint32_t marks, int which, int& before) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const auto first = load_shared<uint4>(marks);
+      const auto second = load_shared<uint4>(marks + 16);
+      const auto count = [](const uint4& v) { return __popc(v.x) + __popc(v.y) + __popc(v.z) + __popc(v.w); };
+      int up_to = count(first) + count(second);
+      const int both = up_to;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(~0U, up_to, step);
+        if (lane >= step) up_to += other;
+      }
+      const uint4 own = which == 0 ? first : second;
+      const int j = before + up_to - both + (which == 0 ? 0 : count(first));
+      const int word = own.x != 0 ? 0 : own.y != 0 ? 1 : own.z != 0 ? 2 : 3;
+      const uint32_t bits = word == 0 ? own.x : word == 1 ? own.y : word == 2 ? own.z : own.w;
+      // The first column, how many there are of those that are kept, and the number of the first.
+      const int kept = max(0, min(count(own), Shape::kOutlierColumns - j));
+      packed_ = static_cast<uint32_t>(word * 32 + __ffs(static_cast<int>(bits)) - 1) & 255 | kept << 8 | j << 16;
+      before += __shfl_sync(~0U, up_to, 31);
+    }
+    __device__ uint32_t of(int lane) const { return __shfl_sync(~0U, packed_, lane); }
+
+   private:
+    uint32_t packed_;
+  };
+
+  // Two listed columns, j and j + 1, of `count`; their numbers are 0 behind the last.
+  struct Columns {
+    __device__ Columns(uint32_t window, int j, int count)
+        : j(j),
+          first(j < count ? 0x7440 : 0x7445),
+          second(j + 1 < count ? 0x7441 : 0x7445),
+          mask((j < count ? 0xffff : 0) | (j + 1 < count ? 0xffff0000 : 0)) {
+      const auto listed = load_shared<uint2>(window + Shape::kList + j * 4);
+      halves = 0x5410 + (listed.x & 1) * 0x22 + (listed.y & 1) * 0x2200;
+    }
+    // A code plus 128 as the low byte of 2^23: less instructions than a conversion.
+    template <class T>
+    __device__ uint32_t codes(uint32_t row) const {
+      const uint32_t pair = load_shared<uint16_t>(row + j) ^ 0x8080U;
+      constexpr uint32_t kBytes = 0x4b008000;
+      constexpr float kZero = 0x1p23F + 128.0F;
+      return pack<T>(__uint_as_float(__byte_perm(pair, kBytes, first)) - kZero,
+                     __uint_as_float(__byte_perm(pair, kBytes, second)) - kZero);
+    }
+    __device__ uint32_t numbers(uint32_t row) const {
+      const auto words = load_shared<uint2>(row + j * 4);
+      return __byte_perm(words.x, words.y, halves) & mask;
+    }
+
+    int j;
+    uint32_t first;
+    uint32_t second;
+    uint32_t mask;
+    uint32_t halves;
+  };
+};
+
+// By the warps beside the one that loads: two pick codes, one lists columns and copies x.
+template <class Shape>
+__device__ void list_outliers(const Int8WgmmaArgs& args, uint32_t window) {
+  wait_for_kernels_before();
+  const int warp = static_cast<int>(threadIdx.x) / 32 - 1;
+  group_sync(kInt8MarksBarrier, Shape::kThreads - 32);  // marks are there
+  if (warp < 2) return OutlierNumbers<Shape>::pick_codes(args, window, warp);
+  list_columns<Shape>(static_cast<int>(args.listing.marks.pitch), 0, window);
+  __syncwarp();
+  barrier_arrive(window + Shape::kPicked);
+  const int count = min(load_shared<int>(window + Shape::kCount), Shape::kOutlierColumns);
+  OutlierNumbers<Shape>::copy_x(args, window, count, 0, 1);
+  copies_arrive(window + Shape::kOutlierXFull);
+}
+
+}  // namespace qbits::cuda
