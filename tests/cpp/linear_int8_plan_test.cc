@@ -27,15 +27,16 @@ TEST(LinearInt8Plan, EveryPlanCoversTheProblem) {
           }
           const int64_t rows = wgmma ? plan.rows : 64;
           EXPECT_EQ(plan.tiles, (n + rows - 1) / rows * ((m + plan.columns - 1) / plan.columns)) << to_string(plan);
-          const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.rows, plan.columns);
+          const bool once = !wgmma || plan.splits > 1 || !Wgmma::goes_on(plan.rows, plan.columns, plan.lists);
           EXPECT_EQ(plan.blocks, once ? plan.tiles * plan.splits : std::min<int64_t>(plan.tiles, problem.sm_count))
               << to_string(plan);
           if (!wgmma) continue;
           EXPECT_LE(plan.splits * int64_t{Wgmma::kDepth}, k + Wgmma::kDepth - 1) << to_string(plan);
-          if (!plan.lists_outliers()) continue;
-          EXPECT_LE(m, plan.columns) << to_string(plan);
-          EXPECT_LE(k, Wgmma::kFewDepth) << to_string(plan);
-          EXPECT_EQ(plan.splits, 1) << to_string(plan);
+          if (plan.rows == Wgmma::kFewRows) {
+            EXPECT_LE(m, Wgmma::kMostFew) << to_string(plan);
+            EXPECT_EQ(plan.splits, 1) << to_string(plan);
+          }
+          EXPECT_FALSE(plan.lists) << to_string(plan);
         }
       }
     }
@@ -93,17 +94,15 @@ TEST(LinearInt8Plan, TilesFollowTheProblem) {
   }
 }
 
-// Tiles of 64 weight rows where those of 128 would leave multiprocessors idle, rows of x are few, and a word can be
-// copied from x.
+// Tiles of 64 weight rows where those of 128 would leave multiprocessors idle and rows of x are few.
 TEST(LinearInt8Plan, TilesOfFewRows) {
   for (const bool outliers : {false, true}) {
     const LinearInt8Problem few{.n = 4096, .k = 4096, .m = 16, .outliers = outliers};
     EXPECT_EQ(linear_int8_plan(few).rows, Wgmma::kFewRows);
     EXPECT_EQ(linear_int8_plan({.n = 28672, .k = 8192, .m = 16, .outliers = outliers}).rows, Wgmma::kRows);
     EXPECT_EQ(linear_int8_plan({.n = 11008, .k = 4096, .m = 1, .outliers = outliers}).rows, Wgmma::kRows);
-    for (auto make : {+[](LinearInt8Problem& p) { p.m = 65; }, +[](LinearInt8Problem& p) { p.k = 32768 + 16; },
-                      +[](LinearInt8Problem& p) { p.dtype = DType::Float32; },
-                      +[](LinearInt8Problem& p) { p.x_aligned = false; }}) {
+    for (auto make :
+         {+[](LinearInt8Problem& p) { p.m = 129; }, +[](LinearInt8Problem& p) { p.dtype = DType::Float32; }}) {
       LinearInt8Problem other = few;
       make(other);
       for (const LinearInt8Plan& plan : linear_int8_plans(other)) EXPECT_NE(plan.rows, Wgmma::kFewRows);
@@ -111,10 +110,30 @@ TEST(LinearInt8Plan, TilesOfFewRows) {
   }
 }
 
+// Blocks list outlier columns where rows of x are few, a bit for each column finds room, and a word can be copied from
+// x.
+TEST(LinearInt8Plan, BlocksListOutliers) {
+  const LinearInt8Problem good{.n = 4096, .k = 4096, .m = 16, .outliers = true};
+  EXPECT_TRUE(linear_int8_plan(good).lists);
+  EXPECT_TRUE(linear_int8_plan({.n = 4096, .k = 4096, .m = 256, .outliers = true}).lists);
+  EXPECT_FALSE(linear_int8_plan({.n = 28672, .k = 8192, .m = 16, .outliers = true}).lists);
+  for (auto make :
+       {+[](LinearInt8Problem& p) { p.m = 513; }, +[](LinearInt8Problem& p) { p.k = 32768 + 16; },
+        +[](LinearInt8Problem& p) { p.dtype = DType::Float32; }, +[](LinearInt8Problem& p) { p.x_aligned = false; },
+        +[](LinearInt8Problem& p) { p.outliers = false; }}) {
+    LinearInt8Problem other = good;
+    make(other);
+    for (const LinearInt8Plan& plan : linear_int8_plans(other)) EXPECT_FALSE(plan.lists);
+  }
+}
+
 TEST(LinearInt8Plan, Prints) {
   EXPECT_EQ(to_string(LinearInt8Plan{
                 .kernel = LinearInt8Kernel::Wgmma, .rows = 128, .columns = 64, .splits = 2, .blocks = 128}),
             "wgmma 128x64, 2 splits, 128 blocks");
+  EXPECT_EQ(to_string(LinearInt8Plan{
+                .kernel = LinearInt8Kernel::Wgmma, .rows = 64, .columns = 16, .lists = true, .blocks = 64}),
+            "wgmma 64x16, 1 split, 64 blocks, lists outliers");
   EXPECT_EQ(to_string(LinearInt8Plan{.blocks = 1}), "simt 64x64, 1 block");
   EXPECT_EQ(
       to_string(LinearInt8Plan{

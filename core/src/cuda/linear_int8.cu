@@ -68,7 +68,7 @@ void run(const LinearInt8Args& args, const LinearInt8Plan& plan, Stream stream) 
                                   {.pitch = linear_int8_pitch(args.k),
                                    .product_follows = true,
                                    .outlier_values = x.values,
-                                   .marks_alone = outliers && plan.lists_outliers()},
+                                   .marks_alone = plan.lists},
                                   stream);
   switch (plan.kernel) {
     case LinearInt8Kernel::Simt:

@@ -22,7 +22,7 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
                                      .row_bytes = args.k,
                                      .box_rows = plan.rows,
                                      .box_columns = kDepth});
-  if (x.values != nullptr && args.dtype != DType::Float32 && !plan.lists_outliers()) {
+  if (x.values != nullptr && args.dtype != DType::Float32 && !plan.lists) {
     kernel_args.outliers = encode_tile({.data = x.values,
                                         .rows = args.m,
                                         .columns = kOutlierValues,

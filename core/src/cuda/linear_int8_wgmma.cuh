@@ -243,6 +243,7 @@ class Int8Computer {
 
   // The products of outlier columns that the block has listed, and of x's codes there.
   __device__ void multiply_listed(float (&sums)[kFinishSums], int32_t (&taken)[kFinishSums]) const {
+    barrier_wait(window_ + Shape::kPicked, 0);
     barrier_wait(window_ + Shape::kOutlierXFull, 0);
     const auto all = load_shared<int>(window_ + Shape::kCount);
 #pragma unroll 1
@@ -254,8 +255,8 @@ class Int8Computer {
         group_sync(kInt8ComputeBarrier, kThreads);
         if (warp == 0) list_columns<Shape>(static_cast<int>(args_.listing.marks.pitch), first, window_);
         group_sync(kInt8ComputeBarrier, kThreads);
-        OutlierNumbers<Shape>::load_codes(args_, window_, count, warp, kThreads / 32);
-        OutlierNumbers<Shape>::copy_x(args_, window_, count, warp, kThreads / 32);
+        OutlierNumbers<Shape>::load_codes(args_, tile_, window_, count, warp, kThreads / 32);
+        OutlierNumbers<Shape>::copy_x(args_, tile_, window_, count, warp, kThreads / 32);
         copy_async_commit();
         copy_async_wait_for<0>();
         group_sync(kInt8ComputeBarrier, kThreads);

@@ -138,8 +138,8 @@ struct OutlierNumbers {
   }
 
   // Loads the codes of `count` columns listed, by `warps` warps: a lane for a column.
-  static __device__ void load_codes(const Int8WgmmaArgs& args, uint32_t window, int count, int warp, int warps) {
-    const int n0 = static_cast<int>(blockIdx.x) * Shape::kRows;
+  static __device__ void load_codes(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window, int count,
+                                    int warp, int warps) {
     const auto load = [&](const int8_t* codes, int rows, int first) {
       for (int j = static_cast<int>(threadIdx.x) % 32; j < count; j += 32) {
         const auto column = load_shared<uint32_t>(window + Shape::kList + j * 4);
@@ -149,19 +149,23 @@ struct OutlierNumbers {
         }
       }
     };
-    load(args.codes + int64_t{n0} * args.k, min(args.n - n0, Shape::kRows), 0);
-    load(args.listing.x_codes, args.m, Shape::kRows);
+    load(args.codes + int64_t{tile.n0} * args.k, min(args.n - tile.n0, Shape::kRows), 0);
+    load(args.listing.x_codes + int64_t{tile.m0} * args.k, min(args.m - tile.m0, Shape::kColumns), Shape::kRows);
   }
 
-  // Starts copies of the words that hold x.
-  static __device__ void copy_x(const Int8WgmmaArgs& args, uint32_t window, int count, int warp, int warps) {
-    for (int j = static_cast<int>(threadIdx.x) % 32; j < count; j += 32) {
-      const uint32_t column = load_shared<uint32_t>(window + Shape::kList + j * 4) / 2 * 2;
-      const uint16_t* from = static_cast<const uint16_t*>(args.x_values) + int64_t{warp} * args.k + column;
-      uint32_t to = window + Shape::kOutlierNumbers + kX + j * 4 + warp * kXPitch;
+  // Starts copies of the words that hold x, by `warps` warps: a lane for a row. Blocks begin at different columns, lest
+  // all ask the L2 for the same at once.
+  static __device__ void copy_x(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window, int count, int warp,
+                                int warps) {
+    const int rows = min(args.m - tile.m0, Shape::kColumns);
+    for (int row = warp * 32 + static_cast<int>(threadIdx.x) % 32; row < rows; row += warps * 32) {
+      const auto* const x = static_cast<const uint16_t*>(args.x_values) + int64_t{tile.m0 + row} * args.k;
+      const uint32_t to = window + Shape::kOutlierNumbers + kX + row * kXPitch;
+      int j = count > 0 ? static_cast<int>(blockIdx.x) % count : 0;
 #pragma unroll 4
-      for (int row = warp; row < args.m; row += warps, from += int64_t{warps} * args.k, to += warps * kXPitch) {
-        copy_word(to, from);
+      for (int i = 0; i < count; ++i) {
+        copy_word(to + j * 4, x + load_shared<uint32_t>(window + Shape::kList + j * 4) / 2 * 2);
+        if (++j == count) j = 0;
       }
     }
   }
@@ -270,7 +274,7 @@ __device__ void list_outliers(const Int8WgmmaArgs& args, uint32_t window) {
   __syncwarp();
   barrier_arrive(window + Shape::kPicked);
   const int count = min(load_shared<int>(window + Shape::kCount), Shape::kOutlierColumns);
-  OutlierNumbers<Shape>::copy_x(args, window, count, 0, 1);
+  OutlierNumbers<Shape>::copy_x(args, first_tile<Shape>(args), window, count, 0, 1);
   copies_arrive(window + Shape::kOutlierXFull);
 }
 

@@ -38,16 +38,21 @@ struct Int8WgmmaArgs {
   Int8Listing listing;
 };
 
-// kOutliers: there is a threshold.
-template <class TOf, int kRowsOf, int kColumnsOf, bool kOutliersOf>
+enum class Int8Outliers : uint8_t {
+  None,    // there is no threshold
+  Listed,  // by the quantizer, which has taken them out of x's codes
+  Marked,  // and listed by each block
+};
+
+template <class TOf, int kRowsOf, int kColumnsOf, Int8Outliers kOutliersOf>
 struct Int8WgmmaShape {
   using T = TOf;
   static constexpr int kColumns = kColumnsOf;
-  static constexpr bool kOutliers = kOutliersOf;
+  static constexpr bool kOutliers = kOutliersOf != Int8Outliers::None;
   // Outliers are multiplied by tensor cores; those of float32, which these do not have, one by one.
   static constexpr bool kOutlierTiles = kOutliers && sizeof(T) == 2;
   static constexpr int kRows = kRowsOf;
-  static constexpr bool kLists = kOutlierTiles && kRows == LinearInt8Wgmma::kFewRows;
+  static constexpr bool kLists = kOutliersOf == Int8Outliers::Marked;
   static constexpr int kRowGroups = kRows / 64;        // warpgroups that compute them
   static constexpr int kDepthGroups = 2 / kRowGroups;  // whose stages take turns
   // Those share out the tile's columns in the end, where they are enough for two.
@@ -72,14 +77,14 @@ struct Int8WgmmaShape {
   static constexpr int kReaders = kRowGroups * 4 + (kPicks ? kOutlierThreads / 32 : kLists ? 1 : 0);  // warps
   static constexpr int kNumberBytes = (kRows + kColumns + 4 * kColumns) * (kOutlierColumns + 4);
   static constexpr int kOutlierBytes = kLists ? kNumberBytes : kPicks ? (kRows + kColumns) * 128 : 0;
-  static constexpr int kMarkBytes = kLists ? LinearInt8Wgmma::kFewDepth / 8 : 0;
+  static constexpr int kMarkBytes = kLists ? LinearInt8Wgmma::kListedDepth / 8 : 0;
   static constexpr int kSlabRows = kFinishColumns < 32 ? kFinishColumns : 32;  // of x, for each of two warpgroups
   static constexpr int kSlabBytes = 2 * kSlabRows * 128;
   static constexpr int kRest = 2048;
-  static constexpr bool kOneTile = !LinearInt8Wgmma::goes_on(kRows, kColumns);  // the ring is free in the end
+  static constexpr bool kOneTile = !LinearInt8Wgmma::goes_on(kRows, kColumns, kLists);  // the ring is free in the end
   static constexpr int kFit =
       (227 * 1024 - 1024 - kRest - kOutlierBytes - kMarkBytes - (kOneTile ? 0 : kSlabBytes)) / kStageBytes;
-  static constexpr int kMaxStages = kRowGroups == 1 ? 22 : 10;
+  static constexpr int kMaxStages = kRowGroups == 1 ? 22 : 11;
   static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
   static constexpr int kOutlierWeight = kStages * kStageBytes;
   static constexpr int kOutlierX = kOutlierWeight + kRows * 128;
