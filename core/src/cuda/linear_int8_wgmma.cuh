@@ -8,11 +8,11 @@
 #include "cuda/linear_int8_wgmma_list.cuh"
 #include "cuda/linear_int8_wgmma_load.cuh"
 
-// linear_int8 on Hopper. A block computes tiles of 128 weight rows by kColumns rows of x, or a share of one's depth:
-// one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each, or, of a
-// 64-row tile, the same rows in every second stage. Sums are integers, so shares add up exactly in any order. Products
-// with outlier columns join at the end, as float32 sums of bfloat16 or float16 products: codes, up to 127 in magnitude,
-// are exact in both.
+// linear_int8 on Hopper. A block computes tiles of 128 or 64 weight rows by kColumns rows of x, or a share of one's
+// depth: one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each,
+// or, of a 64-row tile, the same rows in every second stage. Sums are integers, so shares add up exactly in any order.
+// Products with outlier columns join at the end, as float32 sums of bfloat16 or float16 products: codes are exact in
+// both.
 
 namespace qbits::cuda {
 
@@ -355,6 +355,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     leave_registers<Shape::kLoadRegisters>();
     if (threadIdx.x == 0) bring_stages<Shape>(args, window);
     if (threadIdx.x == 96) bring_first_x<Shape>(args, window);
+    __syncwarp();
     if constexpr (Shape::kPicks) {
       if (threadIdx.x >= 32) pick_outliers<Shape>(args, window);
     }
@@ -375,6 +376,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     wait_for_kernels_before();
     if constexpr (Shape::kLists) {
       merge_marks<Shape>(args.listing.marks, window, static_cast<int>(threadIdx.x) - 128);
+      __syncwarp();
       group_arrive(kInt8MarksBarrier, Shape::kThreads - 32);
     }
     computer.load_scales();

@@ -65,9 +65,14 @@ __device__ void list_columns(int pitch, int first, uint32_t window) {
   }
   if (count > 0) {
 #pragma unroll 1
-    for (int i = lane * own; i < end; ++i) {
+    for (int i = lane * own; i < end && at < Shape::kOutlierColumns; ++i) {
+      auto bits = load_shared<uint32_t>(window + Shape::kMarks + i * 4);
+      if (at + __popc(bits) <= 0) {
+        at += __popc(bits);
+        continue;
+      }
 #pragma unroll 1
-      for (uint32_t bits = load_shared<uint32_t>(window + Shape::kMarks + i * 4); bits != 0; bits &= bits - 1, ++at) {
+      for (; bits != 0; bits &= bits - 1, ++at) {
         if (at < 0 || at >= Shape::kOutlierColumns) continue;
         store_shared(window + Shape::kList + at * 4, i * 32 + __ffs(static_cast<int>(bits)) - 1);
       }
@@ -84,9 +89,8 @@ struct OutlierNumbers {
   static constexpr uint32_t kX = (Shape::kRows + Shape::kColumns) * kCodePitch;
   static_assert(kX + Shape::kColumns * kXPitch <= Shape::kOutlierBytes && kX % 8 == 0);
 
-  // Picks the codes in the first outlier columns from the ring as they go by. Two warps take stages by turns, as the
-  // warpgroups do; a stage's columns are 16 bytes of marks. What is known of 64 stages is found out at once, a lane for
-  // two.
+  // Picks the codes in the first outlier columns from the ring as they go by. Two warps take stages by turns; a stage's
+  // columns are 16 bytes of marks. What is known of 64 stages is found out at once, a lane for two.
   static __device__ void pick_codes(const Int8WgmmaArgs& args, uint32_t window, int warp) {
     constexpr int kCodeRows = Shape::kRows + Shape::kColumns;
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -150,6 +154,7 @@ struct OutlierNumbers {
       }
     };
     load(args.codes + int64_t{tile.n0} * args.k, min(args.n - tile.n0, Shape::kRows), 0);
+    // Rows of codes are k apart, a multiple of 16 here.
     load(args.listing.x_codes + int64_t{tile.m0} * args.k, min(args.m - tile.m0, Shape::kColumns), Shape::kRows);
   }
 
@@ -170,8 +175,8 @@ struct OutlierNumbers {
     }
   }
 
-  // Adds the products of `count` columns, 64 at most: of x, and of its codes. `row`: of the weight, in the tile, the
-  // first of the thread's two in a fragment; `first_x`: the first row of x.
+  // Adds the products of `count` columns, of those that are kept: of x, and of its codes. `row`: of the weight, in the
+  // tile, the first of the thread's two in a fragment; `first_x`: the first row of x.
   template <int kSums>
   static __device__ void multiply(uint32_t window, int row, int first_x, int count, float (&sums)[kSums],
                                   float (&dots)[kSums]) {

@@ -85,7 +85,9 @@ struct Int8WgmmaShape {
   static constexpr int kFit =
       (227 * 1024 - 1024 - kRest - kOutlierBytes - kMarkBytes - (kOneTile ? 0 : kSlabBytes)) / kStageBytes;
   static constexpr int kMaxStages = kRowGroups == 1 ? 22 : 11;
-  static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
+  // Who takes every second stage waits for every lap of a slot only if slots are even in number.
+  static constexpr int kEven = kLists || kDepthGroups == 2 ? 2 : 1;
+  static constexpr int kStages = (kFit < kMaxStages ? kFit : kMaxStages) / kEven * kEven;
   static constexpr int kOutlierWeight = kStages * kStageBytes;
   static constexpr int kOutlierX = kOutlierWeight + kRows * 128;
   static constexpr int kOutlierNumbers = kOutlierWeight;
@@ -105,7 +107,8 @@ struct Int8WgmmaShape {
   static_assert(kBytes <= kFull + kRest && kSumBytes + (kOneTile ? kSlabBytes : 0) <= kOutlierWeight);
 };
 
-inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups, and of each, 2 and 3
+inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups or those that finish a
+                                               // tile; of each, 2 and 3
 inline constexpr int kInt8GroupBarrier = 2;
 inline constexpr int kInt8OutlierBarrier = 4;  // of the warps that bring outliers
 inline constexpr int kInt8MarksBarrier = 5;    // of those, and both warpgroups

@@ -5,7 +5,8 @@
 #include "cuda/quantize_int8_outliers.cuh"
 
 // Rows are encoded each by itself, in one pass over x. With a threshold the columns to leave out depend on all rows:
-// the pass marks them, and a second kernel, or for one row the same, takes them out of the codes.
+// the pass marks them, and a second kernel, or for one row the same, takes them out of the codes, unless marks are all
+// that is wanted.
 //
 // Of few rows each has a block of as many threads as it has runs, up to 1024: less time, for each computes little.
 
@@ -85,7 +86,7 @@ class RowQuantizer {
   // Eight bits for run j of the thread, of four at most.
   __device__ uint32_t marks(int j) const { return marks_ >> j * 8 & 255; }
 
-  // Of a row that is too long for all of its marks to be kept: into the block's own, after those of rows before.
+  // Of a row whose marks are not kept, since it is too long or alone: into the block's own, after those of rows before.
   __device__ void leave_marks(uint8_t* to, int part, bool first) {
 #pragma unroll
     for (int j = 0; j < kKept; ++j) {
@@ -121,7 +122,7 @@ class RowQuantizer {
   const RowwiseArgs<T>& args_;
   Run<T, kRun> kept_[kKept];
   Run<T, kRun> next_[kKept];
-  uint32_t marks_ = 0;  // of the four runs
+  uint32_t marks_ = 0;  // of the runs
   uint32_t first_;
   uint32_t step_;
   uint32_t cols_;

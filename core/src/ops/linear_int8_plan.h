@@ -58,7 +58,8 @@ struct LinearInt8Wgmma {
   static constexpr int kListedDepth = 32768;
   static constexpr int kColumns[] = {16, 32, 64, 128, 256};
   static constexpr int kSplits[] = {1, 2, 4, 8};
-  // Whether blocks go from tile to tile: not where a tile's sums alone take half of all registers.
+  // Whether blocks go from tile to tile: not where a tile's sums alone take half of all registers, nor where what
+  // warpgroups and lists leave in shared memory is for one tile.
   static constexpr bool goes_on(int rows, int columns, bool lists) { return rows == kRows && columns < 256 && !lists; }
   static constexpr int stage_bytes(int rows, int columns) { return (rows + columns) * kDepth; }
 };

@@ -245,6 +245,9 @@ std::vector<Case> cases() {
       cases.push_back({.n = s[0], .k = s[1], .m = s[2], .dtype = dtype, .outliers = s[3]});
     }
   }
+  cases.push_back({.n = 70, .k = 16400, .m = 70, .outliers = 150});
+  cases.push_back({.n = 130, .k = 528, .m = 400, .dtype = DType::Float16, .bias = true, .outliers = 5});
+  cases.push_back({.n = 140, .k = 2064, .m = 35, .outliers = 70, .x_offset = 2});
   // Every size odd, rows at any byte, none to all columns outliers.
   for (const int64_t outliers : {0, 1, 63, 65, 333}) {
     for (const DType dtype : kFloats) {
