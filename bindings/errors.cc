@@ -10,6 +10,8 @@ PyObject* python_type(ErrorCode code) {
   switch (code) {
     case ErrorCode::InvalidArgument:
       return PyExc_ValueError;
+    case ErrorCode::InvalidIndex:
+      return PyExc_IndexError;
     case ErrorCode::InvalidType:
       return PyExc_TypeError;
     case ErrorCode::Unsupported:

@@ -170,6 +170,8 @@ def _int8_from_entries(
         raise ValueError(f"[load_state_dict] codes: got {describe(codes)}, want 2 dimensions")
     check_entry("codes", codes, torch.int8, codes.numel())
     check_entry("SCB", scales, torch.float32, codes.shape[0])
+    if not scales.is_meta and not bool((scales >= 0).all()):
+        raise ValueError("[load_state_dict] SCB: got a negative number or a NaN, want numbers of at least 0")
     tensors = {"codes": codes.to(device), "scales": scales.to(device).reshape(-1)}
     return QuantizedTensor(tensors, "int8", 0, codes.shape, dtype)
 

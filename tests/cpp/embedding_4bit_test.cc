@@ -72,8 +72,8 @@ TEST(Embedding4bit, RefusesBadArgumentsBeforeWriting) {
     embedding_4bit(TensorView::contiguous(indices.data(), DType::Int64, {std::ssize(indices)}), w.weight,
                    view_of(out, {2, 64}));
   };
-  refused(ErrorCode::InvalidArgument, [&] { gather({0, 5}); });
-  refused(ErrorCode::InvalidArgument, [&] { gather({0, -1}); });
+  refused(ErrorCode::InvalidIndex, [&] { gather({0, 5}); });
+  refused(ErrorCode::InvalidIndex, [&] { gather({0, -1}); });
   refused(ErrorCode::InvalidArgument, [&] { gather({0}); });
   refused(ErrorCode::InvalidType, [&] { embedding_4bit(view_of(out, {2}), w.weight, view_of(out, {2, 64})); });
   for (uint8_t byte : out.bytes) ASSERT_EQ(byte, 0xAB);

@@ -40,7 +40,7 @@ def test_compute_dtype_is_that_of_the_result():
 def test_refusals():
     layer = Embedding4bit(50, 64)
     for index in (50, -1):
-        with pytest.raises(ValueError, match=r"\[embedding_4bit\] index"):
+        with pytest.raises(IndexError, match=r"\[embedding_4bit\] index"):
             layer(torch.tensor([0, index]))
     with pytest.raises(TypeError, match=r"\[embedding_4bit\] indices"):
         layer(torch.tensor([0.5]))

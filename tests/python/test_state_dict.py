@@ -308,6 +308,8 @@ INT8_DAMAGE = {
     "dense weight": (_cast("weight", torch.bfloat16), "codes: got bfloat16"),
     "short scales": (_cut("SCB"), "SCB: got float32"),
     "half scales": (_cast("SCB", torch.float16), "SCB: got float16"),
+    "negative scales": (lambda s: s.update(SCB=-s["SCB"]), "SCB: got a negative number or a NaN"),
+    "NaN scales": (lambda s: s.update(SCB=s["SCB"] * torch.nan), "SCB: got a negative number or a NaN"),
     "col32": (lambda s: s["weight_format"].fill_(1), r"weight_format: got 1 \(col32\), want 0"),
     "col_turing": (lambda s: s["weight_format"].fill_(2), r"weight_format: got 2 \(col_turing\), want 0"),
     "col_ampere": (lambda s: s["weight_format"].fill_(3), r"weight_format: got 3 \(col_ampere\), want 0"),

@@ -43,7 +43,7 @@ QBITS_API void quantize_int8_rowwise(const TensorView& x, float threshold, const
 // out[i, k] = codes[i, k] scales[i] / 127, as a float32 product with the scale and one with the float32 nearest to
 // 1/127, as bitsandbytes has it, then one rounding to out's dtype. Scales from 2^121 on may overflow.
 //   codes   int8 [.., cols]
-//   scales  float32, one for each row
+//   scales  float32, one for each row; a negative one is refused on the CPU
 //   out     float, as codes
 QBITS_API void dequantize_int8_rowwise(const TensorView& codes, const TensorView& scales, const TensorView& out,
                                        Stream stream = {});
@@ -78,7 +78,8 @@ QBITS_API int64_t linear_int8_workspace(const WeightInt8& weight, int64_t m, DTy
 // in float32, each of the two sums by one fused multiply-add, where dot is the integer product of the codes, exact and
 // rounded once, a = s_x[m] / 127, b = s_w[n] / 127, and o the sum over outlier columns k of x[m, k] code_w[n, k],
 // in float32 and in any order; for x of 16 bits that sum may begin with a dot. A row of out depends on its own row of x
-// and on the set of outlier columns, not on M. A NaN or an infinity in x reaches the row that holds it and no other.
+// and on the set of outlier columns; M may decide on that order, where there are any. A NaN or an infinity in x reaches
+// the row that holds it and no other.
 //   x          float [.., K], M rows; M may be 0
 //   weight     any N and K
 //   bias       [N] in x's dtype, or absent
@@ -129,7 +130,7 @@ QBITS_API void igemm(const TensorView& a, bool transpose_a, const TensorView& b,
 // rounded as in linear_int8, which without outliers gives the same bits as igemm and this, as long as sums fit 32 bits.
 //   dots           int32 [.., N], M rows
 //   row_scales     float32, one for each row
-//   column_scales  float32 [N]
+//   column_scales  float32 [N]; a negative scale is refused on the CPU
 //   bias           [N] in out's dtype, or absent
 //   out            float, as dots
 QBITS_API void dequantize_int8_product(const TensorView& dots, const TensorView& row_scales,

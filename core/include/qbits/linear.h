@@ -96,7 +96,7 @@ QBITS_API void grouped_linear_4bit_grad_x(const TensorView& grad, const TensorVi
                                           const TensorView& out, const TensorView& workspace, Stream stream = {});
 
 // Row gather: out[t] = W[indices[t]], dequantized.
-//   indices  int64 or int32, T elements. On the CPU an index outside [0, N) is refused; on CUDA, where
+//   indices  int64 or int32, T elements. On the CPU an index outside [0, N) is refused (InvalidIndex); on CUDA, where
 //            checking would synchronise, its row is NaN.
 //   out      float [.., K], T rows
 QBITS_API void embedding_4bit(const TensorView& indices, const Weight4bit& weight, const TensorView& out,

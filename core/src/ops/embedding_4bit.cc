@@ -12,7 +12,7 @@ void check_indices(std::string_view op, const TensorView& indices, int64_t rows)
   const auto* index = indices.as<const Index>();
   for (int64_t i = 0; i < indices.numel(); ++i) {
     check::require(
-        index[i] >= 0 && index[i] < rows, ErrorCode::InvalidArgument, op, "index",
+        index[i] >= 0 && index[i] < rows, ErrorCode::InvalidIndex, op, "index",
         [&] { return std::to_string(index[i]) + " at " + std::to_string(i); },
         [&] { return "0 to " + std::to_string(rows - 1); });
   }

@@ -179,10 +179,6 @@ SharedLimit shared_limit(int cc) {
   return {100 * 1024, 99 * 1024};
 }
 
-int64_t linear_4bit_resident_clusters(int sm_count, int blocks) {
-  return std::max<int64_t>((blocks > 2 ? sm_count * 10 / 11 : sm_count) / blocks, 1);
-}
-
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& p, int64_t run) {
   if (p.compute_capability < 75) return "compute capability below 7.5";
   if (p.dtype == DType::Float32) return "float32 activations";

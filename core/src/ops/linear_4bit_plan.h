@@ -137,10 +137,6 @@ Linear4bitPlan linear_4bit_wgmma_plan_of(const WgmmaPlan& wgmma);
 
 void check_linear_4bit_problem(const Linear4bitProblem& problem);
 
-// Clusters of `blocks` the device holds at once, a block on each multiprocessor: the odd ones of a GPC hold none of a
-// larger cluster (an H200's 132 hold 66 clusters of 2, 30 of 4 and 15 of 8, by cudaOccupancyMaxActiveClusters).
-int64_t linear_4bit_resident_clusters(int sm_count, int blocks);
-
 // Why the tensor-core kernels, which sum runs of `run` products of one scale, cannot compute the problem, or "".
 std::string linear_4bit_mma_obstacle(const Linear4bitProblem& problem, int64_t run);
 

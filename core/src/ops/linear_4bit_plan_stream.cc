@@ -2,6 +2,7 @@
 
 #include "ops/ceil_div.h"
 #include "ops/linear_4bit_plan.h"
+#include "ops/resident_clusters.h"
 
 namespace qbits {
 namespace {
@@ -38,8 +39,8 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles,
   const int64_t parts = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
   if (parts > max_warps || ceil_div(p.k, parts * Linear4bitStream::kSlotDepth) != splits) return {};
   // A group more than the rows of the weight ask for would only idle.
-  const int64_t groups = std::min(
-      max_warps / parts, ceil_div(pieces * ceil_div(p.n, 16), linear_4bit_resident_clusters(p.sm_count, splits)));
+  const int64_t groups =
+      std::min(max_warps / parts, ceil_div(pieces * ceil_div(p.n, 16), resident_clusters(p.sm_count, splits)));
   const int64_t piece_tiles = ceil_div(p.n, 16 * groups);
   const int64_t tiles = pieces * piece_tiles;
   const int64_t max_tiles = max_pieces(p, 8 * column_tiles) * piece_tiles;
@@ -55,7 +56,7 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles,
   const SharedLimit limit = shared_limit(p.compute_capability);
   // Sums of a cluster wait in shared memory until the end: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
-    const int64_t columns = std::min(tiles, linear_4bit_resident_clusters(p.sm_count, splits) * waves);
+    const int64_t columns = std::min(tiles, resident_clusters(p.sm_count, splits) * waves);
     plan.rounds = static_cast<int>(ceil_div(max_tiles, columns));
     plan.blocks = columns * splits;
     for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {

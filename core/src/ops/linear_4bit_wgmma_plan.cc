@@ -7,6 +7,7 @@
 
 #include "ops/ceil_div.h"
 #include "ops/linear_4bit_plan.h"
+#include "ops/resident_clusters.h"
 
 namespace qbits {
 namespace {
@@ -91,13 +92,13 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     if (tile.groups > 1) add(plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks)));
     if (grouped) continue;  // how many tiles there are, by which to share them, only the device knows
     for (const int splits : {2, 4}) {
-      if (units < splits || tiles > linear_4bit_resident_clusters(p.sm_count, splits)) continue;
+      if (units < splits || tiles > resident_clusters(p.sm_count, splits)) continue;
       WgmmaPlan split = plan;
       split.splits = splits;
       split.blocks = tiles * splits;
       add(split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster[splits / 4]);
     }
-    if (units >= 4 && tiles <= linear_4bit_resident_clusters(p.sm_count, 2) / 2) {
+    if (units >= 4 && tiles <= resident_clusters(p.sm_count, 2) / 2) {
       WgmmaPlan pairs = plan;
       pairs.splits = 2;
       pairs.clusters = 2;

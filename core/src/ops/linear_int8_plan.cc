@@ -6,7 +6,7 @@
 
 #include "ops/ceil_div.h"
 #include "ops/int8.h"
-#include "ops/linear_4bit_plan.h"
+#include "ops/resident_clusters.h"
 
 namespace qbits {
 namespace {
@@ -43,7 +43,7 @@ LinearInt8Plan wgmma_plan(const LinearInt8Problem& p, int rows, int columns, int
   const int64_t tiles_m = ceil_div(p.m, int64_t{columns});
   const int64_t tiles = ceil_div(p.n, int64_t{rows}) * tiles_m;
   const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
-  const double waves = static_cast<double>(ceil_div(tiles, linear_4bit_resident_clusters(p.sm_count, splits)));
+  const double waves = static_cast<double>(ceil_div(tiles, resident_clusters(p.sm_count, splits)));
   const double share = static_cast<double>(ceil_div(stages, int64_t{splits}));
   const double weight_bytes = static_cast<double>(p.n) * static_cast<double>(p.k) / p.sm_count;
   const double memory = weight_bytes / kBytesPerClock * (1.0 + kAgain * static_cast<double>(tiles_m - 1));

@@ -1,4 +1,4 @@
-"""Functions on tensors: bitsandbytes.functional by the same names, and those of the native formats."""
+"""Functions on tensors: bitsandbytes' of 4-bit and block-wise codes by its names, and those beyond."""
 
 from qbits.functional.affine import dequantize_affine, quantize_affine
 from qbits.functional.gemv_4bit import gemv_4bit

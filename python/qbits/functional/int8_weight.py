@@ -55,8 +55,8 @@ def embedding_int8(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
         [*indices.shape, K].
 
     Raises:
-        ValueError: an index, a device or the number of dimensions does not fit, or the weight is not a matrix
-            of int8.
+        IndexError: an index does not fit.
+        ValueError: a device or the number of dimensions does not fit, or the weight is not a matrix of int8.
         TypeError: a dtype does not fit, or an argument is no tensor.
     """
     op = "embedding_int8"
@@ -77,7 +77,7 @@ def embedding_int8(indices: Tensor, weight: QuantizedTensor, dtype: torch.dtype 
     known = (flat >= 0) & (flat < n)
     if _has_values(indices) and not bool(known.all()):
         at = int(known.logical_not().to(torch.uint8).argmax())
-        raise ValueError(f"[{op}] index: got {int(flat[at])} at {at}, want 0 to {n - 1}")
+        raise IndexError(f"[{op}] index: got {int(flat[at])} at {at}, want 0 to {n - 1}")
     if n == 0 and flat.numel() > 0:  # no row to take in place of the missing one
         return codes.new_full((*indices.shape, codes.shape[1]), torch.nan, dtype=dtype)
     flat = flat.clamp(0, max(n - 1, 0))
