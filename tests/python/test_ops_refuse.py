@@ -310,19 +310,6 @@ def test_int8_scales_that_are_no_absmax(name, bad, device):
         assert op(x, codes, scales, *rest).shape == (2, 7)
 
 
-def test_int8_scales_of_x_may_be_nan_but_not_negative():
-    codes, scales = torch.ones(3, 4, dtype=torch.int8), torch.tensor([1.0, float("nan"), 2.0])
-    assert ops.dequantize_int8_rowwise(codes, scales, torch.float32)[1].isnan().all()
-    dots, columns = torch.ones(3, 4, dtype=torch.int32), torch.ones(4)
-    assert ops.dequantize_int8_product(dots, scales, columns, None, torch.float32)[1].isnan().all()
-    with pytest.raises(ValueError, match=r"\[dequantize_int8_rowwise\] scales: got -1.* at 0, want numbers"):
-        ops.dequantize_int8_rowwise(codes, -scales, torch.float32)
-    with pytest.raises(ValueError, match=r"\[dequantize_int8_product\] row_scales: got -1.* at 0, want"):
-        ops.dequantize_int8_product(dots, -scales, columns, None, torch.float32)
-    with pytest.raises(ValueError, match=r"\[dequantize_int8_product\] column_scales: got -1.* at 0, want"):
-        ops.dequantize_int8_product(dots, scales, -columns, None, torch.float32)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("base", BASE)
 def test_tensors_on_two_devices_are_refused(base, gpu):

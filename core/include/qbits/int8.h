@@ -43,7 +43,7 @@ QBITS_API void quantize_int8_rowwise(const TensorView& x, float threshold, const
 // out[i, k] = codes[i, k] scales[i] / 127, as a float32 product with the scale and one with the float32 nearest to
 // 1/127, as bitsandbytes has it, then one rounding to out's dtype. Scales from 2^121 on may overflow.
 //   codes   int8 [.., cols]
-//   scales  float32, one for each row; a negative one is refused on the CPU
+//   scales  float32, one for each row
 //   out     float, as codes
 QBITS_API void dequantize_int8_rowwise(const TensorView& codes, const TensorView& scales, const TensorView& out,
                                        Stream stream = {});
@@ -130,7 +130,7 @@ QBITS_API void igemm(const TensorView& a, bool transpose_a, const TensorView& b,
 // rounded as in linear_int8, which without outliers gives the same bits as igemm and this, as long as sums fit 32 bits.
 //   dots           int32 [.., N], M rows
 //   row_scales     float32, one for each row
-//   column_scales  float32 [N]; a negative scale is refused on the CPU
+//   column_scales  float32 [N]
 //   bias           [N] in out's dtype, or absent
 //   out            float, as dots
 QBITS_API void dequantize_int8_product(const TensorView& dots, const TensorView& row_scales,

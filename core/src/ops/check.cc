@@ -190,12 +190,12 @@ SizeInt8 weight_int8(std::string_view op, const WeightInt8& weight, Device devic
   return {codes.shape[0], codes.shape[1]};
 }
 
-void int8_scales(std::string_view op, std::string_view what, const TensorView& scales, bool may_be_nan) {
+void int8_scales(std::string_view op, const TensorView& scales) {
   if (scales.device.type != DeviceType::Cpu) return;
   const float* const values = scales.as<const float>();
   for (int64_t i = 0; i < scales.numel(); ++i) {
     require(
-        values[i] >= 0 || (may_be_nan && std::isnan(values[i])), ErrorCode::InvalidArgument, op, what,
+        values[i] >= 0, ErrorCode::InvalidArgument, op, "weight scales",
         [&] { return std::to_string(values[i]) + " at " + std::to_string(i); }, "numbers of at least 0");
   }
 }

@@ -96,8 +96,8 @@ struct SizeInt8 {
 };
 SizeInt8 weight_int8(std::string_view op, const WeightInt8& weight, Device device);
 
-// Numbers of at least 0, where the CPU can read them: on CUDA looking would synchronise. Scales of x may be NaN.
-void int8_scales(std::string_view op, std::string_view what, const TensorView& scales, bool may_be_nan = false);
+// Numbers of at least 0, where the CPU can read them: on CUDA looking would synchronise.
+void int8_scales(std::string_view op, const TensorView& scales);
 
 // Rows and columns of an int8 product's operand: at least 0, columns below 2^31, the elements 8 times in memory.
 void int8_sizes(std::string_view op, int64_t rows, int64_t cols);

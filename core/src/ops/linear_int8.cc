@@ -36,7 +36,7 @@ void linear_int8(const TensorView& x, const WeightInt8& weight, const std::optio
   check::tensor(op, "out", out, {x.dtype}, x.device);
   check::rows(op, "out", out, m, size.n);
   check::workspace(op, workspace, workspace_size(op, size, m, x.dtype, threshold, x.device), x.device);
-  check::int8_scales(op, "weight scales", weight.scales);
+  check::int8_scales(op, weight.scales);
   if (m == 0 || size.n == 0) return;
 
   const LinearInt8Args args{.x = x.data,

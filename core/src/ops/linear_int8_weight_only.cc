@@ -35,7 +35,7 @@ void linear_int8_weight_only(const TensorView& x, const WeightInt8& weight, cons
   check::tensor(op, "out", out, {x.dtype}, x.device);
   check::rows(op, "out", out, m, size.n);
   check::workspace(op, workspace, workspace_size(op, size, m, x.dtype, x.device), x.device);
-  check::int8_scales(op, "weight scales", weight.scales);
+  check::int8_scales(op, weight.scales);
   if (m == 0 || size.n == 0) return;
 
   const LinearInt8WeightOnlyArgs args{.x = x.data,
