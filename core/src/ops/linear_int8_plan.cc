@@ -27,10 +27,10 @@ constexpr double kTileColumn = 38.0;
 constexpr double kTileOutliers = 4670.0;
 constexpr double kSplit = 1870.0;  // to add the sums of a cluster of two, and of more
 constexpr double kSplitColumn = 36.0;
-constexpr double kFewStep = 0.64;        // a stage of half as many weight rows takes so much of the time
-constexpr double kListed = 1030.0;       // of a tile whose block lists outliers
-constexpr double kListedColumn = 0.014;  // and for each row of x and column of its
-constexpr double kNextBlock = 3850.0;    // where blocks have one tile each
+constexpr double kFewStep = 0.64;         // a stage of half as many weight rows takes so much of the time
+constexpr double kListed = 1030.0;        // of a tile whose block lists outliers
+constexpr double kListedColumn = 0.0135;  // and for each row of x and column of its
+constexpr double kNextBlock = 3850.0;     // where blocks have one tile each
 
 bool wgmma_fits(const LinearInt8Problem& p) {
   return p.compute_capability == 90 && p.aligned && p.k % 16 == 0 && p.k > 0 && p.k <= kInt8ExactDepth &&
