@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_ptx.cuh"
 #include "cuda/quantize_int8_rowwise.cuh"
@@ -209,7 +210,7 @@ void run(const QuantizeInt8ColwiseArgs& args, Stream stream) {
     launch(op, encode_columns<T, is_aligned>,
            {.blocks = strips * std::max<int64_t>(ceil_div(args.rows, int64_t{kEncodeRows}), 1),
             .threads = kThreads,
-            .overlaps = true},
+            .overlaps = device_facts(args.device, op).compute_capability >= 90},  // earlier ones know no such launch
            stream, kernel_args);
   });
 }

@@ -253,7 +253,9 @@ template <class T>
 Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Stream stream) {
   constexpr std::string_view op = "quantize_int8_rowwise";
   const bool outliers = args.threshold > 0;
-  const int sm_count = device_facts(args.device, op).sm_count;
+  const DeviceFacts& device = device_facts(args.device, op);
+  const int sm_count = device.sm_count;
+  const bool overlaps = device.compute_capability >= 90;  // earlier ones know no launch that does
   const Shares shares(args.rows, args.cols, outliers, layout.marks_alone, sm_count);
   const RowwiseArgs<T> kernel_args{.x = static_cast<const T*>(args.x),
                                    .rows = args.rows,
@@ -272,7 +274,7 @@ Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Str
                                    .mark_pitch = shares.mark_pitch};
   const bool aligned =
       args.cols % kRun == 0 && layout.pitch % kRun == 0 && is_aligned(args.x, 16) && is_aligned(args.codes, kRun);
-  const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups, .overlaps = true};
+  const LaunchShape shape{.blocks = shares.blocks, .threads = shares.group * shares.groups, .overlaps = overlaps};
   dispatch_bool(aligned, [&](auto is_aligned) {
     const auto start = [&](auto kernel) { launch(op, kernel, shape, stream, kernel_args); };
     switch (shares.outliers) {
@@ -293,7 +295,8 @@ Int8Marks run(const QuantizeInt8RowwiseArgs& args, const Int8Layout& layout, Str
     const int64_t blocks = std::max({int64_t{1}, std::min<int64_t>(args.rows / kTakeOutRows, kTakeOutBlocks),
                                      std::min<int64_t>(args.rows / 64, sm_count)});
     launch(op, take_out_outliers<T>,
-           {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = true}, stream, kernel_args);
+           {.blocks = blocks, .threads = blocks < kTakeOutBlocks ? 512 : 1024, .overlaps = overlaps}, stream,
+           kernel_args);
   });
   return {.marks = kernel_args.marks, .count = kernel_args.markers, .pitch = kernel_args.mark_pitch};
 }
