@@ -57,7 +57,7 @@ def check(op, arguments):
     before = [a.clone() if torch.is_tensor(a) else a for a in arguments]
     try:
         result = op(*arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         assert MESSAGE.match(str(error)), f"{type(error).__name__}: {error}"
         return
     except RuntimeError as error:  # torch's own words for an output that no memory could hold
