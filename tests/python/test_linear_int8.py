@@ -38,6 +38,18 @@ def test_gradients_are_those_of_the_dequantized_weight(dtype, lead, options, dev
     torch.testing.assert_close(grad_bias, g.reshape(-1, N).float().sum(0).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 40, 70, 200])
+def test_rows_are_the_same_in_every_number_of_rows(dtype, count, device):
+    rows = F.quantize_int8_rowwise(randn(136, 1040, seed=1).to(device))
+    x = randn(300, 1040).clamp(-5, 5)
+    x[::3, : 5 * count : 5] = 9.0  # in the first row, so that the columns are the same in all
+    x, bias = x.to(device, dtype), randn(136, seed=2).to(device, dtype)
+    want = F.linear_int8(x, rows.codes, rows.scales, bias, 6.0)
+    for m in (1, 5, 16, 17, 33, 64, 65, 128, 200):
+        assert torch.equal(F.linear_int8(x[:m], rows.codes, rows.scales, bias, 6.0), want[:m])
+
+
 def test_gradients_of_one_input_and_of_none(device):
     codes, scales, bias, weight = make(device)
     x, g = randn(5, K).to(device), randn(5, N, seed=3).to(device)

@@ -75,11 +75,11 @@ QBITS_API int64_t linear_int8_workspace(const WeightInt8& weight, int64_t m, DTy
 
 // out = x W^T + bias, x being quantized as by quantize_int8_rowwise(threshold), outlier columns apart:
 //   out[m, n] = b (a dot + o) + bias[n]
-// in float32, each of the two sums by one fused multiply-add, where dot is the integer product of the codes, exact and
-// rounded once, a = s_x[m] / 127, b = s_w[n] / 127, and o the sum over outlier columns k of x[m, k] code_w[n, k],
-// in float32 and in any order; for x of 16 bits that sum may begin with a dot. A row of out depends on its own row of x
-// and on the set of outlier columns; M may decide on that order, where there are any. A NaN or an infinity in x reaches
-// the row that holds it and no other.
+// in float32, the last sum by one fused multiply-add, where dot is the integer product of the codes, exact and rounded
+// once, a = s_x[m] / 127, b = s_w[n] / 127, and o the sum over outlier columns k of x[m, k] code_w[n, k], in float32.
+// Where there are any, the CPU adds o to a dot by one fused multiply-add, and on CUDA o begins with a dot and goes
+// through the columns in ascending order. M changes neither: a row of out depends on its own row of x and on the set
+// of outlier columns. A NaN or an infinity in x reaches the row that holds it and no other.
 //   x          float [.., K], M rows; M may be 0
 //   weight     any N and K
 //   bias       [N] in x's dtype, or absent

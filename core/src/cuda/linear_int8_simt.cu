@@ -97,15 +97,15 @@ __global__ void __launch_bounds__(kThreads) linear_int8_simt_kernel(const __grid
       const int64_t n = n0 + own_n + j * 16;
       if (n >= args.n) continue;
       const float dot = kDeep ? __ll2float_rn(deep[i][j]) : __int2float_rn(sums[i][j]);
-      float outlier = 0.0F;
+      float sum = __fmaf_rn(a, dot, 0.0F);
       for (int c = 0; c < outliers; ++c) {
         const int column = args.quantized.columns[c];
-        outlier = __fmaf_rn(to_float(args.x[m * args.k + column]), static_cast<float>(args.codes[n * args.k + column]),
-                            outlier);
+        sum =
+            __fmaf_rn(to_float(args.x[m * args.k + column]), static_cast<float>(args.codes[n * args.k + column]), sum);
       }
       const float b = __fdiv_rn(args.scales[n], kInt8Max);
       const float bias = args.bias != nullptr ? to_float(args.bias[n]) : 0.0F;
-      args.out[m * args.n + n] = from_float<T>(__fmaf_rn(b, __fmaf_rn(a, dot, outlier), bias));
+      args.out[m * args.n + n] = from_float<T>(__fmaf_rn(b, sum, bias));
     }
   }
 }

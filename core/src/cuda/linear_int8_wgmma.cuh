@@ -11,8 +11,9 @@
 // linear_int8 on Hopper. A block computes tiles of 128 or 64 weight rows by kColumns rows of x, or a share of one's
 // depth: one warp brings codes of both through a ring of shared memory, two warpgroups multiply 64 weight rows each,
 // or, of a 64-row tile, the same rows in every second stage. Sums are integers, so shares add up exactly in any order.
-// Products with outlier columns join at the end, as float32 sums of bfloat16 or float16 products: codes are exact in
-// both.
+// Products with outlier columns join at the end, in float32: a sum begins with the scaled product of codes, and columns
+// are added in ascending order, one by one those of float32, and sixteen at a time, by a tensor core, those of bfloat16
+// or float16, in which codes are exact. So a row of out is the same whichever plan computes it.
 
 namespace qbits::cuda {
 
@@ -145,24 +146,22 @@ class Int8Computer {
 
   // out of the tile.
   __device__ void finish(const int32_t (&dots)[kFinishSums]) {
-    float sums[kFinishSums] = {};
+    float sums[kFinishSums];
     int32_t taken[kFinishSums] = {};
-    if constexpr (Shape::kLists) {
-      multiply_listed(sums, taken);
-    } else if constexpr (Shape::kOutliers && !Shape::kOutlierTiles) {
-      add_outliers(sums);
-    }
+    if constexpr (Shape::kLists) take_back_listed(taken);
 #pragma unroll
     for (int i = 0; i < kFinishSums; i += 4) {
       const float2 a = load_shared<float2>(window_ + Shape::kScales + column(i) * 4);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sums[i + j] = __fmaf_rn(j % 2 == 0 ? a.x : a.y, __int2float_rn(dots[i + j] - taken[i + j]), sums[i + j]);
+        sums[i + j] = __fmaf_rn(j % 2 == 0 ? a.x : a.y, __int2float_rn(dots[i + j] - taken[i + j]), 0.0F);
       }
       // Else ptxas would load all scales first, into as many registers, and spill.
       if (kFinishSums > 64 && i % 32 == 28) group_sync(kInt8GroupBarrier + finisher(), 128);
     }
-    if constexpr (Shape::kPicks) {
+    if constexpr (Shape::kLists) {
+      add_listed(sums);
+    } else if constexpr (Shape::kPicks) {
       // Without outliers, too, so that no one gets a tile ahead.
       barrier_wait(window_ + Shape::kPicked, tile_.parity);
       barrier_wait(window_ + Shape::kOutlierXFull, tile_.parity);
@@ -170,6 +169,8 @@ class Int8Computer {
       fence_shared();  // before the next tile's come the same way
       __syncwarp();
       if (thread_ % 32 == 0) barrier_arrive(window_ + Shape::kOutliersUsed);
+    } else if constexpr (Shape::kOutliers) {
+      add_outliers(sums);
     }
     scale_rows(sums);
     write(sums);
@@ -241,32 +242,24 @@ class Int8Computer {
     }
   }
 
-  // The products of outlier columns that the block has listed, and of x's codes there.
-  __device__ void multiply_listed(float (&sums)[kFinishSums], int32_t (&taken)[kFinishSums]) const {
+  // The products of x's codes in the columns that the block has listed.
+  __device__ void take_back_listed(int32_t (&taken)[kFinishSums]) const {
     barrier_wait(window_ + Shape::kPicked, 0);
+    for_listed(false, [&](const OutlierBatch<Shape>& batch, int count) {
+      OutlierNumbers<Shape>::multiply_codes(batch, row_ - tile_.n0, first_column(), count, taken);
+    });
+  }
+  // Adds those of x itself.
+  __device__ void add_listed(float (&sums)[kFinishSums]) const {
     barrier_wait(window_ + Shape::kOutlierXFull, 0);
+    for_listed(true, [&](const OutlierBatch<Shape>& batch, int count) {
+      OutlierNumbers<Shape>::multiply(batch, row_ - tile_.n0, first_column(), count, sums);
+    });
+  }
+  template <class F>
+  __device__ void for_listed(bool again, F f) const {
     const auto all = load_shared<int>(window_ + Shape::kCount);
-#pragma unroll 1
-    for (int first = 0; first < all; first += Shape::kOutlierColumns) {
-      if (first > 0) {  // beyond what the loading warps have brought
-        constexpr int kThreads = Shape::kFinishThreads;
-        const int warp = finisher() * 4 + thread_ / 32;
-        const int count = min(all - first, Shape::kOutlierColumns);
-        group_sync(kInt8ComputeBarrier, kThreads);
-        if (warp == 0) list_columns<Shape>(static_cast<int>(args_.listing.marks.pitch), first, window_);
-        group_sync(kInt8ComputeBarrier, kThreads);
-        OutlierNumbers<Shape>::load_codes(args_, tile_, window_, count, warp, kThreads / 32);
-        OutlierNumbers<Shape>::copy_x(args_, tile_, window_, count, warp, kThreads / 32);
-        copy_async_commit();
-        copy_async_wait_for<0>();
-        group_sync(kInt8ComputeBarrier, kThreads);
-      }
-      float dots[kFinishSums] = {};
-      OutlierNumbers<Shape>::multiply(window_, row_ - tile_.n0, first_column(),
-                                      min(all - first, Shape::kOutlierColumns), sums, dots);
-#pragma unroll
-      for (int i = 0; i < kFinishSums; ++i) taken[i] += __float_as_int(dots[i] + 0x1.8p23F) - 0x4b400000;
-    }
+    for_batches<Shape>(args_, tile_, window_, finisher() * 4 + thread_ / 32, all, again, f);
   }
 
   __device__ float code_of(int row, int k) const {

@@ -1,10 +1,11 @@
 #pragma once
 
+#include "cuda/int8_mma_ptx.cuh"
 #include "cuda/linear_int8_wgmma_outliers.cuh"
 
 // Blocks that list outlier columns by themselves, from what the quantizer has marked, while they multiply: a kernel
 // between the two would take longer. These columns are still in the codes of x. Their integer products are taken back
-// at the end, exactly: by a product of the same codes as 16-bit numbers, whose sums fit float32.
+// at the end, before those of x's own numbers join in the order in which other kernels add them.
 //
 // Little that waits for something else: a load takes a microsecond while the weight comes in, and an instruction of a
 // single warp some ten clocks.
@@ -41,9 +42,23 @@ __device__ void merge_marks(const Int8Marks& from, uint32_t window, int thread) 
   atomicOr(to + 3, marks.w);
 }
 
-// The list of marked columns, from number `first` on as many as tiles hold, and the count of all, by a warp.
+// Listed columns that are kept together, by number of that batch: the first from the start, further ones in the ring
+// once it has been read. Those beyond its room take turns in the last place.
 template <class Shape>
-__device__ void list_columns(int pitch, int first, uint32_t window) {
+struct OutlierBatch {
+  uint32_t numbers;
+  uint32_t list;
+
+  __device__ OutlierBatch(uint32_t window, int i) {
+    const uint32_t more = window + Shape::kMore + (min(i, Shape::kBatches - 1) - 1) * Shape::kMoreBytes;
+    numbers = i == 0 ? window + Shape::kOutlierNumbers : more;
+    list = i == 0 ? window + Shape::kList : more + Shape::kOutlierBytes;
+  }
+};
+
+// A batch's list of marked columns, from number `first` on, and the count of all, by a warp.
+template <class Shape>
+__device__ void list_columns(int pitch, int first, uint32_t list, uint32_t window) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int words = pitch / 4;              // a multiple of 4
   const int own = (words + 127) / 128 * 4;  // of a lane, one after the other
@@ -74,16 +89,17 @@ __device__ void list_columns(int pitch, int first, uint32_t window) {
 #pragma unroll 1
       for (; bits != 0; bits &= bits - 1, ++at) {
         if (at < 0 || at >= Shape::kOutlierColumns) continue;
-        store_shared(window + Shape::kList + at * 4, i * 32 + __ffs(static_cast<int>(bits)) - 1);
+        store_shared(list + at * 4, i * 32 + __ffs(static_cast<int>(bits)) - 1);
       }
     }
   }
   if (lane == 0) store_shared(window + Shape::kCount, all);
 }
 
-// What is kept of the columns listed: codes of the weight and, in rows behind, of x; x as words that hold its numbers.
+// What is kept of a batch: codes of the weight and, in rows behind, of x; x as words that hold its numbers.
 template <class Shape>
 struct OutlierNumbers {
+  using Batch = OutlierBatch<Shape>;
   static constexpr int kCodePitch = Shape::kOutlierColumns + 4;     // so that rows lie in different banks
   static constexpr int kXPitch = (Shape::kOutlierColumns + 4) * 4;  // the same of eight rows
   static constexpr uint32_t kX = (Shape::kRows + Shape::kColumns) * kCodePitch;
@@ -142,14 +158,13 @@ struct OutlierNumbers {
   }
 
   // Loads the codes of `count` columns listed, by `warps` warps: a lane for a column.
-  static __device__ void load_codes(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window, int count,
+  static __device__ void load_codes(const Int8WgmmaArgs& args, const Int8Tile& tile, const Batch& batch, int count,
                                     int warp, int warps) {
     const auto load = [&](const int8_t* codes, int rows, int first) {
       for (int j = static_cast<int>(threadIdx.x) % 32; j < count; j += 32) {
-        const auto column = load_shared<uint32_t>(window + Shape::kList + j * 4);
+        const auto column = load_shared<uint32_t>(batch.list + j * 4);
         for (int row = warp; row < rows; row += warps) {
-          store_shared(window + Shape::kOutlierNumbers + (first + row) * kCodePitch + j,
-                       codes[int64_t{row} * args.k + column]);
+          store_shared(batch.numbers + (first + row) * kCodePitch + j, codes[int64_t{row} * args.k + column]);
         }
       }
     };
@@ -160,46 +175,64 @@ struct OutlierNumbers {
 
   // Starts copies of the words that hold x, by `warps` warps: a lane for a row. Blocks begin at different columns, lest
   // all ask the L2 for the same at once.
-  static __device__ void copy_x(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window, int count, int warp,
-                                int warps) {
+  static __device__ void copy_x(const Int8WgmmaArgs& args, const Int8Tile& tile, const Batch& batch, int count,
+                                int warp, int warps) {
     const int rows = min(args.m - tile.m0, Shape::kColumns);
     for (int row = warp * 32 + static_cast<int>(threadIdx.x) % 32; row < rows; row += warps * 32) {
       const auto* const x = static_cast<const uint16_t*>(args.x_values) + int64_t{tile.m0 + row} * args.k;
-      const uint32_t to = window + Shape::kOutlierNumbers + kX + row * kXPitch;
+      const uint32_t to = batch.numbers + kX + row * kXPitch;
       int j = count > 0 ? static_cast<int>(blockIdx.x) % count : 0;
 #pragma unroll 4
       for (int i = 0; i < count; ++i) {
-        copy_word(to + j * 4, x + load_shared<uint32_t>(window + Shape::kList + j * 4) / 2 * 2);
+        copy_word(to + j * 4, x + load_shared<uint32_t>(batch.list + j * 4) / 2 * 2);
         if (++j == count) j = 0;
       }
     }
   }
 
-  // Adds the products of `count` columns, of those that are kept: of x, and of its codes. `row`: of the weight, in the
-  // tile, the first of the thread's two in a fragment; `first_x`: the first row of x.
+  // Adds the products of x's codes in a batch's `count` columns. `row`: of the weight, in the tile, the first of the
+  // thread's two in a fragment; `first_x`: the first row of x.
   template <int kSums>
-  static __device__ void multiply(uint32_t window, int row, int first_x, int count, float (&sums)[kSums],
-                                  float (&dots)[kSums]) {
-    using T = typename Shape::T;
+  static __device__ void multiply_codes(const Batch& batch, int row, int first_x, int count, int32_t (&dots)[kSums]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const uint32_t codes = window + Shape::kOutlierNumbers;
 #pragma unroll 1
-    for (int first = 0; first < count; first += 16) {
-      const Columns columns[2] = {{window, first + lane % 4 * 2, count}, {window, first + 8 + lane % 4 * 2, count}};
+    for (int first = 0; first < count; first += 32) {
+      const int j = first + lane % 4 * 4;
       uint32_t a[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        a[i] = columns[i / 2].template codes<T>(codes + (row + i % 2 * 8) * kCodePitch);
+        // Behind the last column a is 0, and b whatever lies there.
+        const uint32_t mask = __funnelshift_lc(~0U, 0, max(count - j - i / 2 * 16, 0) * 8);
+        a[i] = load_shared<uint32_t>(batch.numbers + (row + i % 2 * 8) * kCodePitch + j + i / 2 * 16) & mask;
       }
 #pragma unroll
       for (int i = 0; i < kSums; i += 4) {
-        const int m = first_x + i * 2 + lane / 4;
-        const uint32_t x_codes = codes + (Shape::kRows + m) * kCodePitch;
-        const uint32_t x = codes + kX + m * kXPitch;
-        float (&own)[4] = reinterpret_cast<float (&)[4]>(sums[i]);
-        float (&taken)[4] = reinterpret_cast<float (&)[4]>(dots[i]);
-        mma_16x8x16<T>(own, a, columns[0].numbers(x), columns[1].numbers(x));
-        mma_16x8x16<T>(taken, a, columns[0].template codes<T>(x_codes), columns[1].template codes<T>(x_codes));
+        const uint32_t b = batch.numbers + (Shape::kRows + first_x + i * 2 + lane / 4) * kCodePitch + j;
+        mma_16x8x32<MmaIsa::Sm80>(reinterpret_cast<int32_t (&)[4]>(dots[i]), a, load_shared<uint32_t>(b),
+                                  load_shared<uint32_t>(b + 16));
+      }
+    }
+  }
+
+  // The same with x's own numbers. Bits are those of `multiply_outliers`, for Hopper adds sixteen products to a sum at
+  // once by mma.sync as by wgmma.
+  template <int kSums>
+  static __device__ void multiply(const Batch& batch, int row, int first_x, int count, float (&sums)[kSums]) {
+    using T = typename Shape::T;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+    for (int first = 0; first < count; first += 16) {
+      const Columns columns[2] = {{batch.list, first + lane % 4 * 2, count},
+                                  {batch.list, first + 8 + lane % 4 * 2, count}};
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = columns[i / 2].template codes<T>(batch.numbers + (row + i % 2 * 8) * kCodePitch);
+      }
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        const uint32_t x = batch.numbers + kX + (first_x + i * 2 + lane / 4) * kXPitch;
+        mma_16x8x16<T>(reinterpret_cast<float (&)[4]>(sums[i]), a, columns[0].numbers(x), columns[1].numbers(x));
       }
     }
   }
@@ -238,12 +271,12 @@ struct OutlierNumbers {
 
   // Two listed columns, j and j + 1, of `count`; their numbers are 0 behind the last.
   struct Columns {
-    __device__ Columns(uint32_t window, int j, int count)
+    __device__ Columns(uint32_t list, int j, int count)
         : j(j),
           first(j < count ? 0x7440 : 0x7445),
           second(j + 1 < count ? 0x7441 : 0x7445),
           mask((j < count ? 0xffff : 0) | (j + 1 < count ? 0xffff0000 : 0)) {
-      const auto listed = load_shared<uint2>(window + Shape::kList + j * 4);
+      const auto listed = load_shared<uint2>(list + j * 4);
       halves = 0x5410 + (listed.x & 1) * 0x22 + (listed.y & 1) * 0x2200;
     }
     // A code plus 128 as the low byte of 2^23: less instructions than a conversion.
@@ -275,12 +308,39 @@ __device__ void list_outliers(const Int8WgmmaArgs& args, uint32_t window) {
   const int warp = static_cast<int>(threadIdx.x) / 32 - 1;
   group_sync(kInt8MarksBarrier, Shape::kThreads - 32);  // marks are there
   if (warp < 2) return OutlierNumbers<Shape>::pick_codes(args, window, warp);
-  list_columns<Shape>(static_cast<int>(args.listing.marks.pitch), 0, window);
+  const OutlierBatch<Shape> batch(window, 0);
+  list_columns<Shape>(static_cast<int>(args.listing.marks.pitch), 0, batch.list, window);
   __syncwarp();
   barrier_arrive(window + Shape::kPicked);
   const int count = min(load_shared<int>(window + Shape::kCount), Shape::kOutlierColumns);
-  OutlierNumbers<Shape>::copy_x(args, first_tile<Shape>(args), window, count, 0, 1);
+  OutlierNumbers<Shape>::copy_x(args, first_tile<Shape>(args), batch, count, 0, 1);
   copies_arrive(window + Shape::kOutlierXFull);
+}
+
+// Calls f(batch, count) for each batch of `all` columns listed, `again` where that was done before. The warps that
+// finish the tile, of which this is number `warp`, bring what is not there.
+template <class Shape, class F>
+__device__ void for_batches(const Int8WgmmaArgs& args, const Int8Tile& tile, uint32_t window, int warp, int all,
+                            bool again, F f) {
+  constexpr int kThreads = Shape::kFinishThreads;
+  const bool turns = all > Shape::kBatches * Shape::kOutlierColumns;
+  int i = 0;
+#pragma unroll 1
+  for (int first = 0; first < all; first += Shape::kOutlierColumns, ++i) {
+    const OutlierBatch<Shape> batch(window, i);
+    const int count = min(all - first, Shape::kOutlierColumns);
+    if (again ? turns && i >= Shape::kBatches - 1 : i > 0) {
+      group_sync(kInt8ComputeBarrier, kThreads);
+      if (warp == 0) list_columns<Shape>(static_cast<int>(args.listing.marks.pitch), first, batch.list, window);
+      group_sync(kInt8ComputeBarrier, kThreads);
+      OutlierNumbers<Shape>::load_codes(args, tile, batch, count, warp, kThreads / 32);
+      OutlierNumbers<Shape>::copy_x(args, tile, batch, count, warp, kThreads / 32);
+      copy_async_commit();
+      copy_async_wait_for<0>();
+      group_sync(kInt8ComputeBarrier, kThreads);
+    }
+    f(batch, count);
+  }
 }
 
 }  // namespace qbits::cuda

@@ -105,6 +105,12 @@ struct Int8WgmmaShape {
   static constexpr int kBytes = kList + (kOutlierColumns + 16) * 4;
   static constexpr int kSharedBytes = kBytes + 1024;
   static_assert(kBytes <= kFull + kRest && kSumBytes + (kOneTile ? kSlabBytes : 0) <= kOutlierWeight);
+  // What is kept of further columns that the block lists, as many at a time as of the first: their numbers and their
+  // list, in the ring, behind what else lies there in the end.
+  static constexpr int kMore = kSumBytes + kSlabBytes;
+  static constexpr int kMoreBytes = kOutlierBytes + (kOutlierColumns + 16) * 4;
+  static constexpr int kBatches = 1 + (kOutlierWeight - kMore) / kMoreBytes;
+  static_assert(!kLists || (kBatches >= 2 && kMore % 16 == 0 && kOutlierBytes % 16 == 0 && kMoreBytes % 16 == 0));
 };
 
 inline constexpr int kInt8ComputeBarrier = 1;  // named barriers: of both computing warpgroups or those that finish a

@@ -92,7 +92,7 @@ std::vector<LinearInt8Plan> wgmma_plans(const LinearInt8Problem& p) {
   if (!wgmma_fits(p)) return plans;
   const int64_t stages = ceil_div(p.k, int64_t{Wgmma::kDepth});
   for (const int columns : Wgmma::kColumns) {
-    // Sums of float32 outliers, apart from those of codes, would not fit the registers.
+    // Outliers of float32, multiplied one by one, take more registers than such tiles leave.
     if (p.dtype == DType::Float32 && columns > 128) break;
     for (const int splits : Wgmma::kSplits) {
       if (splits > stages) break;

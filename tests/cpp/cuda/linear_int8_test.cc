@@ -99,6 +99,17 @@ class Product {
     x_.set(i, value);
     x_device_.write(x_.bytes, x_lead_);
   }
+  // Outliers in `columns` columns, of which the first row has all: they are the same in every number of rows.
+  void set_outliers(int64_t columns) {
+    want_.clear();
+    const int64_t step = case_.k / columns;
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t m = 0; m < case_.m; m += 1 + j % 9) {
+        x_.set(m * case_.k + j * step, m % 2 == 0 ? static_cast<float>(7 + j % 50) : -31.0F);
+      }
+    }
+    x_device_.write(x_.bytes, x_lead_);
+  }
 
   LinearInt8Args args() {
     const LinearInt8Args args{.x = x_device_.data() + x_lead_,
@@ -126,7 +137,8 @@ class Product {
     for (int i = 0; i < 2; ++i) cuda::run(a, plan, Stream{});
     check(cudaDeviceSynchronize());
   }
-  std::vector<LinearInt8Plan> plans() { return linear_int8_plans(cuda::problem_of(args())); }
+  LinearInt8Problem problem() { return cuda::problem_of(args()); }
+  std::vector<LinearInt8Plan> plans() { return linear_int8_plans(problem()); }
   void poison() { check(cudaMemset(out_device_.data(), 0xff, out_device_.size())); }
   std::vector<uint8_t> result_bytes() const { return out_device_.read(); }
 
@@ -239,7 +251,8 @@ std::vector<Case> cases() {
       cases.push_back({.n = 140, .k = 1040, .m = 35, .dtype = dtype, .outliers = outliers});
   }
   // More outliers, and a deeper product, than tiles of few rows take at once.
-  constexpr int64_t kMany[][4] = {{72, 2064, 9, 300}, {70, 1040, 20, 260}, {66, 16400, 5, 150}, {65, 32768, 3, 40}};
+  constexpr int64_t kMany[][4] = {{72, 2064, 9, 300}, {70, 1040, 20, 260}, {66, 16400, 5, 150},
+                                  {65, 32768, 3, 40}, {72, 2064, 9, 1500}, {70, 2064, 70, 1500}};
   for (const auto& s : kMany) {
     for (const DType dtype : {DType::BFloat16, DType::Float16}) {
       cases.push_back({.n = s[0], .k = s[1], .m = s[2], .dtype = dtype, .outliers = s[3]});
@@ -279,6 +292,55 @@ TEST(LinearInt8Cuda, EveryPlanOfEveryCase) {
       product.poison();
       product.run(plan);
       EXPECT_EQ(product.result_bytes(), first) << "bits differ from run to run: " << to_string(c);
+    }
+  }
+}
+
+// Whether a plan adds outliers to a sum in the order that all of a device's do: the others are dp4a's kernel and those
+// of sm_75 on later devices, which round more often where x has 16 bits.
+bool in_order(const LinearInt8Plan& plan, const LinearInt8Problem& p) {
+  const MmaIsa isa = p.compute_capability < 80 ? MmaIsa::Sm75 : MmaIsa::Sm80;
+  return p.dtype == DType::Float32 || plan.kernel == LinearInt8Kernel::Wgmma ||
+         (plan.kernel == LinearInt8Kernel::Mma && plan.mma.isa == isa);
+}
+
+// The bits of a row depend neither on the number of rows nor on the plan.
+TEST(LinearInt8Cuda, RowsAreTheSameInEveryNumberOfRows) {
+  QBITS_NEEDS_GPU();
+  std::vector<Case> cases;
+  for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+    for (const int64_t outliers : {1, 5, 16, 17, 40, 70, 200}) {
+      cases.push_back({.n = 136, .k = 1040, .m = 0, .dtype = dtype, .bias = true, .outliers = outliers});
+    }
+    cases.push_back({.n = 72, .k = 2064, .m = 0, .dtype = dtype, .outliers = 1500});
+  }
+  for (const int64_t outliers : {1, 40, 200}) {
+    cases.push_back({.n = 136, .k = 1040, .m = 0, .dtype = DType::Float32, .bias = true, .outliers = outliers});
+  }
+  for (const Case& of_all : cases) {
+    std::vector<uint8_t> want;
+    for (const int64_t m : {300, 200, 128, 65, 64, 33, 17, 16, 5, 1}) {
+      Case c = of_all;
+      c.m = m;
+      c.outliers = 0;
+      c.threshold = true;
+      Product product(c);
+      product.set_outliers(of_all.outliers);
+      const LinearInt8Plan used = linear_int8_plan(product.problem());
+      EXPECT_TRUE(in_order(used, product.problem())) << to_string(c) << "; " << to_string(used);
+      for (const LinearInt8Plan& plan : product.plans()) {
+        if (!in_order(plan, product.problem())) continue;
+        product.poison();
+        product.run(plan);
+        const std::vector<uint8_t> rows = product.result_bytes();
+        if (want.empty()) {
+          want = rows;
+          EXPECT_EQ(product.mismatch(), "") << to_string(c) << "; " << to_string(plan);
+        }
+        const auto differs = std::mismatch(rows.begin(), rows.end(), want.begin()).first;
+        EXPECT_EQ(differs, rows.end()) << "row " << (differs - rows.begin()) / (c.n * itemsize(c.dtype)) << " of "
+                                       << to_string(c) << ", " << of_all.outliers << " in use; " << to_string(plan);
+      }
     }
   }
 }
