@@ -10,7 +10,7 @@ namespace qbits::cuda {
 struct QuantizedX {
   const int8_t* codes;  // [m, k], rows linear_int8_pitch(k) apart
   const float* scales;
-  int32_t* columns;  // of outliers; null without a threshold
+  const int32_t* columns;  // of outliers; null without a threshold
   const int32_t* count;
   void* values;     // [m, kOutlierValues]: x in the first of them
   Int8Marks marks;  // where the kernel lists columns: what there is instead of the last three

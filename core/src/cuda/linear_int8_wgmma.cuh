@@ -95,10 +95,9 @@ class Int8Computer {
     if constexpr (Shape::kDepthGroups == 2) {
       constexpr int kOther = Shape::kFinishShares == 2 ? kFinishSums : 0;
       const bool first = depth_group_ == 0;
-      const uint32_t parts = window_ + thread_ * 16;
       if constexpr (Shape::kLists) barrier_wait(window_ + Shape::kPicked, 0);  // the ring has been read
       if (!first || kOther > 0) {
-        const uint32_t to = parts + (first ? 0 : kFinishSums * 512) * (Shape::kFinishShares - 1);
+        const uint32_t to = left_by(depth_group_);
 #pragma unroll
         for (int i = 0; i < kFinishSums; i += 4) {
           const auto other = [&](int j) { return first ? dots[kOther + i + j] : dots[i + j]; };
@@ -107,7 +106,7 @@ class Int8Computer {
       }
       group_sync(kInt8ComputeBarrier, Shape::kComputeThreads);
       if (!finishes()) return false;
-      const uint32_t from = parts + (first ? kFinishSums * 512 : 0) * (Shape::kFinishShares - 1);
+      const uint32_t from = left_by(1 - depth_group_);
 #pragma unroll
       for (int i = 0; i < kFinishSums; i += 4) {
         const int4 v = load_shared<int4>(from + i * 512);
@@ -199,6 +198,11 @@ class Int8Computer {
   }
   __device__ uint32_t place(int i) const {
     return window_ + (i / 4 * Shape::kComputeThreads + group_ * 128 + thread_) * 16;
+  }
+  // Where a depth group's sums of the columns that the other finishes lie for it; one group alone leaves any unless
+  // both finish.
+  __device__ uint32_t left_by(int depth_group) const {
+    return window_ + thread_ * 16 + (Shape::kFinishShares == 2 ? depth_group * kFinishSums * 512 : 0);
   }
 
   // The first column of fragment sums i to i + 3, which are of two columns of row_ and two of row_ + 8.

@@ -71,7 +71,8 @@ __device__ void multiply_outliers(float (&sums)[kSums], uint32_t weight_tile, in
   pin(sums);
 }
 
-// By all threads: columns that no outlier has are 0 in the tiles of outliers, in that of the weight from the start.
+// By all threads: what begins as 0, the tile of outliers of the weight, of which only columns that have any are
+// written, and marks, to which bits are added.
 template <class Shape>
 __device__ void clear_shared(uint32_t begin, int bytes) {
   for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += Shape::kThreads * 16) {
