@@ -77,5 +77,5 @@ def test_training_a_float_weight():
 def test_a_float_weight_that_is_not_finite_raises(bad):
     layer = Linear8bit(32, 4, has_fp16_weights=True)
     layer.weight.data[1, 2] = bad
-    with pytest.raises(ValueError, match=r"\[linear_int8\] weight scales: got nan"):
+    with pytest.raises(ValueError, match=r"\[linear_int8_from_float\] weight: got a NaN or an inf"):
         layer(torch.randn(2, 32))

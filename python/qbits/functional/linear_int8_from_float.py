@@ -62,7 +62,7 @@ def linear_int8_from_float(
     refuse_compiled_transform(op)
     if is_differentiated(x, bias) or is_differentiated(weight, None):
         return _apply(_LinearInt8FromFloat)(x, weight, bias, threshold, weight_only)
-    return product(x, *_rows(weight), bias, threshold, weight_only)
+    return _product(x, weight, bias, threshold, weight_only)
 
 
 class _LinearInt8FromFloat(torch.autograd.Function):
@@ -74,7 +74,7 @@ class _LinearInt8FromFloat(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, weight_only: bool
     ) -> Tensor:
-        return product(x, *_rows(weight), bias, threshold, weight_only)
+        return _product(x, weight, bias, threshold, weight_only)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,6 +124,20 @@ def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def _rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes, scales, *_ = ops.quantize_int8_rowwise(weight.detach())
     return codes, scales
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, weight_only: bool) -> Tensor:
+    codes, scales = _rows(weight)
+    if torch.compiler.is_compiling():
+        return product(x, codes, scales, bias, threshold, weight_only)
+    try:
+        return product(x, codes, scales, bias, threshold, weight_only)
+    except ValueError as error:
+        # The scales of finite rows are right. They are looked at where the product does, for it costs nothing.
+        if "weight scales" not in str(error):
+            raise
+        message = "[linear_int8_from_float] weight: got a NaN or an infinity, want finite numbers"
+        raise ValueError(message) from error
 
 
 class _LinearInt8FromFloatForward(_LinearInt8FromFloat):
