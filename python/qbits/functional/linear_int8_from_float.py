@@ -133,7 +133,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, w
     try:
         return product(x, codes, scales, bias, threshold, weight_only)
     except ValueError as error:
-        # The scales of finite rows are right. They are looked at where the product does, for it costs nothing.
+        # Scales of finite rows are right. Only the product looks at them: no second time for this message.
         if "weight scales" not in str(error):
             raise
         message = "[linear_int8_from_float] weight: got a NaN or an infinity, want finite numbers"

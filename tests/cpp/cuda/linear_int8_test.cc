@@ -379,13 +379,15 @@ TEST(LinearInt8Cuda, DeepSums) {
 
 TEST(LinearInt8Cuda, NanReachesItsRowAlone) {
   QBITS_NEEDS_GPU();
-  for (const int64_t outliers : {0, 20}) {
-    Product product({.n = 140, .k = 256, .m = 40, .outliers = outliers});
-    product.set_x(17 * 256 + 70, NAN);
-    for (const LinearInt8Plan& plan : product.plans()) {
-      product.poison();
-      product.run(plan);
-      EXPECT_EQ(product.mismatch(), "") << to_string(plan);
+  for (const int64_t m : {40, 140}) {
+    for (const int64_t outliers : {0, 20}) {
+      Product product({.n = 140, .k = 256, .m = m, .outliers = outliers});
+      product.set_x(17 * 256 + 70, NAN);
+      for (const LinearInt8Plan& plan : product.plans()) {
+        product.poison();
+        product.run(plan);
+        EXPECT_EQ(product.mismatch(), "") << "M " << m << "; " << to_string(plan);
+      }
     }
   }
 }
