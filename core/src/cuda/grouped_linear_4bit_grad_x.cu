@@ -26,19 +26,13 @@ void grouped_linear_4bit_grad_x_simt(const GroupedLinear4bitGradXArgs& args, con
 
 void grouped_linear_4bit_grad_x_wgmma(const GroupedLinear4bitGradXArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  // Past the columns of grad, where the codes are the next expert's, elements come out as 0.
-  wgmma.x = encode_tile({.data = args.grad,
-                         .rows = args.m,
-                         .columns = args.n(),
-                         .row_bytes = args.n() * 2,
-                         .box_rows = plan.columns,
-                         .box_columns = kWgmmaStepDepth},
-                        args.dtype);
   wgmma.out = args.out;
   wgmma.m = args.m;
   wgmma.outputs = args.weight.cols;
   wgmma.depth = args.n();
   wgmma.offsets = args.offsets;
+  // Past the columns of grad, where the codes are the next expert's, elements come out as 0.
+  set_wgmma_x(wgmma, args.grad, args.m, args.n(), args.dtype, plan);
   wgmma.experts = static_cast<int>(args.experts);
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, true);
   launch_linear_4bit_wgmma<true, true>(wgmma, args.dtype, plan, stream);

@@ -6,19 +6,13 @@ namespace qbits::cuda {
 
 void grouped_linear_4bit_wgmma(const GroupedLinear4bitArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  wgmma.x = encode_tile({.data = args.x,
-                         .rows = args.m,
-                         .columns = args.weight.cols,
-                         .row_bytes = args.weight.cols * 2,
-                         .box_rows = plan.columns,
-                         .box_columns = kWgmmaStepDepth},
-                        args.dtype);
   wgmma.bias = args.bias;
   wgmma.out = args.out;
   wgmma.m = args.m;
   wgmma.outputs = args.n();
   wgmma.depth = args.weight.cols;
   wgmma.offsets = args.offsets;
+  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan);
   wgmma.experts = static_cast<int>(args.experts);
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, false);
   launch_linear_4bit_wgmma<false, true>(wgmma, args.dtype, plan, stream);

@@ -5,13 +5,7 @@ namespace qbits::cuda {
 
 void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  wgmma.x = encode_tile({.data = args.grad,
-                         .rows = args.m,
-                         .columns = args.weight.rows,
-                         .row_bytes = args.weight.rows * 2,
-                         .box_rows = plan.columns,
-                         .box_columns = kWgmmaStepDepth},
-                        args.dtype);
+  set_wgmma_x(wgmma, args.grad, args.m, args.weight.rows, args.dtype, plan);
   wgmma.out = args.out;
   wgmma.m = args.m;
   wgmma.outputs = args.weight.cols;

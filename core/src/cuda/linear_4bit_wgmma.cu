@@ -94,6 +94,17 @@ CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
+void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan) {
+  const MatrixMap matrix{.data = x,
+                         .rows = rows,
+                         .columns = depth,
+                         .row_bytes = depth * 2,
+                         .box_rows = plan.columns,
+                         .box_columns = kWgmmaStepDepth};
+  const bool anywhere = wgmma.offsets != nullptr;  // those of experts
+  wgmma.x = encode_tiles(matrix, anywhere, [&](const MatrixMap& m) { return encode_tile(m, dtype); });
+}
+
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
                       void* workspace, bool transposed) {
   wgmma.codes = encode_codes({.data = weight.codes,
@@ -125,13 +136,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
 
 void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  wgmma.x = encode_tile({.data = args.x,
-                         .rows = args.m,
-                         .columns = args.weight.cols,
-                         .row_bytes = args.weight.cols * 2,
-                         .box_rows = plan.columns,
-                         .box_columns = kWgmmaStepDepth},
-                        args.dtype);
+  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan);
   wgmma.bias = args.bias;
   wgmma.out = args.out;
   wgmma.m = args.m;

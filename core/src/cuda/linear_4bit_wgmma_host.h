@@ -24,8 +24,9 @@ struct MatrixMap {
 CUtensorMap encode_codes(const MatrixMap& matrix);
 CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype);
 
-// What a call's weight and plan say of the kernel's arguments.
+// What a call's x [rows, depth] (or grad), its weight and the plan say of the kernel's arguments.
 struct WgmmaArgs;
+void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan);
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
                       void* workspace, bool transposed);
 

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   if (warpgroup == 0) {
     if (lane == 0) init_barriers<Shape>(window, warp);
     if (warp == 3 && lane == 0) {
-      prefetch_map(&args.x);
+      prefetch_map(&args.x.whole);
       prefetch_map(&args.codes);
     }
   }

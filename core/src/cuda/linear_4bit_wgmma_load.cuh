@@ -88,7 +88,8 @@ struct WgmmaLoader {
   // the ring has not been filled before.
   __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first) const {
     constexpr int kLead = Shape::kCodeStages - Shape::kStages;
-    constexpr int kStageXBytes = Shape::kStageSteps * Layout::kXBytes;
+    const CUtensorMap* const x = args.x.map(m0);
+    const int stage_x_bytes = args.x.box_rows(m0) * (Shape::kStageSteps * kWgmmaStepDepth * 2);
     // The weight's codes pass through the L2 once, and would push out sums that blocks leave there for one another.
     const uint64_t policy = args.schedule.m_tiles == 1 && args.schedule.shared_units() > 0 ? kEvictFirst : kEvictNormal;
     // Copies that every block starts at once come in together, late: where products wait for codes most, those of the
@@ -106,7 +107,7 @@ struct WgmmaLoader {
       const uint32_t codes_full = window + Layout::kFull + slot * 8;
       if (ahead < stages) {
         barrier_wait(window + Layout::kEmpty + slot * 8, ring.codes.parity ^ 1);
-        barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : kStageXBytes));
+        barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : stage_x_bytes));
         copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
                  n + ahead * kStepN, codes_full, policy);
         if constexpr (Shape::kCodesApart) ring.codes.advance();
@@ -116,11 +117,11 @@ struct WgmmaLoader {
       const uint32_t full = window + Layout::kXFull + x_slot * 8;
       if constexpr (Shape::kCodesApart) {
         barrier_wait(window + Layout::kXEmpty + x_slot * 8, ring.x().parity ^ 1);
-        barrier_arrive_expecting(full, kStageXBytes);
+        barrier_arrive_expecting(full, stage_x_bytes);
       }
 #pragma unroll
       for (int step = 0; step < Shape::kStageSteps; ++step) {
-        copy_box(window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes, &args.x,
+        copy_box(window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes, x,
                  begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth, m0, full);
       }
       if constexpr (Shape::kCodesApart) {

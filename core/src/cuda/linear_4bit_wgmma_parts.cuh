@@ -4,6 +4,7 @@
 #include "cuda/linear_4bit_mma_parts.cuh"
 #include "cuda/linear_4bit_ptx.cuh"
 #include "cuda/linear_4bit_wgmma_mma.cuh"
+#include "cuda/tile_maps.cuh"
 #include "ops/linear_4bit_wgmma_plan.h"
 
 // Shapes and shared memory of the wgmma kernel of linear_4bit, and how its weights are decoded.
@@ -54,7 +55,7 @@ struct WgmmaShape {
 };
 
 struct WgmmaArgs {
-  CUtensorMap x;
+  TileMaps x;
   CUtensorMap codes;
   const void* bias;
   void* out;

@@ -10,12 +10,13 @@ void linear_int8_wgmma(const LinearInt8Args& args, const QuantizedX& x, const Li
   constexpr int kDepth = LinearInt8Wgmma::kDepth;
   const int sm_count = device_facts(args.device, "linear_int8").sm_count;
   Int8WgmmaArgs kernel_args{};
-  kernel_args.x = encode_codes({.data = x.codes,
-                                .rows = args.m,
-                                .columns = args.k,
-                                .row_bytes = linear_int8_pitch(args.k),
-                                .box_rows = plan.columns,
-                                .box_columns = kDepth});
+  const MatrixMap codes{.data = x.codes,
+                        .rows = args.m,
+                        .columns = args.k,
+                        .row_bytes = linear_int8_pitch(args.k),
+                        .box_rows = plan.columns,
+                        .box_columns = kDepth};
+  kernel_args.x = encode_tiles(codes, false, encode_codes);
   kernel_args.weight = encode_codes({.data = args.codes,
                                      .rows = args.n,
                                      .columns = args.k,

@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     barrier_init(window + Shape::kOutliersUsed, Shape::kComputeThreads / 32);
     barrier_init_fence();
     prefetch_map(&args.weight);
-    prefetch_map(&args.x);
+    prefetch_map(&args.x.whole);
   }
   if constexpr (Shape::kPicks) clear_shared<Shape>(window + Shape::kOutlierWeight, Shape::kRows * 128);
   if constexpr (Shape::kLists) clear_shared<Shape>(window + Shape::kMarks, Shape::kMarkBytes);

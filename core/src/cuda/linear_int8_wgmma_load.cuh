@@ -9,8 +9,8 @@ namespace qbits::cuda {
 // A stage of x's codes, into a slot of the ring.
 template <class Shape>
 __device__ void bring_x(const Int8WgmmaArgs& args, uint32_t window, const Int8Tile& tile, int stage, int slot) {
-  copy_box(window + slot * Shape::kStageBytes + Shape::kWeightBytes, &args.x, stage * LinearInt8Wgmma::kDepth, tile.m0,
-           window + Shape::kFull + slot * 8);
+  copy_box(window + slot * Shape::kStageBytes + Shape::kWeightBytes, args.x.map(tile.m0),
+           stage * LinearInt8Wgmma::kDepth, tile.m0, window + Shape::kFull + slot * 8);
 }
 
 // The stages of x that belong to the first of the weight.
@@ -29,7 +29,7 @@ template <class Shape>
 __device__ void bring_stages(const Int8WgmmaArgs& args, uint32_t window) {
   const auto bring_weight = [&](const Int8Tile& tile, int stage, int slot) {
     const uint32_t full = window + Shape::kFull + slot * 8;
-    barrier_arrive_expecting(full, Shape::kStageBytes);
+    barrier_arrive_expecting(full, Shape::kWeightBytes + args.x.box_rows(tile.m0) * LinearInt8Wgmma::kDepth);
     copy_box(window + slot * Shape::kStageBytes, &args.weight, stage * LinearInt8Wgmma::kDepth, tile.n0, full);
   };
   bool first = true;

@@ -3,6 +3,7 @@
 #include "cuda/linear_int8_kernels.h"
 #include "cuda/linear_int8_wgmma_mma.cuh"
 #include "cuda/quantize_int8_rowwise.h"
+#include "cuda/tile_maps.cuh"
 
 // What the warps of a block of the wgmma kernel of linear_int8 agree on.
 
@@ -15,7 +16,7 @@ struct Int8Listing {
 };
 
 struct Int8WgmmaArgs {
-  CUtensorMap x;  // codes
+  TileMaps x;  // codes
   CUtensorMap weight;
   CUtensorMap outliers;  // of x, the first columns
   const float* x_scales;
