@@ -1,0 +1,7 @@
+#include "cuda/optimizer_step.cuh"
+
+namespace qbits::cuda {
+
+template void launch_optimizer_update<GradientDescentRule>(const OptimizerWork&, bool, const StateMapValues&, Stream);
+
+}  // namespace qbits::cuda

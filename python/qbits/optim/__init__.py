@@ -1,0 +1,35 @@
+"""Optimizers with the interface and the formulas of torch.optim, and state in 32 or 8 bits."""
+
+from qbits.optim.adagrad import Adagrad, Adagrad8bit, Adagrad32bit
+from qbits.optim.adam import Adam, Adam8bit, Adam32bit, AdamW, AdamW8bit, AdamW32bit
+from qbits.optim.ademamix import AdEMAMix, AdEMAMix8bit, AdEMAMix32bit
+from qbits.optim.lion import Lion, Lion8bit, Lion32bit
+from qbits.optim.optimizer import Optimizer, Options
+from qbits.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
+from qbits.optim.sgd import SGD, SGD8bit, SGD32bit
+
+__all__ = [
+    "SGD",
+    "AdEMAMix",
+    "AdEMAMix8bit",
+    "AdEMAMix32bit",
+    "Adagrad",
+    "Adagrad8bit",
+    "Adagrad32bit",
+    "Adam",
+    "Adam8bit",
+    "Adam32bit",
+    "AdamW",
+    "AdamW8bit",
+    "AdamW32bit",
+    "Lion",
+    "Lion8bit",
+    "Lion32bit",
+    "Optimizer",
+    "Options",
+    "RMSprop",
+    "RMSprop8bit",
+    "RMSprop32bit",
+    "SGD8bit",
+    "SGD32bit",
+]
