@@ -232,9 +232,68 @@ TEST(OptimizerStep, WhatDoesNotFitIsRefused) {
             "[optimizer_step] groups: got uint8[100] on cpu, want rows of 128 bytes, on an 8-byte boundary");
   EXPECT_EQ(refused(InvalidArgument, [](Problem& p, Tensors&) { p.step.algorithm = nullptr; }),
             "[optimizer_step] algorithm: got none, want one of the table of algorithms");
-  EXPECT_EQ(test::refusal(InvalidArgument, [] { optimizer_algorithm("muon"); }),
-            "[optimizer_algorithm] name: got muon, want one of adam, ademamix, lion, rmsprop, adagrad, momentum, "
+  EXPECT_EQ(refused(InvalidArgument,
+                    [](Problem& p, Tensors&) {
+                      p.step.scaling = LayerScaling::TrustRatio;
+                      p.step.decay = Decay::After;
+                    }),
+            "[optimizer_step] decay: got one that the trust ratio does not know, want coupled or before");
+  EXPECT_EQ(refused(InvalidArgument,
+                    [](Problem& p, Tensors&) {
+                      p.step.algorithm = &optimizer_algorithm("gradient_descent");
+                      p.step.scaling = LayerScaling::MaxUnorm;
+                    }),
+            "[optimizer_step] scaling: got one of layers with gradient_descent, want none");
+  EXPECT_EQ(test::refusal(InvalidArgument, [] { optimizer_algorithm("sgd"); }),
+            "[optimizer_algorithm] name: got sgd, want one of adam, ademamix, lion, rmsprop, adagrad, momentum, "
             "gradient_descent");
+}
+
+// The step of every tensor, weight decay included, has lr times the tensor's norm.
+TEST(OptimizerStep, TrustRatio) {
+  for (bool is_8bit : {false, true}) {
+    std::vector<double> row = test::any_row();
+    row[static_cast<int>(OptimizerField::Scaling)] = 1.0;
+    Problem p("adam", is_8bit, row, true);
+    p.step.scaling = LayerScaling::TrustRatio;
+    const auto before = p.params;
+    p.run();
+    for (size_t k = 0; k < p.params.size(); ++k) {
+      double norm = 0, moved = 0;
+      for (int64_t i = 0; i < test::kSizes[k]; ++i) {
+        norm += std::pow(before[k].get(i), 2);
+        moved += std::pow(static_cast<double>(before[k].get(i)) - p.params[k].get(i), 2);
+      }
+      EXPECT_NEAR(std::sqrt(moved / norm), 0.01, 1e-4) << k;
+    }
+  }
+}
+
+// Updates are as long as allowed, or as they are.
+TEST(OptimizerStep, MaxUnorm) {
+  for (double most : {0.02, 1000.0, 0.0}) {
+    std::vector<double> row = test::any_row();
+    row[static_cast<int>(OptimizerField::WeightDecay)] = 0.0;
+    row[static_cast<int>(OptimizerField::Scaling)] = most;
+    Problem clipped("adam", false, row, true);
+    Problem plain("adam", false, row, true);
+    clipped.step.scaling = LayerScaling::MaxUnorm;
+    const auto before = plain.params;
+    clipped.run();
+    plain.run();
+    for (size_t k = 0; k < plain.params.size(); ++k) {
+      if (most != 0.02) {
+        EXPECT_EQ(clipped.params[k].bytes, plain.params[k].bytes);
+        continue;
+      }
+      double norm = 0, moved = 0;
+      for (int64_t i = 0; i < test::kSizes[k]; ++i) {
+        norm += std::pow(before[k].get(i), 2);
+        moved += std::pow(static_cast<double>(before[k].get(i)) - clipped.params[k].get(i), 2);
+      }
+      EXPECT_NEAR(std::sqrt(moved / norm), 0.01 * 0.02, 3e-6) << k;
+    }
+  }
 }
 
 TEST(OptimizerStep, NoTensorsAtAll) {

@@ -13,7 +13,7 @@
 // synchronises, and numbers that change from step to step (the group table, step counts, grad_scale) lie in device
 // memory, so that a captured graph follows them.
 // The conventions of quantize.h hold: contiguous tensors on one device, errors before writes, the caller allocates, the
-// CPU and CUDA write identical bits (LayerScaling: but for the last bits of a norm).
+// CPU and CUDA write identical bits (but with LayerScaling, where norms differ in their last bits).
 
 namespace qbits {
 
@@ -39,13 +39,15 @@ enum class Decay : uint8_t {
   After,    // the update, then p (1 - lr w) (the CUDA kernels of bitsandbytes)
 };
 
-// How the step of a whole tensor is scaled; c is the group's Scaling, norms are Euclidean, in float64.
+// How the step of a whole tensor is scaled: by c |p| / |u|, where c is the group's Scaling and norms are Euclidean,
+// over the elements that are not skipped. Where c, a norm or the result is 0 or not finite nothing is scaled.
 enum class LayerScaling : uint8_t {
   None,
-  // By c |p| / |u|, u being the update with its weight decay, where both norms are positive (LAMB, arXiv 1904.00962).
-  // For Momentum it is the gradient that is scaled, by c |p| / (|g| + w |p|) (LARS, arXiv 1708.03888).
+  // u is the update with its weight decay, and both are scaled (LAMB, You et al., arXiv 1904.00962); not for
+  // Decay::After. For Momentum, with coupled decay alone, it is the gradient that is scaled, by c |p| / (|g| + w |p|)
+  // (LARS, You et al., arXiv 1708.03888).
   TrustRatio,
-  // By c |p| / |u| where that is below 1, u being the update without weight decay: bitsandbytes' max_unorm.
+  // u is the update without weight decay, and scaled only where that makes it smaller: bitsandbytes' max_unorm.
   MaxUnorm,
 };
 
@@ -64,7 +66,7 @@ enum class OptimizerField : uint8_t {
   Nesterov,   // Momentum: 0 or 1
   LrDecay,    // Adagrad
   Maximize,   // 0 or 1: steps along the gradient, not against it
-  Scaling,    // LayerScaling
+  Scaling,    // c of LayerScaling
 };
 inline constexpr int kOptimizerFields = 16;  // doubles in a row, two of them free
 QBITS_API std::span<const std::string_view> optimizer_fields();

@@ -39,13 +39,36 @@ void for_each_tensor(const OptimizerStepArgs& args, const OptimizerRecord* recor
   }
 }
 
+constexpr int64_t kGrain = 65536 / kOptimizerChunk;
+
+// Each tensor's coefficients by its norms, whose chunks are summed in order.
+void scale_layers(const OptimizerStepArgs& args, OptimizerRecord* records) {
+  const OptimizerWorkspace layout(args.count, args.chunks, args.scaling);
+  auto* norms = reinterpret_cast<LayerNorms*>(static_cast<char*>(args.workspace) + layout.norms);
+  parallel_for(args.chunks, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      for_each_tensor(args, records, chunk, chunk + 1,
+                      [&](const OptimizerChunks& own) { norms[chunk] = optimizer_norms_chunk_isa(args, own); });
+    }
+  });
+  for (int32_t i = 0; i < args.count; ++i) {
+    const int32_t end = i + 1 < args.count ? records[i + 1].entry.first_chunk : args.chunks;
+    LayerNorms sum;
+    for (int32_t chunk = records[i].entry.first_chunk; chunk < end; ++chunk) {
+      sum.p += norms[chunk].p;
+      sum.u += norms[chunk].u;
+    }
+    scale_layer(args.scaling, sum, records[i].c);
+  }
+}
+
 }  // namespace
 
 void optimizer_step(const OptimizerStepArgs& args) {
   auto* records = static_cast<OptimizerRecord*>(args.workspace);
   for (int32_t i = 0; i < args.count; ++i) records[i] = begin_step(args, args.entries[i]);
   if (records[0].c.skip != 0) return;
-  constexpr int64_t kGrain = 65536 / kOptimizerChunk;
+  if (args.scaling != LayerScaling::None) scale_layers(args, records);
   parallel_for(args.chunks, kGrain, [&](int64_t begin, int64_t end) {
     int64_t skipped = 0;
     for_each_tensor(args, records, begin, end,

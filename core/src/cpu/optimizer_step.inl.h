@@ -36,12 +36,40 @@ class BlockUpdate {
   BlockUpdate(const OptimizerStepArgs& args, const OptimizerChunks& chunks)
       : args_(args), entry_(chunks.record->entry), c_(chunks.record->c), maps_(*chunks.maps) {}
 
+  // Sums of squares over the elements of a block that would not be skipped.
+  LayerNorms norms(int64_t block) {
+    read(block);
+    if (entry_.absmax1 == nullptr) {
+      load_states();
+    } else {
+      decode_states(block);
+    }
+    constexpr int kLanes = F32::kLanes;
+    I32 all = set1(-1);
+    LayerNorms norms;
+    for (int64_t i = 0; i < n_; i += kLanes) {
+      F32 s[kCount];
+      for (int k = 0; k < kCount; ++k) s[k] = load(b_.s[k] + i);
+      const F32 p = load(b_.p + i);
+      const F32 u = normed<Rule, VectorOps>(c_, p, load(b_.g + i), s);
+      I32 mask = finite_mask(s[0]);
+      for (int k = 1; k < kCount; ++k) mask = mask & finite_mask(s[k]);
+      all = all & mask;
+      store(b_.p + i, select(mask, p * p, set1(0.0F)));
+      store(b_.g + i, select(mask, u * u, set1(0.0F)));
+    }
+    const bool finite = sum(to_f32(all)) == -1.0F * kLanes;
+    if (entry_.absmax1 != nullptr && !finite) return norms;
+    for (int64_t i = 0; i < n_; ++i) {
+      norms.p += static_cast<double>(b_.p[i]);
+      norms.u += static_cast<double>(b_.g[i]);
+    }
+    return norms;
+  }
+
   // Updates a block; returns the number of its elements that were not finite.
   int64_t run(int64_t block) {
-    start_ = block * kBlock;
-    n_ = entry_.numel - start_ < kBlock ? entry_.numel - start_ : kBlock;
-    widen(b_.p, entry_.param, entry_.param_dtype, start_);
-    widen(b_.g, entry_.grad, entry_.grad_dtype, start_);
+    read(block);
     if (entry_.absmax1 == nullptr) {
       load_states();
       const int64_t skipped = update<true>();
@@ -60,6 +88,13 @@ class BlockUpdate {
   static constexpr int kFirst = Rule::kFirst;
   static constexpr int kCount = kStates<Rule>;
   static constexpr bool kInMemory = kHasState<Rule>;
+
+  void read(int64_t block) {
+    start_ = block * kBlock;
+    n_ = entry_.numel - start_ < kBlock ? entry_.numel - start_ : kBlock;
+    widen(b_.p, entry_.param, entry_.param_dtype, start_);
+    widen(b_.g, entry_.grad, entry_.grad_dtype, start_);
+  }
 
   void widen(float (&to)[kBlock], const void* from, DType dtype, int64_t begin) {
     to_floats(from, dtype, begin, n_, to);
@@ -174,15 +209,31 @@ class BlockUpdate {
   int64_t n_ = 0;
 };
 
-}  // namespace
-
-int64_t optimizer_step_chunks(const OptimizerStepArgs& args, const OptimizerChunks& chunks) {
-  int64_t skipped = 0;
+// Calls body(update, block) for the blocks of the chunks.
+template <class Body>
+void for_each_block(const OptimizerStepArgs& args, const OptimizerChunks& chunks, Body&& body) {
   dispatch_rule(args.algorithm, "optimizer_step", [&](auto rule) {
     BlockUpdate<decltype(rule)> update(args, chunks);
     const int64_t blocks = (chunks.record->entry.numel - 1) / kBlock + 1;
     const int64_t end = chunks.end * kOptimizerChunkBlocks < blocks ? chunks.end * kOptimizerChunkBlocks : blocks;
-    for (int64_t block = chunks.begin * kOptimizerChunkBlocks; block < end; ++block) skipped += update.run(block);
+    for (int64_t block = chunks.begin * kOptimizerChunkBlocks; block < end; ++block) body(update, block);
   });
+}
+
+}  // namespace
+
+LayerNorms optimizer_norms_chunk(const OptimizerStepArgs& args, const OptimizerChunks& chunks) {
+  LayerNorms norms;
+  for_each_block(args, chunks, [&](auto& update, int64_t block) {
+    const LayerNorms own = update.norms(block);
+    norms.p += own.p;
+    norms.u += own.u;
+  });
+  return norms;
+}
+
+int64_t optimizer_step_chunks(const OptimizerStepArgs& args, const OptimizerChunks& chunks) {
+  int64_t skipped = 0;
+  for_each_block(args, chunks, [&](auto& update, int64_t block) { skipped += update.run(block); });
   return skipped;
 }

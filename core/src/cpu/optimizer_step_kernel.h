@@ -27,5 +27,8 @@ struct OptimizerChunks {
 
 }  // namespace qbits::cpu
 
+// The norms of chunks: what LayerScaling needs before the update.
+QBITS_PER_ISA(LayerNorms, optimizer_norms_chunk, const OptimizerStepArgs& args, const OptimizerChunks& chunks)
+
 // Updates the chunks; returns the number of elements that were not finite.
 QBITS_PER_ISA(int64_t, optimizer_step_chunks, const OptimizerStepArgs& args, const OptimizerChunks& chunks)

@@ -35,6 +35,33 @@ __global__ void prepare_optimizer_step(const __grid_constant__ Preparation p) {
   if (p.done + i + 1 == p.args.count) p.first_chunks[p.args.count] = p.args.chunks;
 }
 
+constexpr int kScaleThreads = 256;
+
+// A block for each tensor: adds the norms of its chunks, always in the same order, and scales its coefficients.
+__global__ void __launch_bounds__(kScaleThreads)
+    scale_layers(OptimizerRecord* records, const int32_t* first_chunks, const LayerNorms* norms, LayerScaling scaling) {
+  __shared__ double p[kScaleThreads];
+  __shared__ double u[kScaleThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  OptimizerRecord& record = records[blockIdx.x];
+  if (record.c.skip != 0) return;
+  LayerNorms sum;
+  for (int chunk = first_chunks[blockIdx.x] + thread; chunk < first_chunks[blockIdx.x + 1]; chunk += kScaleThreads) {
+    sum.p += norms[chunk].p;
+    sum.u += norms[chunk].u;
+  }
+  p[thread] = sum.p;
+  u[thread] = sum.u;
+  for (int half = kScaleThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) {
+      p[thread] += p[thread + half];
+      u[thread] += u[thread + half];
+    }
+  }
+  if (thread == 0) scale_layer(scaling, LayerNorms{.p = p[0], .u = u[0]}, record.c);
+}
+
 constexpr int kMostWritten = 256;
 
 struct Written {
@@ -75,19 +102,31 @@ void optimizer_step(const OptimizerStepArgs& args, Stream stream) {
   auto* records = reinterpret_cast<OptimizerRecord*>(memory);
   auto* first_chunks = reinterpret_cast<int32_t*>(memory + layout.first_chunks);
   prepare(args, records, first_chunks, stream);
-  OptimizerWork work{.records = records,
-                     .first_chunks = first_chunks,
-                     .tensors = args.count,
-                     .begin = 0,
-                     .end = args.chunks_8bit,
-                     .skipped = args.skipped,
-                     .norms = nullptr,
-                     .stochastic_rounding = args.stochastic_rounding};
+  const OptimizerWork all{.records = records,
+                          .first_chunks = first_chunks,
+                          .tensors = args.count,
+                          .begin = 0,
+                          .end = args.chunks,
+                          .skipped = args.skipped,
+                          .norms = reinterpret_cast<LayerNorms*>(memory + layout.norms),
+                          .stochastic_rounding = args.stochastic_rounding};
+  OptimizerWork of_8bit = all;
+  OptimizerWork of_32bit = all;
+  of_8bit.end = of_32bit.begin = args.chunks_8bit;
+  const auto for_each_width = [&](auto&& body) {
+    if (of_8bit.end > of_8bit.begin) body(of_8bit, true);
+    if (of_32bit.end > of_32bit.begin) body(of_32bit, false);
+  };
+  const StateMapValues& maps = state_map_values();
   dispatch_rule(args.algorithm, kOp, [&]<class Rule>(Rule) {
-    if (work.end > work.begin) launch_optimizer_update<Rule>(work, true, state_map_values(), stream);
-    work.begin = args.chunks_8bit;
-    work.end = args.chunks;
-    if (work.end > work.begin) launch_optimizer_update<Rule>(work, false, state_map_values(), stream);
+    if (args.scaling != LayerScaling::None) {
+      for_each_width(
+          [&](const OptimizerWork& work, bool is_8bit) { launch_optimizer_norms<Rule>(work, is_8bit, maps, stream); });
+      launch(kOp, scale_layers, {.blocks = args.count, .threads = kScaleThreads}, stream, records, first_chunks,
+             all.norms, args.scaling);
+    }
+    for_each_width(
+        [&](const OptimizerWork& work, bool is_8bit) { launch_optimizer_update<Rule>(work, is_8bit, maps, stream); });
   });
 }
 

@@ -1,74 +1,19 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/launch.h"
-#include "cuda/optimizer_state.cuh"
-#include "cuda/optimizer_step_kernels.h"
-#include "ops/optimizer_rules.h"
+#include "cuda/optimizer_warp.cuh"
 
-// The update of chunks of any tensors by one rule. Each thread block takes chunk after chunk, its warps the blocks of a
-// chunk in turn; they never wait for each other. Dtypes are looked at when a block is read and written, so that one
-// kernel serves them all.
+// The kernels of one rule over chunks of any tensors. Each thread block takes chunk after chunk, its warps the blocks
+// of a chunk in turn; they never wait for each other.
 
 namespace qbits::cuda {
 
 inline constexpr int kOptimizerThreads = 256;
 inline constexpr int kOptimizerWarps = kOptimizerThreads / 32;
 inline constexpr int kOptimizerBlocks = 3;  // on a multiprocessor: 80 registers hold a block of any rule
-
-// Quotients and roots as nvcc emits them for ordinary operands, without the branches for the others: all are rounded
-// once but those of numerators below 2^-100 or of roots of such numbers. 0 has the root 0.
-struct FloatOps {
-  __device__ static float set(float x) { return x; }
-  __device__ static float quotient(float x, float y) {
-    const float estimate = approximate_reciprocal(y);
-    const float reciprocal = __fmaf_rn(__fmaf_rn(-y, estimate, 1.0F), estimate, estimate);
-    const float q = __fmul_rn(x, reciprocal);
-    return __fmaf_rn(__fmaf_rn(-q, y, x), reciprocal, q);
-  }
-  __device__ static float root(float x) {
-    float inverse;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(x, 0x1p-126F)));
-    const float r = __fmul_rn(x, inverse);
-    return __fmaf_rn(__fmaf_rn(-r, r, x), 0.5F * inverse, r);
-  }
-  __device__ static float sign(float x) { return x > 0.0F ? 1.0F : x < 0.0F ? -1.0F : 0.0F; }
-};
-
-template <class Rule>
-struct StateTables {
-  FirstTable first;
-  SecondTable second;
-};
-template <class Rule>
-  requires(Rule::kSecond == 0)
-struct StateTables<Rule> {
-  FirstTable first;
-};
-struct NoTables {};
-
-// The larger magnitude as bits, NaN counting as larger than all.
-__device__ inline int larger_magnitude(int bits, float x) {
-#if __CUDA_ARCH__ >= 800
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(__int_as_float(bits)), "f"(fabsf(x)));
-  return __float_as_int(larger);
-#else
-  return max(bits, __float_as_int(x) & 0x7fffffff);
-#endif
-}
-
-__device__ inline int warp_max(int x) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(0xffffffffU, x);
-#else
-  for (int offset = 16; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(0xffffffffU, x, offset));
-  return x;
-#endif
-}
-
-__device__ inline bool is_finite(float x) { return (__float_as_int(x) & 0x7fffffff) < static_cast<int>(kInfinityBits); }
 
 // The tensor that `chunk` belongs to: a search of the whole warp, 32 parts at a time.
 __device__ inline int find_tensor(const int32_t* first_chunks, int tensors, int chunk) {
@@ -84,198 +29,6 @@ __device__ inline int find_tensor(const int32_t* first_chunks, int tensors, int 
   }
   return low;
 }
-
-// One warp's update of one block.
-template <class Rule, bool k8bit, class Tables>
-class WarpUpdate {
- public:
-  __device__ WarpUpdate(const OptimizerRecord& record, const OptimizerWork& work, const Tables& tables)
-      : entry_(record.entry), c_(record.c), work_(work), tables_(tables) {}
-
-  __device__ void run(int64_t block) {
-    const int64_t start = block * kStateBlock;
-    const int64_t left = entry_.numel - start;
-    const BlockPlace at{.start = start,
-                        .lane = static_cast<int>(threadIdx.x) % 32,
-                        .valid = left < kStateBlock ? static_cast<int>(left) : kStateBlock};
-    if (entry_.vectors && left >= kStateBlock) {
-      run<true>(block, at);
-    } else {
-      run<false>(block, at);
-    }
-  }
-
- private:
-  static constexpr int kFirst = Rule::kFirst;
-  static constexpr int kCount = kStates<Rule>;
-
-  // Number `k` of an element's state.
-  template <class T>
-  __device__ T* state(int k) const {
-    return k < kFirst ? static_cast<T*>(entry_.state1) + k * entry_.numel : static_cast<T*>(entry_.state2);
-  }
-  __device__ float* scale(int k, int64_t block) const {
-    if (k >= kFirst) return global(entry_.absmax2 + block);
-    return global(entry_.absmax1 + (k == 0 ? 0 : k * ((entry_.numel - 1) / kStateBlock + 1)) + block);
-  }
-
-  template <bool kWhole>
-  __device__ void run(int64_t block, const BlockPlace& at) {
-    LaneWords param;
-    LaneWords grad;
-    param.load<kWhole>(entry_.param, entry_.param_dtype == DType::Float32, at);
-    grad.load<kWhole>(entry_.grad, entry_.grad_dtype == DType::Float32, at);
-    float s[kCount][kPerLane];
-    read_states<kWhole>(block, at, s);
-    float p[kPerLane];
-    float g[kPerLane];
-    param.widen(entry_.param_dtype, p);
-    grad.widen(entry_.grad_dtype, g);
-    if constexpr (k8bit) {
-      int largest[kCount] = {};
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        float own[kCount];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
-        p[j] = stepped<Rule, FloatOps>(c_, p[j], g[j], own);
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-          s[k][j] = own[k];
-          largest[k] = larger_magnitude(largest[k], own[k]);
-        }
-      }
-      if (!write_codes<kWhole>(block, at, s, largest)) return;
-    } else {
-      int skipped = 0;
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        float own[kCount];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
-        const float next = stepped<Rule, FloatOps>(c_, p[j], g[j], own);
-        bool finite = true;
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) finite = finite && is_finite(own[k]);
-        p[j] = finite ? next : p[j];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) s[k][j] = finite ? own[k] : s[k][j];
-        skipped += !finite;
-      }
-      count(skipped);
-      if constexpr (kHasState<Rule>) {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) store32<kWhole>(state<float>(k), at, s[k]);
-      }
-    }
-    write_param<kWhole>(at, p);
-  }
-
-  template <bool kWhole>
-  __device__ void read_states(int64_t block, const BlockPlace& at, float (&s)[kCount][kPerLane]) {
-    if constexpr (k8bit) {
-      LaneCodes codes[kCount];
-      float absmax[kCount];
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        codes[k].load<kWhole>(state<const uint8_t>(k), at);
-        absmax[k] = *scale(k, block);
-      }
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        if constexpr (Rule::kSecond > 0) {
-          k < kFirst ? tables_.first.decode(codes[k], absmax[k], s[k])
-                     : tables_.second.decode(codes[k], absmax[k], s[k]);
-        } else {
-          tables_.first.decode(codes[k], absmax[k], s[k]);
-        }
-        if constexpr (!kWhole) {
-#pragma unroll
-          for (int j = 0; j < kPerLane; ++j) s[k][j] = element_of(at.lane, j) < at.valid ? s[k][j] : 0.0F;
-        }
-      }
-    } else if constexpr (kHasState<Rule>) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        LaneWords words;
-        words.load<kWhole>(state<const float>(k), true, at);
-        words.widen(DType::Float32, s[k]);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) s[0][j] = 0.0F;
-    }
-  }
-
-  // False, and nothing written, if a number of the block is not finite.
-  template <bool kWhole>
-  __device__ bool write_codes(int64_t block, const BlockPlace& at, float (&s)[kCount][kPerLane],
-                              const int (&largest)[kCount]) {
-    float absmax[kCount];
-    bool finite = true;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      absmax[k] = __int_as_float(warp_max(largest[k]));
-      finite = finite && is_finite(absmax[k]);
-    }
-    if (!finite) {
-      int skipped = 0;
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        bool own = true;
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own = own && is_finite(s[k][j]);
-        skipped += !own;
-      }
-      count(skipped);
-      return false;
-    }
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      LaneCodes codes;
-      if constexpr (Rule::kSecond > 0) {
-        codes = k < kFirst ? tables_.first.encode(absmax[k], s[k]) : tables_.second.encode(absmax[k], s[k]);
-      } else {
-        codes = tables_.first.encode(absmax[k], s[k]);
-      }
-      codes.store<kWhole>(state<uint8_t>(k), at);
-      if (at.lane == 0) *scale(k, block) = absmax[k];
-    }
-    return true;
-  }
-
-  template <bool kWhole>
-  __device__ void write_param(const BlockPlace& at, float (&p)[kPerLane]) {
-    if (entry_.param_dtype == DType::Float32) {
-      store32<kWhole>(static_cast<float*>(entry_.param), at, p);
-      return;
-    }
-    if (work_.stochastic_rounding && entry_.param_dtype == DType::BFloat16) {
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        const uint32_t sum = __float_as_uint(p[j]) + random_bits(c_.random, at.start + element_of(at.lane, j));
-        if (is_finite(p[j])) p[j] = __uint_as_float(sum & 0xffff0000U);
-      }
-    }
-    LaneWords words;
-    words.round(entry_.param_dtype, p);
-    words.store16<kWhole>(entry_.param, at);
-  }
-
-  // Adds the skipped elements of all lanes; there are hardly ever any.
-  __device__ void count(int skipped) const {
-    if (!__any_sync(0xffffffffU, skipped > 0)) return;
-    for (int offset = 16; offset > 0; offset /= 2) skipped += __shfl_xor_sync(0xffffffffU, skipped, offset);
-    if (threadIdx.x % 32 == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(work_.skipped), static_cast<unsigned long long>(skipped));
-    }
-  }
-
-  const OptimizerEntry& entry_;
-  const Coefficients& c_;
-  const OptimizerWork& work_;
-  const Tables& tables_;
-};
 
 // The record a warp works with, in shared memory.
 struct alignas(16) WarpRecord {
@@ -312,32 +65,85 @@ __device__ void for_each_chunk(const OptimizerWork& work, WarpRecord& own, Body&
 }
 
 template <class Rule, bool k8bit>
-__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
-    optimizer_update(const __grid_constant__ OptimizerWork work, const __grid_constant__ StateMapValues maps) {
-  using Tables = std::conditional_t<k8bit, StateTables<Rule>, NoTables>;
-  __shared__ Tables tables;
-  __shared__ WarpRecord records[kOptimizerWarps];
+using TablesOf = std::conditional_t<k8bit, StateTables<Rule>, NoTables>;
+
+// By all threads of a block.
+template <class Rule, bool k8bit>
+__device__ void prepare_tables(const StateMapValues& maps, TablesOf<Rule, k8bit>& tables) {
   if constexpr (k8bit) {
     __shared__ float thresholds[256];
     tables.first.prepare(maps.first, thresholds);
     if constexpr (Rule::kSecond > 0) tables.second.prepare(maps.second, thresholds);
   }
+}
+
+template <class Rule, bool k8bit>
+__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
+    optimizer_update(const __grid_constant__ OptimizerWork work, const __grid_constant__ StateMapValues maps) {
+  __shared__ TablesOf<Rule, k8bit> tables;
+  __shared__ WarpRecord records[kOptimizerWarps];
+  prepare_tables<Rule, k8bit>(maps, tables);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   for_each_chunk(work, records[warp], [&](const OptimizerRecord& record, int64_t begin, int64_t end, int) {
-    WarpUpdate<Rule, k8bit, Tables> update(record, work, tables);
+    WarpUpdate<Rule, k8bit, TablesOf<Rule, k8bit>> update(record, work, tables);
     for (int64_t block = begin + warp; block < end; block += kOptimizerWarps) update.run(block);
   });
 }
 
+__device__ inline double warp_sum(double x) {
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffU, x, offset);
+  return x;
+}
+
+template <class Rule, bool k8bit>
+__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
+    optimizer_norms(const __grid_constant__ OptimizerWork work, const __grid_constant__ StateMapValues maps) {
+  __shared__ TablesOf<Rule, k8bit> tables;
+  __shared__ WarpRecord records[kOptimizerWarps];
+  __shared__ double of_warps[2][kOptimizerWarps];
+  prepare_tables<Rule, k8bit>(maps, tables);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  for_each_chunk(work, records[warp], [&](const OptimizerRecord& record, int64_t begin, int64_t end, int chunk) {
+    const WarpUpdate<Rule, k8bit, TablesOf<Rule, k8bit>> update(record, work, tables);
+    LayerNorms sum;
+    for (int64_t block = begin + warp; block < end; block += kOptimizerWarps) update.add_norms(block, sum);
+    sum.p = warp_sum(sum.p);
+    sum.u = warp_sum(sum.u);
+    if (threadIdx.x % 32 == 0) {
+      of_warps[0][warp] = sum.p;
+      of_warps[1][warp] = sum.u;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int w = 1; w < kOptimizerWarps; ++w) {
+        sum.p += of_warps[0][w];
+        sum.u += of_warps[1][w];
+      }
+      work.norms[chunk] = sum;
+    }
+    __syncthreads();
+  });
+}
+
+template <class Kernel>
+void launch_on_chunks(Kernel* kernel, const OptimizerWork& work, const StateMapValues& maps, Stream stream) {
+  constexpr std::string_view op = "optimizer_step";
+  const int64_t blocks = std::min<int64_t>(work.end - work.begin, resident_blocks(kernel, kOptimizerThreads, 0, op));
+  launch(op, kernel, {.blocks = blocks, .threads = kOptimizerThreads}, stream, work, maps);
+}
+
+template <class Rule>
+void launch_optimizer_norms(const OptimizerWork& work, bool is_8bit, const StateMapValues& maps, Stream stream) {
+  if constexpr (kHasState<Rule>) {  // the others have no LayerScaling
+    dispatch_bool(is_8bit, [&](auto eight) { launch_on_chunks(optimizer_norms<Rule, eight>, work, maps, stream); });
+  }
+}
+
 template <class Rule>
 void launch_optimizer_update(const OptimizerWork& work, bool is_8bit, const StateMapValues& maps, Stream stream) {
-  constexpr std::string_view op = "optimizer_step";
   dispatch_bool(is_8bit, [&](auto eight) {
     if constexpr (!eight || kHasState<Rule>) {
-      auto* kernel = optimizer_update<Rule, eight>;
-      const int64_t blocks =
-          std::min<int64_t>(work.end - work.begin, resident_blocks(kernel, kOptimizerThreads, 0, op));
-      launch(op, kernel, {.blocks = blocks, .threads = kOptimizerThreads}, stream, work, maps);
+      launch_on_chunks(optimizer_update<Rule, eight>, work, maps, stream);
     }
   });
 }

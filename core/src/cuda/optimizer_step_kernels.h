@@ -18,11 +18,16 @@ struct OptimizerWork {
   int32_t begin;
   int32_t end;
   int64_t* skipped;
-  double* norms;  // |p|^2 and |u|^2 of each chunk; null without layer scaling
+  LayerNorms* norms;  // of each chunk; null without LayerScaling
   bool stochastic_rounding;
 };
 
-// Updates parameters and state of the chunks, whose state has 8 bits or 32. One file for each rule.
+// Both are for chunks whose state has 8 bits, or for such of 32. One file instantiates them for each rule.
+// Writes the norms of the chunks.
+template <class Rule>
+void launch_optimizer_norms(const OptimizerWork& work, bool is_8bit, const StateMapValues& maps, Stream stream);
+
+// Updates parameters and state.
 template <class Rule>
 void launch_optimizer_update(const OptimizerWork& work, bool is_8bit, const StateMapValues& maps, Stream stream);
 

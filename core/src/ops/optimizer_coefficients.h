@@ -92,11 +92,30 @@ QBITS_HOST_DEVICE inline Coefficients coefficients(const OptimizerStepArgs& args
   c.rest3 = static_cast<float>(1.0 - beta3);
   c.alpha = static_cast<float>(alpha);
   c.norm_unit = static_cast<float>(unit);
-  c.norm_decay = args.decay == Decay::Coupled ? 0.0F : static_cast<float>(decay);
+  const bool trust = args.scaling == LayerScaling::TrustRatio;
+  c.norm_decay = trust && args.decay != Decay::Coupled ? static_cast<float>(decay) : 0.0F;
+  c.norm_gradient = trust && args.algorithm == Algorithm::Momentum ? 1 : 0;
   c.scaling = static_cast<float>(field(OptimizerField::Scaling));
   c.random[0] = static_cast<uint32_t>(random);
   c.random[1] = static_cast<uint32_t>(random >> 32);
   return c;
+}
+
+// Applies LayerScaling to the coefficients of a tensor with these norms.
+QBITS_HOST_DEVICE inline void scale_layer(LayerScaling scaling, const LayerNorms& norms, Coefficients& c) {
+  const double p = sqrt(norms.p);
+  const double u = sqrt(norms.u) + (c.norm_gradient != 0 ? static_cast<double>(c.l2) * p : 0.0);
+  const float factor = static_cast<float>(static_cast<double>(c.scaling) * p / u);
+  if (!(norms.u > 0.0) || !(factor > 0.0F) || !(factor <= 0x1.fffffep127F)) return;
+  if (c.norm_gradient != 0) {
+    c.grad_factor *= factor;
+    c.l2 *= factor;
+  } else if (scaling == LayerScaling::TrustRatio) {
+    c.rate *= factor;
+    c.shrink *= factor;
+  } else if (factor < 1.0F) {
+    c.rate *= factor;
+  }
 }
 
 // The record of an entry, for which a step is counted unless found_inf forbids it.

@@ -144,9 +144,13 @@ const float* checked_scalar(std::string_view what, const std::optional<TensorVie
 void check_choices(const OptimizerStep& step) {
   check::require(step.algorithm != nullptr, ErrorCode::InvalidArgument, kOp, "algorithm", "none",
                  "one of the table of algorithms");
-  const bool adaptive = step.algorithm->algorithm != Algorithm::GradientDescent || step.scaling == LayerScaling::None;
-  check::require(adaptive, ErrorCode::InvalidArgument, kOp, "scaling", "a scaling of layers with gradient_descent",
-                 "none");
+  if (step.scaling == LayerScaling::None) return;
+  check::require(step.algorithm->algorithm != Algorithm::GradientDescent, ErrorCode::InvalidArgument, kOp, "scaling",
+                 "one of layers with gradient_descent", "none");
+  if (step.scaling != LayerScaling::TrustRatio) return;
+  const bool momentum = step.algorithm->algorithm == Algorithm::Momentum;
+  check::require(momentum ? step.decay == Decay::Coupled : step.decay != Decay::After, ErrorCode::InvalidArgument, kOp,
+                 "decay", "one that the trust ratio does not know", momentum ? "coupled" : "coupled or before");
 }
 
 // Entries of all tensors, those with 8-bit state in front, chunks numbered. An empty one has its step counted alone.

@@ -41,12 +41,12 @@ struct Coefficients {
   float beta2, rest2;
   float beta3, rest3;
   float alpha;
-  float norm_unit;   // u times this is the update that norms are of
-  float norm_decay;  // plus so much of p
+  float norm_unit;  // LayerScaling: the norm is of norm_unit u + norm_decay p, or of the gradient
+  float norm_decay;
   float scaling;
+  int32_t norm_gradient;
   uint32_t random[2];  // what stochastic rounding starts from
   int32_t skip;        // found_inf
-  int32_t unused;
 };
 
 struct OptimizerRecord {
@@ -73,7 +73,13 @@ struct OptimizerStepArgs {
   Device device;
 };
 
-// The workspace: records, the first chunk of each and the end, and with LayerScaling two sums of squares a chunk.
+// Sums of squares that LayerScaling needs.
+struct LayerNorms {
+  double p = 0.0;
+  double u = 0.0;
+};
+
+// The workspace: records, the first chunk of each and the end, and with LayerScaling the norms of each chunk.
 struct OptimizerWorkspace {
   int64_t first_chunks;
   int64_t norms;
@@ -82,7 +88,7 @@ struct OptimizerWorkspace {
   OptimizerWorkspace(int64_t tensors, int64_t chunks, LayerScaling scaling)
       : first_chunks(tensors * static_cast<int64_t>(sizeof(OptimizerRecord))),
         norms((first_chunks + 4 * (tensors + 1) + 15) / 16 * 16),
-        bytes(norms + (scaling == LayerScaling::None ? 0 : 16 * chunks)) {}
+        bytes(norms + (scaling == LayerScaling::None ? 0 : static_cast<int64_t>(sizeof(LayerNorms)) * chunks)) {}
 };
 
 namespace cpu {

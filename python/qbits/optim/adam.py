@@ -24,7 +24,8 @@ class AdamBase(Optimizer):
         super()._check(group)
         self._require_betas(group, 2)
         self._require(group, "eps", lambda eps: eps >= 0, "at least 0")
-        self._require(group, "amsgrad", lambda amsgrad: not amsgrad, "False")
+        if "amsgrad" in group:
+            self._require(group, "amsgrad", lambda amsgrad: not amsgrad, "False")
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
         beta1, beta2 = group["betas"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.optim import state_dict
+from qbits.optim.overrides import OVERRIDES
 
 BLOCK = _C.STATE_BLOCK_SIZE
 FIELDS = tuple(_C.optimizer_fields())
@@ -66,6 +67,11 @@ class Table:
             self.rows[row, 0].copy_(rate, non_blocking=True)
 
 
+def _overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
+    """The hyperparameters of a parameter that has some of its own."""
+    return {**group, **OVERRIDES.get(param, {})}
+
+
 class Optimizer(torch.optim.Optimizer):
     """One step of all parameters in a few launches, with state in 32 bits or in blockwise 8 bits.
 
@@ -107,6 +113,7 @@ class Optimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
         self._tables: dict[torch.device, Table] = {}
+        self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
         self._reported = 0
 
     # --- Groups ---------------------------------------------------------------------------------------------
@@ -152,7 +159,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         values: list[float] = []
         rates: dict[int, Tensor] = {}
-        for row, group in enumerate(self.param_groups):
+        groups = [*self.param_groups, *(_overridden(g, p) for p, g in self._own_rows.items())]
+        for row, group in enumerate(groups):
             own = self._hyperparameters(group)
             own["maximize"] = group["maximize"]
             rate = group["lr"]
@@ -162,7 +170,7 @@ class Optimizer(torch.optim.Optimizer):
             own["lr"] = rate
             values += [float(own.get(name, 0.0)) for name in FIELDS]
             values += [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
-        rows = len(self.param_groups)
+        rows = len(groups)
         for device, table in self._tables.items():
             if len(table.rows) != rows:
                 fresh = Table(device, rows)
@@ -232,16 +240,14 @@ class Optimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def _update(self) -> None:
         if not self._tables:
-            for group in self.param_groups:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        self._prepare(group, param)
+            self._begin()
         while True:
             self.write_groups()
+            first = len(self.param_groups)
             missing = _C.optimizer_step(
                 self.param_groups,
                 self.state,
-                None,
+                {param: first + i for i, param in enumerate(self._own_rows)} or None,
                 [(t.memory, t.skipped, *self._scalers(device)) for device, t in self._tables.items()],
                 self._algorithm(),
                 self.DECAY,
@@ -259,6 +265,15 @@ class Optimizer(torch.optim.Optimizer):
                 f"[{type(self).__name__}] gradients: got {news} elements that were not finite, want none"
             )
 
+    def _begin(self) -> None:
+        """What the first step of all needs, and the first one after loading."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in OVERRIDES:
+                    self._own_rows[param] = group
+                if param.grad is not None:
+                    self._prepare(group, param)
+
     def _prepare(self, group: Mapping[str, Any], param: Tensor) -> None:
         """What the first step of a parameter needs."""
         if param.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -267,6 +282,9 @@ class Optimizer(torch.optim.Optimizer):
             )
         if param.device not in self._tables:
             self._tables[param.device] = Table(param.device, len(self.param_groups))
+        if param in OVERRIDES:
+            self._own_rows[param] = group
+            group = _overridden(group, param)
         self._init_state(group, param)
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
