@@ -68,7 +68,10 @@ bool has_state(nb::handle state, const OptimizerAlgorithm& algorithm) {
 // The tensors of one device, what keeps them alive, and what to do with them afterwards.
 class Gathering {
  public:
-  explicit Gathering(const OptimizerStep& choices) : step(choices) {}
+  Gathering(const OptimizerStep& choices, size_t most) : step(choices) {
+    tensors_.reserve(most);
+    kept_.reserve(most);
+  }
 
   void add(nb::handle param, TensorView param_view, const nb::object& grad, nb::handle state, int64_t row,
            uint32_t id) {
@@ -158,7 +161,9 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
                               .stochastic_rounding = stochastic_rounding,
                               .seed = seed};
   std::vector<Gathering> gatherings;
-  for (nb::handle tensors : devices) gatherings.emplace_back(on_device(choices, tensors));
+  size_t most = 0;
+  for (nb::handle group : param_groups) most += nb::len(find(group, names().params));
+  for (nb::handle tensors : devices) gatherings.emplace_back(on_device(choices, tensors), most);
   nb::list missing;
   uint32_t id = 0;
   for (size_t g = 0; g < param_groups.size(); ++g) {

@@ -53,6 +53,8 @@ def test_every_size_follows_the_formula(name, bits, device):
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_dtypes_may_be_mixed(name, bits, device):
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        pytest.skip("this torch wants gradients in the dtype of their parameters")
     size = 3 * 256 + 17
     pairs = list(itertools.product(DTYPES, DTYPES))
     params = [parameter(size, dtype, device, seed=i) for i, (dtype, _) in enumerate(pairs)]
@@ -182,6 +184,6 @@ def test_8_bits_train_as_32_do(place):
 
 
 def test_every_optimizer_has_a_formula():
-    others = {"Optimizer", "Options", "GlobalOptimManager", "override"}
+    others = {"Optimizer", "Options", "GlobalOptimManager", "override", "to_bitsandbytes"}
     classes = {name.removesuffix("8bit").removesuffix("32bit") for name in optim.__all__} - others
     assert classes == {*optim_cases.HYPERPARAMETERS, "LAMB", "LARS"}

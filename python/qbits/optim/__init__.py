@@ -10,6 +10,7 @@ from qbits.optim.optimizer import Optimizer, Options
 from qbits.optim.overrides import GlobalOptimManager, override
 from qbits.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
 from qbits.optim.sgd import SGD, SGD8bit, SGD32bit
+from qbits.optim.state_dict import to_bitsandbytes
 
 __all__ = [
     "LAMB",
@@ -43,4 +44,5 @@ __all__ = [
     "SGD8bit",
     "SGD32bit",
     "override",
+    "to_bitsandbytes",
 ]

@@ -309,6 +309,9 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+        for group in self.param_groups:  # those of another version or library may lack some
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
         for param, own in self.state.items():
             if isinstance(param, Tensor):
                 self.state[param] = state_dict.show_tensors(own, param)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qbits import _C
+from qbits.formats import FORMATS
 
 BLOCK = _C.STATE_BLOCK_SIZE
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
@@ -48,6 +49,25 @@ def show_tensors(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
         if scales is not None and scales.shape[-1] < blocks:
             shown[key] = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
     return shown
+
+
+def to_bitsandbytes(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of an optimizer of qbits as bitsandbytes' optimizer of the same name loads it.
+
+    Hyperparameters have the names they have here; where bitsandbytes has others, its loader wants them added.
+    """
+    return {**saved, "state": {key: _wrapped(own) for key, own in saved["state"].items()}}
+
+
+def _wrapped(own: Any) -> Any:
+    if not isinstance(own, dict) or "step" not in own:
+        return own
+    tensors = {key: value for key, value in own.items() if key != "step"}
+    for i, name in ((1, "dynamic"), (2, "dynamic_unsigned")):
+        if f"absmax{i}" in tensors:
+            device = tensors[f"absmax{i}"].device
+            tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
+    return {"step": int(own["step"]), BITSANDBYTES: tensors}
 
 
 def _shown(value: Any, device: torch.device) -> Any:
