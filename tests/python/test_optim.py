@@ -388,6 +388,8 @@ REFUSED = {
     "nesterov": ("SGD", {"nesterov": True, "momentum": 0.0}, "nesterov: got True, want momentum"),
     "lr_decay": ("Adagrad", {"lr_decay": -0.1}, "lr_decay: got"),
     "optim_bits": ("AdamW", {"optim_bits": 4}, "optim_bits: got 4, want 8 or 32"),
+    "no optim_bits": ("AdamW", {"optim_bits": 0}, "optim_bits: got 0, want 8 or 32"),
+    "seed": ("AdamW", {"seed": -1}, "seed: got -1"),
     "bits of the name": ("AdamW8bit", {"optim_bits": 32}, r"\[AdamW8bit\] optim_bits: got 32, want 8"),
     "differentiable": ("AdamW", {"differentiable": True}, "differentiable: got True, want False"),
 }
@@ -398,6 +400,12 @@ def test_arguments_without_sense_are_refused(case):
     name, arguments, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         getattr(optim, name)([parameter(3)], **arguments)
+
+
+def test_groups_cannot_differ_in_rounding():
+    groups = [{"params": [parameter(3)]}, {"params": [parameter(3)], "stochastic_rounding": True}]
+    with pytest.raises(ValueError, match="stochastic_rounding: got True, want False, as in the first group"):
+        optim.AdamW(groups)
 
 
 def test_unknown_arguments_are_refused():

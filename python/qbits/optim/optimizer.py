@@ -103,7 +103,8 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"[{name}] differentiable: got True, want False")
         self.check_finite = options.get("check_finite", False)
         self._forget()
-        defaults["optim_bits"] = options.get("optim_bits") or self.BITS or 32
+        bits = options.get("optim_bits")
+        defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
         defaults["min_8bit_size"] = options.get("min_8bit_size", 4096)
         defaults["maximize"] = options.get("maximize", False)
         defaults["stochastic_rounding"] = options.get("stochastic_rounding", False)
@@ -135,6 +136,11 @@ class Optimizer(torch.optim.Optimizer):
         self._require(group, "optim_bits", lambda value: value in bits, " or ".join(map(str, bits)))
         self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
         self._require(group, "seed", lambda seed: 0 <= seed < 2**64, "0 to 2^64 - 1")
+        for key in ("stochastic_rounding", "seed"):
+            value, first = group[key], self.param_groups[0][key]
+            if value != first:
+                name = type(self).__name__
+                raise ValueError(f"[{name}] {key}: got {value}, want {first}, as in the first group")
 
     def _require_betas(self, group: Mapping[str, Any], count: int) -> None:
         def fits(betas: Any) -> bool:
