@@ -14,5 +14,6 @@ NB_MODULE(_C, m) {
   qbits::bindings::init_linear(m);
   qbits::bindings::init_linear_4bit(m);
   qbits::bindings::init_int8(m);
+  qbits::bindings::init_optimizer(m);
   qbits::bindings::init_runtime(m);
 }

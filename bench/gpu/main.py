@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench import cpu
-from bench.gpu import beyond, cells, int8, linear, products, quantizers, setup, targets, timing
+from bench.gpu import beyond, cells, int8, linear, optimizers, products, quantizers, setup, targets, timing
 from bench.gpu.cells import Cell
 from bench.gpu.run import Run
 
@@ -29,6 +29,7 @@ TABLES = {
     "layer": beyond.layer,
     "quantizers": quantizers.quantizers,
     "linear_int8": int8.linear_int8,
+    "optimizers": optimizers.optimizers,
 }
 VERSIONS = ("qbits", "torch", "triton", "bitsandbytes", "humming-kernels", "gemlite", "numpy")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import torch
+
 Shape = tuple[int, int]  # N x K of a weight
 
 SHAPES: tuple[Shape, ...] = ((28672, 8192), (8192, 8192), (4096, 14336), (14336, 4096), (4096, 4096))
@@ -62,6 +66,61 @@ def int8_of_fp16(shape: Shape, m: int, threshold: float) -> float:
     limit = OF_FP16[shape][INT8_ROWS.index(m)]
     return limit if threshold > 0 else round(0.95 * limit, 2)
 
+
+@dataclass(frozen=True)
+class OptimizerCase:
+    """Parameters to step, and the time each optimizer may take as a fraction of torch's fused AdamW."""
+
+    name: str
+    shapes: str
+    dtype: torch.dtype
+    of_torch: dict[str, float]
+    share: dict[str, float] = field(default_factory=dict)  # of the byte limit
+    wall: bool = False  # by the clock, not the GPU's time
+
+
+_LAYER = (
+    (2048,),
+    (2048, 2048),
+    (512, 2048),
+    (512, 2048),
+    (2048, 2048),
+    (2048,),
+    *[(8192, 2048)] * 2,
+    (2048, 8192),
+)
+OPTIMIZER_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "one": ((1 << 30,),),
+    "llama": ((128256, 2048), *_LAYER * 16, (2048,)),  # Llama 3.2 of 1.2 billion parameters
+    "small": ((1 << 16,),) * 2000,
+}
+OPTIMIZER_CASES = (
+    OptimizerCase(
+        "1 tensor of 1.07e9 float32",
+        "one",
+        torch.float32,
+        {"AdamW8bit": 0.58, "Lion8bit": 0.52, "AdamW32bit": 1.0},
+        {"AdamW8bit": 0.80},
+    ),
+    OptimizerCase(
+        "llama 1B float32",
+        "llama",
+        torch.float32,
+        {"AdamW8bit": 0.60, "Lion8bit": 0.55, "AdamW32bit": 1.0},
+        {"AdamW8bit": 0.80},
+    ),
+    # torch keeps its state in 16 bits there.
+    OptimizerCase(
+        "llama 1B bfloat16", "llama", torch.bfloat16, {"AdamW8bit": 0.85, "Lion8bit": 0.70, "AdamW32bit": 1.7}
+    ),
+    OptimizerCase(
+        "2000 x 64k float32, wall",
+        "small",
+        torch.float32,
+        {"AdamW8bit": 0.50, "Lion8bit": 0.50, "AdamW32bit": 0.60},
+        wall=True,
+    ),
+)
 
 HOST_SHAPE: Shape = (256, 256)  # so small that a call costs its host time
 HOST_US = {"no_grad": 8.0, "grad": 15.0}

@@ -166,6 +166,12 @@ def copy_bytes_per_s() -> float:
     return 2 * source.nbytes / seconds
 
 
+def update_bytes_per_s() -> float:
+    """Bytes read and written together by an update of 2 GiB in place."""
+    x = torch.randint(-(1 << 62), 1 << 62, (1 << 28,), device="cuda")
+    return 2 * x.nbytes / _best_seconds([lambda: torch.bitwise_not(x, out=x), lambda: x.add_(1)])
+
+
 def matrix_flops_per_s(size: int = 8192) -> float:
     """Of cuBLAS, bfloat16, square matrices."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))

@@ -6,7 +6,7 @@ import torch
 
 from qbits import _C as _C
 from qbits import experts as experts  # registers what torch's grouped products do with one
-from qbits import formats, functional, nn, ops
+from qbits import formats, functional, nn, ops, optim
 from qbits import tensor_ops as tensor_ops  # registers what torch's functions do with a QuantizedTensor
 from qbits.config import QuantizeConfig
 from qbits.formats import FORMATS, Format
@@ -37,6 +37,7 @@ __all__ = [
     "nn",
     "num_threads",
     "ops",
+    "optim",
     "outliers",
     "quantize",
     "quantize_",

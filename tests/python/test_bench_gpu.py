@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import math
 import os
 import statistics
 import weakref
@@ -10,7 +11,7 @@ import weakref
 import pytest
 import torch
 
-from bench.gpu import cells, chart, main, targets, timing
+from bench.gpu import cells, chart, main, optimizers, targets, timing
 from bench.gpu.cells import Bound, Cell
 from bench.gpu.run import Run, Unavailable
 
@@ -34,6 +35,13 @@ def test_every_weight_has_a_target_for_every_number_of_rows():
     assert list(targets.OF_BF16) == list(targets.SHAPES)
     assert all(len(fractions) == len(targets.ROWS) for fractions in targets.OF_BF16.values())
     assert set(targets.FORMAT_ROWS) <= set(targets.ROWS)
+
+
+def test_optimizers_have_targets_for_every_case():
+    for case in targets.OPTIMIZER_CASES:
+        assert set(case.of_torch) == set(optimizers.STATE_BYTES) and set(case.share) <= set(case.of_torch)
+    elements = [sum(math.prod(shape) for shape in shapes) for shapes in targets.OPTIMIZER_SHAPES.values()]
+    assert elements == [1_073_741_824, 1_235_814_400, 131_072_000]
 
 
 def test_limit_is_the_longer_of_bytes_and_operations():

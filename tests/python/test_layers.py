@@ -20,6 +20,8 @@ C_USERS = {
     "formats.py",
     "functional/maps.py",
     "functional/plan.py",
+    "optim/optimizer.py",
+    "optim/state_dict.py",
     "runtime.py",
 }
 

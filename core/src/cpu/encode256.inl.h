@@ -40,10 +40,9 @@ void encode256_run(const Encoder256& encoder, const T* x, int64_t n, float absma
   }
 }
 
-// Quantizes one block and returns its absmax.
+// The codes of one block, whose absmax is given.
 template <class T>
-float quantize_block256(const Encoder256& encoder, const T* x, int64_t n, uint8_t* codes) {
-  const float absmax = finite_absmax(x, n);
+void encode_block256(const Encoder256& encoder, const T* x, int64_t n, float absmax, uint8_t* codes) {
   if (!(absmax > 0.0F)) {
     for (int64_t i = 0; i < n; ++i) codes[i] = encoder.zero_code;
   } else if (encoder.levels == 0) {
@@ -51,6 +50,13 @@ float quantize_block256(const Encoder256& encoder, const T* x, int64_t n, uint8_
   } else {
     encode256_run<true>(encoder, x, n, absmax, codes);
   }
+}
+
+// Quantizes one block and returns its absmax.
+template <class T>
+float quantize_block256(const Encoder256& encoder, const T* x, int64_t n, uint8_t* codes) {
+  const float absmax = finite_absmax(x, n);
+  encode_block256(encoder, x, n, absmax, codes);
   return absmax;
 }
 

@@ -45,6 +45,7 @@ inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
 inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
 inline F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
+inline F32 sqrt(F32 a) { return {std::sqrt(a.v)}; }
 inline F32 fmadd(F32 a, F32 b, F32 c) { return {std::fma(a.v, b.v, c.v)}; }
 // a * b + c for sums whose last bit is free: fused where that is fast.
 inline F32 muladd(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/bins256.cuh"
 #include "cuda/quantize_blocks.cuh"
 #include "ops/blockwise.h"
 
@@ -12,11 +13,7 @@ struct Codebook256Quantizer {
   using Block = CodebookBlock;
   static constexpr int kMaxima = 1;
 
-  // Magnitudes are scaled so that those below 2^-37 are subnormal.
-  static constexpr float kScale = 0x1p-89F;
-  static constexpr int kShift = 16;
-  static constexpr int kBins = (38 << (23 - kShift)) + 1;  // of a sign: magnitudes up to 1
-  static constexpr int kRest = 0xffffff;                   // below the rank in a sum
+  using Bins = Bins256<7, 38>;
 
   enum class Lookup {
     Codes,   // a bin holds one threshold at most, ranks are codes
@@ -25,8 +22,7 @@ struct Codebook256Quantizer {
   };
 
   struct Shared {
-    // Of each bin, such that the sum with a position has the rank in its top byte.
-    uint32_t entries[2 * kBins];
+    Bins bins;
     float thresholds[256];  // the distinct ones, then infinity
     uint8_t codes[256];     // of each rank
     int distinct_of_warp[kQuantizeThreads / 32];
@@ -39,15 +35,7 @@ struct Codebook256Quantizer {
   uint8_t* codes;
   float* absmax;
 
-  // The position of q: an integer that rises with it. Numbers next to zero are rounded away from it, not to it.
-  __device__ static int position(float q, float scale) {
-    const int sign = __float_as_int(q) >> 31;
-    return __float_as_int(__fmul_ru(fabsf(q), scale)) ^ sign;
-  }
-  __device__ static int bin_of(int position) { return kBins + (position >> kShift); }
-
-  // Thread t cares for threshold t, then for the distinct threshold t and the bins from the one before to its own; the
-  // thread after these for the bins behind the last.
+  // Thread t cares for threshold t, then for the distinct threshold t and its bins.
   __device__ void prepare(Shared& shared) const {
     static_assert(kQuantizeThreads == 256);
     const int t = static_cast<int>(threadIdx.x);
@@ -67,26 +55,16 @@ struct Codebook256Quantizer {
     threshold = shared.thresholds[t];
     const bool exists = t < distinct;
     const bool next_to_zero = threshold == 0.0F || threshold == -0x1p-149F;
-    const int its = exists ? position(threshold, kScale) : ((kBins - 1) << kShift) + kRest;
-    const int last = t <= distinct ? bin_of(its) : -1;
-    const int first = t > 0 ? bin_of(position(shared.thresholds[t - 1], kScale)) + 1 : 0;
+    const Bins::Part part = Bins::part(shared.thresholds, t, distinct);
     const bool in_range = fabsf(threshold) <= 1.0F && (fabsf(threshold) >= 0x1p-37F || next_to_zero);
-    const bool regular = __syncthreads_and(!exists || (in_range && first <= last));
+    const bool regular = __syncthreads_and(!exists || (in_range && part.first <= part.last));
     const bool zeros_matter = __syncthreads_or(exists && next_to_zero);
     if (t == 0) {
       shared.zero_codes = static_cast<uint32_t>(below_zero) * 0x01010101U;
       shared.zeros_matter = zeros_matter;
       shared.lookup = !regular ? Lookup::Search : distinct < 255 ? Lookup::Ranks : Lookup::Codes;
     }
-    if (!regular) return;
-    for (int lane = 0; lane < 32; ++lane) {
-      const uint32_t below = static_cast<uint32_t>(t / 32 * 32 + lane) << 24;
-      const int end = __shfl_sync(0xffffffffU, last, lane);
-      const int theirs = __shfl_sync(0xffffffffU, its, lane);
-      for (int bin = __shfl_sync(0xffffffffU, first, lane) + t % 32; bin <= end; bin += 32) {
-        shared.entries[bin] = below - static_cast<uint32_t>(bin < end ? (bin - kBins) << kShift : theirs - kRest);
-      }
-    }
+    if (regular) shared.bins.fill(t, part);
   }
 
   template <class Values>
@@ -153,17 +131,12 @@ struct Codebook256Quantizer {
 
   __device__ static PackedRun<8> rank_by_bins(const Shared& shared, const Block& block, const float (&x)[kRun]) {
     PackedRun<8> packed;
-    const char* zero = reinterpret_cast<const char*>(shared.entries + kBins);
 #pragma unroll
     for (int w = 0; w < kRun / 4; ++w) {
       uint32_t sums[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int at = position(block.quotient(x[4 * w + k]), kScale * 0x1p-32F);
-        sums[k] = *reinterpret_cast<const uint32_t*>(zero + (at >> (kShift - 2) & ~3)) + static_cast<uint32_t>(at);
-      }
-      packed.words[w] =
-          __byte_perm(__byte_perm(sums[0], sums[1], 0x0073), __byte_perm(sums[2], sums[3], 0x0073), 0x5410);
+      for (int k = 0; k < 4; ++k) sums[k] = shared.bins.ranked(block.quotient(x[4 * w + k]), Bins::kScale * 0x1p-32F);
+      packed.words[w] = top_bytes(sums[0], sums[1], sums[2], sums[3]);
     }
     return packed;
   }

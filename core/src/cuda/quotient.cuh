@@ -4,6 +4,12 @@
 
 namespace qbits::cuda {
 
+__device__ inline float approximate_reciprocal(float x) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  return reciprocal;
+}
+
 // 2^32 x / divisor for many x, where x / divisor is rounded once to float32. A remainder corrects the product with the
 // reciprocal, as in the division that nvcc emits for ordinary operands (tests/cpp/cuda/quotient_test.cu proves its
 // rounding); scaled as it is here, nothing under- or overflows whatever the divisor, as long as quotients below
@@ -15,8 +21,7 @@ class Quotient {
     factor_ = divisor < 0x1p-60F ? 0x1p64F : 1.0F;
     divisor_ = divisor * factor_ * 0x1p-32F;
     // __frcp_rn for divisors that are neither subnormal nor huge.
-    float estimate;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(divisor_));
+    const float estimate = approximate_reciprocal(divisor_);
     reciprocal_ = __fmaf_rn(__fmaf_rn(-divisor_, estimate, 1.0F), estimate, estimate);
   }
 

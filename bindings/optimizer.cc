@@ -1,0 +1,230 @@
+#include "qbits/optim.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "define.h"
+#include "init.h"
+#include "input.h"
+#include "qbits/error.h"
+
+namespace nb = nanobind;
+
+// A step gathers its tensors here, from an optimizer's own groups and state: in Python this would take longer than the
+// GPU does.
+
+namespace qbits::bindings {
+namespace {
+
+constexpr const char* kOp = "optimizer_step";
+
+// What attributes and keys are looked up by.
+struct Names {
+  nb::object grad, params, step, state1, state2, absmax1, absmax2, contiguous, copy, increment_version;
+};
+
+const Names& names() {
+  static const Names* const names = [] {
+    const auto intern = [](const char* text) { return nb::steal(PyUnicode_InternFromString(text)); };
+    return new Names{.grad = intern("grad"),
+                     .params = intern("params"),
+                     .step = intern("step"),
+                     .state1 = intern("state1"),
+                     .state2 = intern("state2"),
+                     .absmax1 = intern("absmax1"),
+                     .absmax2 = intern("absmax2"),
+                     .contiguous = intern("contiguous"),
+                     .copy = intern("copy_"),
+                     .increment_version = nb::module_::import_("torch._C").attr("_increment_version")};
+  }();
+  return *names;
+}
+
+// Borrowed; null where there is none.
+nb::handle find(nb::handle dict, nb::handle key) {
+  PyObject* const found = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (found == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
+  return found;
+}
+
+// Leaves `out` without a value where the state lacks the key.
+void fill_view(nb::handle state, const nb::object& key, const char* argument, std::optional<TensorView>& out) {
+  const nb::handle found = find(state, key);
+  if (found.is_valid() && !view_tensor(found.ptr(), out.emplace())) throw_refusal(found.ptr(), kOp, argument);
+}
+
+bool has_state(nb::handle state, const OptimizerAlgorithm& algorithm) {
+  return state.is_valid() && find(state, names().step).is_valid() &&
+         (algorithm.first == 0 || find(state, names().state1).is_valid()) &&
+         (algorithm.second == 0 || find(state, names().state2).is_valid());
+}
+
+// The tensors of one device, what keeps them alive, and what to do with them afterwards.
+class Gathering {
+ public:
+  Gathering(const OptimizerStep& choices, size_t most) : step(choices) {
+    tensors_.reserve(most);
+    kept_.reserve(most);
+  }
+
+  void add(nb::handle param, TensorView param_view, const nb::object& grad, nb::handle state, int64_t row,
+           uint32_t id) {
+    updated_.append(param);
+    if (!param_view.is_contiguous()) {
+      nb::object copy = nb::steal(PyObject_CallMethodObjArgs(param.ptr(), names().contiguous.ptr(), nullptr));
+      if (!copy.is_valid()) throw nb::python_error();
+      param_view = view(copy, kOp, "param");
+      copied_.emplace_back(nb::borrow(param), std::move(copy));
+    }
+    OptimizerTensor& tensor = tensors_.emplace_back();
+    tensor.param = param_view;
+    Input input(grad, kOp, "grad");
+    tensor.grad = input.view;
+    kept_.push_back(std::move(input.object));
+    const Names& key = names();
+    if (step.algorithm->first > 0) fill_view(state, key.state1, "state1", tensor.state1);
+    if (step.algorithm->second > 0) fill_view(state, key.state2, "state2", tensor.state2);
+    if (tensor.state1 && tensor.state1->dtype == DType::UInt8) {
+      fill_view(state, key.absmax1, "absmax1", tensor.absmax1);
+      if (step.algorithm->second > 0) fill_view(state, key.absmax2, "absmax2", tensor.absmax2);
+    }
+    tensor.step = view(find(state, key.step), kOp, "step");
+    tensor.group = row;
+    tensor.id = id;
+  }
+
+  void run() {
+    const Device device = step.groups.device;
+    const Stream stream = current_stream(device);
+    {
+      const nb::gil_scoped_release release;
+      const Scratch scratch(optimizer_step_workspace(step, tensors_), device);
+      qbits::optimizer_step(step, tensors_, scratch.view(), stream);
+    }
+    for (auto& [param, copy] : copied_) {  // parameters that lie with gaps
+      const nb::object done =
+          nb::steal(PyObject_CallMethodObjArgs(param.ptr(), names().copy.ptr(), copy.ptr(), nullptr));
+      if (!done.is_valid()) throw nb::python_error();
+    }
+    if (updated_.size() > 0) names().increment_version(updated_);
+  }
+
+  OptimizerStep step;
+
+ private:
+  std::vector<OptimizerTensor> tensors_;
+  nb::list updated_;
+  std::vector<nb::object> kept_;
+  std::vector<std::pair<nb::object, nb::object>> copied_;
+};
+
+// The choice called `name`, one of `known` in the order of its enumerators.
+template <class Enum, size_t n>
+Enum choice(const char* argument, std::string_view name, const std::array<std::string_view, n>& known) {
+  std::string all;
+  for (size_t i = 0; i < n; ++i) {
+    if (known[i] == name) return static_cast<Enum>(i);
+    all.append(all.empty() ? "" : ", ").append(known[i]);
+  }
+  throw Error(ErrorCode::InvalidArgument,
+              "[" + std::string(kOp) + "] " + argument + ": got " + std::string(name) + ", want one of " + all);
+}
+
+constexpr std::array<std::string_view, 3> kDecays = {"coupled", "before", "after"};
+constexpr std::array<std::string_view, 3> kScalings = {"none", "trust_ratio", "max_unorm"};
+
+// What the call needs on one device: (groups, skipped, grad_scale, found_inf).
+OptimizerStep on_device(OptimizerStep step, nb::handle tensors) {
+  const nb::tuple parts = nb::borrow<nb::tuple>(tensors);
+  step.groups = view(parts[0], kOp, "groups");
+  step.skipped = view(parts[1], kOp, "skipped");
+  step.grad_scale = optional_view(parts[2], kOp, "grad_scale");
+  step.found_inf = optional_view(parts[3], kOp, "found_inf");
+  return step;
+}
+
+// One step of the parameters that have gradients. `devices` holds what on_device takes, for each device; `rows` names
+// the row in `groups` of parameters that do not have their group's. Returns the group and parameter of those that lack
+// state or a device; if there are any, nothing has been done.
+nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb::handle rows, const nb::list& devices,
+                        std::string_view algorithm, std::string_view decay, std::string_view scaling,
+                        bool stochastic_rounding, uint64_t seed) {
+  const OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
+                              .decay = choice<Decay>("decay", decay, kDecays),
+                              .scaling = choice<LayerScaling>("scaling", scaling, kScalings),
+                              .stochastic_rounding = stochastic_rounding,
+                              .seed = seed};
+  std::vector<Gathering> gatherings;
+  size_t most = 0;
+  for (nb::handle group : param_groups) most += nb::len(find(group, names().params));
+  for (nb::handle tensors : devices) gatherings.emplace_back(on_device(choices, tensors), most);
+  nb::list missing;
+  uint32_t id = 0;
+  for (size_t g = 0; g < param_groups.size(); ++g) {
+    const nb::object params = nb::borrow(find(param_groups[g], names().params));
+    for (Py_ssize_t i = 0, count = PyList_Size(params.ptr()); i < count; ++i, ++id) {
+      const nb::handle param = PyList_GetItem(params.ptr(), i);
+      const nb::object grad = nb::steal(PyObject_GetAttr(param.ptr(), names().grad.ptr()));
+      if (!grad.is_valid()) throw nb::python_error();
+      if (grad.is_none()) continue;
+      const TensorView param_view = view(param, kOp, "param");
+      const nb::handle own = find(state, param);
+      const auto gathering = std::find_if(gatherings.begin(), gatherings.end(), [&](const Gathering& candidate) {
+        return candidate.step.groups.device == param_view.device;
+      });
+      if (gathering == gatherings.end() || !has_state(own, *choices.algorithm)) {
+        missing.append(nb::make_tuple(g, param));
+      } else if (missing.size() == 0) {
+        const nb::handle row = rows.is_none() ? nb::handle() : find(rows, param);
+        gathering->add(param, param_view, grad, own, row.is_valid() ? nb::cast<int64_t>(row) : static_cast<int64_t>(g),
+                       id);
+      }
+    }
+  }
+  if (missing.size() > 0) return missing;
+  for (Gathering& gathering : gatherings) gathering.run();
+  return missing;
+}
+
+}  // namespace
+
+void init_optimizer(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("optimizer_step", &optimizer_step, "param_groups"_a, "state"_a, "rows"_a.none(), "devices"_a, "algorithm"_a,
+        "decay"_a, "scaling"_a, "stochastic_rounding"_a, "seed"_a,
+        nb::sig("def optimizer_step(param_groups: list[dict], state: dict, rows: dict | None, devices: list[tuple], "
+                "algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
+                "list[tuple[int, torch.Tensor]]"));
+  m.def(
+      "write_optimizer_groups",
+      [](const std::vector<double>& values, nb::handle groups) {
+        const TensorView table = view(groups, "write_optimizer_groups", "groups");
+        write_optimizer_groups(values, table, current_stream(table.device));
+      },
+      "values"_a, "groups"_a, nb::sig("def write_optimizer_groups(values: list[float], groups: torch.Tensor) -> None"));
+  // By name: the formula, and the numbers an element has in state1 and state2.
+  m.def(
+      "optimizer_algorithms",
+      [] {
+        nb::dict all;
+        for (const OptimizerAlgorithm& a : optimizer_algorithms()) {
+          all[nb::str(a.name.data(), a.name.size())] = nb::make_tuple(a.summary, a.first, a.second);
+        }
+        return all;
+      },
+      nb::sig("def optimizer_algorithms() -> dict[str, tuple[str, int, int]]"));
+  m.def("optimizer_fields", [] {
+    const auto fields = optimizer_fields();
+    return std::vector<std::string_view>(fields.begin(), fields.end());
+  });
+  m.attr("OPTIMIZER_FIELDS") = kOptimizerFields;
+  m.attr("STATE_BLOCK_SIZE") = kStateBlockSize;
+}
+
+}  // namespace qbits::bindings

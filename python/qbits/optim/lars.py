@@ -1,0 +1,68 @@
+"""LARS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from qbits.optim.optimizer import Params
+from qbits.optim.sgd import SGDBase
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qbits.optim.optimizer import Options
+
+
+class LARS(SGDBase):
+    """SGD whose gradients are scaled tensor by tensor (You et al., arXiv 1708.03888, algorithm 1).
+
+    The gradient of a tensor p, weight decay included, is multiplied by `trust_coefficient` |p| / (|g| +
+    weight_decay |p|), unless a norm is zero, and then enters the momentum.
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov: as for torch.optim.SGD.
+        trust_coefficient: above 0.
+        options: see qbits.optim.Options.
+
+    Raises:
+        ValueError: a hyperparameter without sense.
+    """
+
+    SCALING = "trust_ratio"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: float = 1e-3,
+        **options: Unpack[Options],
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        defaults |= {"nesterov": nesterov, "trust_coefficient": trust_coefficient}
+        super().__init__(params, defaults, options)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        super()._check(group)
+        self._require(group, "trust_coefficient", lambda c: c > 0, "above 0")
+
+    def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {**super()._hyperparameters(group), "scaling": group["trust_coefficient"]}
+
+
+class LARS8bit(LARS):
+    """LARS with 8-bit momentum (Dettmers et al., arXiv 2110.02861)."""
+
+    BITS = 8
+
+
+class LARS32bit(LARS):
+    """LARS with 32-bit momentum."""
+
+    BITS = 32

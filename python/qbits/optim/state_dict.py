@@ -1,0 +1,74 @@
+"""The state of optimizers as it is saved, here and by bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbits import _C
+from qbits.formats import FORMATS
+
+BLOCK = _C.STATE_BLOCK_SIZE
+BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
+_OLD_BLOCK = 2048  # of bitsandbytes before 0.44
+
+
+class Hidden:
+    """A tensor that torch.optim takes for something else, and leaves alone."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def hide_tensors(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose state holds no tensors."""
+    return {**saved, "state": {key: _flat(own) for key, own in saved["state"].items()}}
+
+
+def _flat(own: Any) -> Any:
+    if not isinstance(own, dict):
+        return own
+    flat = {key: value for key, value in own.items() if key != BITSANDBYTES} | own.get(BITSANDBYTES, {})
+    return {key: Hidden(value) if isinstance(value, Tensor) else value for key, value in flat.items()}
+
+
+def show_tensors(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
+    """The state of a parameter as the step needs it: on its device, a step count in a tensor, no maps."""
+    shown = {key: _shown(value, param.device) for key, value in own.items()}
+    if "step" in shown and not isinstance(shown["step"], Tensor):
+        shown["step"] = torch.tensor(float(shown["step"]), dtype=torch.float32, device=param.device)
+    for key in ("qmap1", "qmap2", "unorm_vec"):  # bitsandbytes': the maps are the same for all
+        shown.pop(key, None)
+    blocks = (param.numel() + BLOCK - 1) // BLOCK
+    for key in ("absmax1", "absmax2"):
+        scales = shown.get(key)
+        if scales is not None and scales.shape[-1] < blocks:
+            shown[key] = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
+    return shown
+
+
+def to_bitsandbytes(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of an optimizer of qbits as bitsandbytes' optimizer of the same name loads it.
+
+    Hyperparameters have the names they have here; where bitsandbytes has others, its loader wants them added.
+    """
+    return {**saved, "state": {key: _wrapped(own) for key, own in saved["state"].items()}}
+
+
+def _wrapped(own: Any) -> Any:
+    if not isinstance(own, dict) or "step" not in own:
+        return own
+    tensors = {key: value for key, value in own.items() if key != "step"}
+    for i, name in ((1, "dynamic"), (2, "dynamic_unsigned")):
+        if f"absmax{i}" in tensors:
+            device = tensors[f"absmax{i}"].device
+            tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
+    return {"step": int(own["step"]), BITSANDBYTES: tensors}
+
+
+def _shown(value: Any, device: torch.device) -> Any:
+    return value.tensor.to(device, copy=True) if isinstance(value, Hidden) else value

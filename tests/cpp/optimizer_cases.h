@@ -1,0 +1,78 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <vector>
+
+#include "float_bits.h"
+#include "qbits/optim.h"
+
+// Parameters, gradients and state of an optimizer step as plain memory, for tests on any device.
+
+namespace qbits::test {
+
+inline constexpr int64_t kSizes[] = {1, 3, 127, 128, 129, 255, 256, 257, 1000, 4099, 8192, 8193, 20000};
+
+// A row of the group table.
+inline std::vector<double> group_row(std::initializer_list<std::pair<OptimizerField, double>> fields) {
+  std::vector<double> row(kOptimizerFields, 0.0);
+  for (const auto& [field, value] : fields) row[static_cast<int>(field)] = value;
+  return row;
+}
+
+// Hyperparameters that any algorithm can work with.
+inline std::vector<double> any_row() {
+  using enum OptimizerField;
+  return group_row({{Lr, 0.01},
+                    {WeightDecay, 0.1},
+                    {Beta1, 0.9},
+                    {Beta2, 0.99},
+                    {Beta3, 0.999},
+                    {Alpha, 4.0},
+                    {AlphaSteps, 10.0},
+                    {Beta3Steps, 20.0},
+                    {Eps, 1e-8},
+                    {Dampening, 0.1},
+                    {LrDecay, 0.01},
+                    {Scaling, 0.02}});
+}
+
+inline Buffer as_bytes(const std::vector<double>& values) {
+  Buffer bytes(DType::UInt8, static_cast<int64_t>(8 * values.size()));
+  std::copy_n(reinterpret_cast<const uint8_t*>(values.data()), bytes.bytes.size(), bytes.bytes.data());
+  return bytes;
+}
+
+inline Buffer filled(DType dtype, int64_t n, uint8_t byte) {
+  Buffer buffer(dtype, n);
+  std::fill(buffer.bytes.begin(), buffer.bytes.end(), byte);
+  return buffer;
+}
+
+// Of one tensor, in this order; what the algorithm has no use for is empty.
+struct StateBuffers {
+  Buffer state1, state2, absmax1, absmax2, step;
+
+  StateBuffers(const OptimizerAlgorithm& algorithm, int64_t n, bool is_8bit)
+      : state1(filled(is_8bit ? DType::UInt8 : DType::Float32, algorithm.first * n, is_8bit ? 127 : 0)),
+        state2(filled(is_8bit ? DType::UInt8 : DType::Float32, algorithm.second * n, 0)),
+        absmax1(filled(DType::Float32, is_8bit ? algorithm.first * ((n + 255) / 256) : 0, 0)),
+        absmax2(filled(DType::Float32, is_8bit ? algorithm.second * ((n + 255) / 256) : 0, 0)),
+        step(filled(DType::Float32, 1, 0)) {}
+};
+
+// The tensor of views in the order param, grad, state1, state2, absmax1, absmax2, step.
+inline OptimizerTensor optimizer_tensor(const std::vector<TensorView>& views, int64_t group = 0) {
+  const auto present = [](const TensorView& view) { return view.numel() > 0 ? std::optional(view) : std::nullopt; };
+  return {.param = views[0],
+          .grad = views[1],
+          .state1 = present(views[2]),
+          .state2 = present(views[3]),
+          .absmax1 = present(views[4]),
+          .absmax2 = present(views[5]),
+          .step = views[6],
+          .group = group};
+}
+
+}  // namespace qbits::test

@@ -1,0 +1,87 @@
+"""State dicts of optimizers go both ways between qbits and the installed bitsandbytes, run side by side.
+
+From the same state a step gives the same parameters. New 8-bit codes are not compared: on the CPU
+bitsandbytes takes them from uniform bins; test_optim_formulas.py has its blockwise update as a model.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from optim_cases import gradients, parameter
+from qbits import optim
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+bnb = pytest.importorskip("bitsandbytes")
+
+# Arguments of both.
+CASES = {
+    "AdamW": {"lr": 1e-2, "weight_decay": 0.1},
+    "Adam": {"lr": 1e-2},
+    "Lion": {"lr": 1e-3, "weight_decay": 0.1},
+    "RMSprop": {"lr": 1e-3, "alpha": 0.9},
+    "Adagrad": {"lr": 1e-2},
+    "SGD": {"lr": 1e-2, "momentum": 0.9},
+    "AdEMAMix": {"lr": 1e-2, "t_alpha": 20, "t_beta3": 20},
+}
+SHAPES = ((4096,), (70, 130), (5000,), (100,))
+
+
+def pair(name, bits, place):
+    arguments, shapes = dict(CASES[name]), SHAPES
+    if place.type == "cuda":  # where bitsandbytes decays weights late, and mixes scales of AdEMAMix
+        arguments["weight_decay"] = 0.0
+        shapes = [shape for shape in SHAPES if name != "AdEMAMix" or math.prod(shape) % 256 == 0]
+    params = [[parameter(shape, device=place, seed=i) for i, shape in enumerate(shapes)] for _ in range(2)]
+    # bitsandbytes' AdEMAMix32bit makes the state of another algorithm.
+    peer = "AdEMAMix" if (name, bits) == ("AdEMAMix", 32) else f"{name}{bits}bit"
+    classes = (getattr(bnb.optim, peer), getattr(optim, f"{name}{bits}bit"))
+    return params, [cls(own, **arguments) for cls, own in zip(classes, params, strict=True)]
+
+
+def step(optimizer, params, t):
+    for i, param in enumerate(params):
+        (grad,) = gradients(param.shape, 1, seed=50 * t + i)
+        param.grad = grad.to(param.device)
+    optimizer.step()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request):
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_of_bitsandbytes_goes_on_here(name, bits, place):
+    (theirs, ours), (peer, own) = pair(name, bits, place)
+    for t in range(3):
+        step(peer, theirs, t)
+    for a, b in zip(ours, theirs, strict=True):
+        a.data.copy_(b.data)
+    own.load_state_dict(copy.deepcopy(peer.state_dict()))
+    step(peer, theirs, 3)
+    step(own, ours, 3)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(own.state[a]["step"]) == 4
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_of_here_goes_on_in_bitsandbytes(name, bits, place):
+    (theirs, ours), (peer, own) = pair(name, bits, place)
+    for t in range(3):
+        step(own, ours, t)
+    for a, b in zip(ours, theirs, strict=True):
+        b.data.copy_(a.data)
+    saved = optim.to_bitsandbytes(own.state_dict())
+    groups = peer.state_dict()["param_groups"]
+    peer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    step(own, ours, 3)
+    step(peer, theirs, 3)
+    for a, b in zip(ours, theirs, strict=True):
+        assert peer.state[b]["step"] == 4
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
