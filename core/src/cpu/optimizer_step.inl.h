@@ -144,7 +144,8 @@ class BlockUpdate {
       F32 old[kCount];
       for (int k = 0; k < kCount; ++k) s[k] = old[k] = load(b_.s[k] + i);
       const F32 p = load(b_.p + i);
-      F32 next = stepped<Rule, VectorOps>(c_, p, load(b_.g + i), s);
+      const F32 g = scaled_gradient<VectorOps>(c_, p, load(b_.g + i));
+      F32 next = stepped<Rule, VectorOps>(c_, p, g, s);
       if constexpr (kEach) {
         I32 mask = finite_mask(s[0]);
         for (int k = 1; k < kCount; ++k) mask = mask & finite_mask(s[k]);

@@ -42,31 +42,38 @@ struct LaneWords {
     }
   }
 
+  // One branch for all elements: the compiler would keep one for each.
   __device__ void widen(DType dtype, float (&x)[kPerLane]) const {
+    if (dtype == DType::Float32) {
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      const uint32_t word = words[j / 4 * 4 + j % 4 / 2];
-      if (dtype == DType::Float32) {
-        x[j] = __uint_as_float(words[j]);
-      } else if (dtype == DType::BFloat16) {
-        x[j] = __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000U);
-      } else {
-        const __half2 pair = reinterpret_cast<const __half2&>(word);
+      for (int j = 0; j < kPerLane; ++j) x[j] = __uint_as_float(words[j]);
+    } else if (dtype == DType::BFloat16) {
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        x[j] = __uint_as_float(j % 2 == 0 ? words[word_of(j)] << 16 : words[word_of(j)] & 0xffff0000U);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        const __half2 pair = reinterpret_cast<const __half2&>(words[word_of(j)]);
         x[j] = j % 2 == 0 ? __low2float(pair) : __high2float(pair);
       }
     }
   }
 
+  // To a type of 16 bits.
   __device__ void round(DType dtype, const float (&x)[kPerLane]) {
+    if (dtype == DType::BFloat16) {
 #pragma unroll
-    for (int j = 0; j < kPerLane; j += 2) {
-      uint32_t& word = words[j / 4 * 4 + j % 4 / 2];
-      if (dtype == DType::BFloat16) {
+      for (int j = 0; j < kPerLane; j += 2) {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(x[j], x[j + 1]);
-        word = reinterpret_cast<const uint32_t&>(pair);
-      } else {
+        words[word_of(j)] = reinterpret_cast<const uint32_t&>(pair);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kPerLane; j += 2) {
         const __half2 pair = __floats2half2_rn(x[j], x[j + 1]);
-        word = reinterpret_cast<const uint32_t&>(pair);
+        words[word_of(j)] = reinterpret_cast<const uint32_t&>(pair);
       }
     }
   }
@@ -82,12 +89,15 @@ struct LaneWords {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         const int i = element_of(at.lane, j);
-        if (i < at.valid) x[i] = static_cast<uint16_t>(words[j / 4 * 4 + j % 4 / 2] >> j % 2 * 16);
+        if (i < at.valid) x[i] = static_cast<uint16_t>(words[word_of(j)] >> j % 2 * 16);
       }
     }
   }
 
  private:
+  // Where an element of 16 bits is.
+  __device__ static constexpr int word_of(int j) { return j / 4 * 4 + j % 4 / 2; }
+
   template <bool kWhole>
   __device__ void load32(const uint32_t* x, const BlockPlace& at) {
     if constexpr (kWhole) {
@@ -121,7 +131,7 @@ struct LaneWords {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         const int i = element_of(at.lane, j);
-        uint32_t& word = words[j / 4 * 4 + j % 4 / 2];
+        uint32_t& word = words[word_of(j)];
         if (j % 2 == 0) word = 0;
         if (i < at.valid) word |= static_cast<uint32_t>(x[i]) << j % 2 * 16;
       }

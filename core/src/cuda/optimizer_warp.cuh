@@ -151,12 +151,20 @@ class WarpUpdate {
     sum.u += static_cast<double>(u_squares);
   }
 
+  // One branch for all elements; a factor of 1 changes nothing.
+  __device__ void scale_gradients(const float (&p)[kPerLane], float (&g)[kPerLane]) const {
+    if (c_.l2 == 0.0F && c_.grad_factor == 1.0F) return;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) g[j] = scaled_gradient<FloatOps>(c_, p[j], g[j]);
+  }
+
   template <bool kWhole>
   __device__ void run(int64_t block, const BlockPlace& at) {
     float p[kPerLane];
     float g[kPerLane];
     float s[kCount][kPerLane];
     read<kWhole>(block, at, p, g, s);
+    scale_gradients(p, g);
     if constexpr (k8bit) {
       int largest[kCount] = {};
 #pragma unroll
@@ -204,7 +212,7 @@ class WarpUpdate {
       float absmax[kCount];
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        codes[k].load<kWhole>(state<const uint8_t>(k), at);
+        codes[k].template load<kWhole>(state<const uint8_t>(k), at);
         absmax[k] = *scale(k, block);
       }
 #pragma unroll

@@ -96,25 +96,24 @@ inline constexpr bool kHasState = true;
 template <>
 inline constexpr bool kHasState<GradientDescentRule> = false;
 
-// The update, and new state in s.
-template <class Rule, class Ops, class F>
-QBITS_HOST_DEVICE F updated(const Coefficients& c, F p, F g, F (&s)[kStates<Rule>]) {
+// The gradient as rules take it.
+template <class Ops, class F>
+QBITS_HOST_DEVICE F scaled_gradient(const Coefficients& c, F p, F g) {
   g = g * Ops::set(c.grad_factor);
-  if (c.l2 != 0.0F) g = g + Ops::set(c.l2) * p;
-  return Rule::template update<Ops>(c, g, s);
+  return c.l2 != 0.0F ? g + Ops::set(c.l2) * p : g;
 }
 
-// The new p, and new state in s.
+// The new p, and new state in s; `g` is scaled.
 template <class Rule, class Ops, class F>
 QBITS_HOST_DEVICE F stepped(const Coefficients& c, F p, F g, F (&s)[kStates<Rule>]) {
-  const F u = updated<Rule, Ops>(c, p, g, s);
+  const F u = Rule::template update<Ops>(c, g, s);
   return p - (Ops::set(c.shrink) * p + Ops::set(c.rate) * u);
 }
 
-// What LayerScaling takes the norm of, and new state in s.
+// What LayerScaling takes the norm of, and new state in s; `g` is not scaled yet.
 template <class Rule, class Ops, class F>
 QBITS_HOST_DEVICE F normed(const Coefficients& c, F p, F g, F (&s)[kStates<Rule>]) {
-  const F u = updated<Rule, Ops>(c, p, g, s);
+  const F u = Rule::template update<Ops>(c, scaled_gradient<Ops>(c, p, g), s);
   if (c.norm_gradient != 0) return g * Ops::set(c.grad_factor);
   return Ops::set(c.norm_unit) * u + Ops::set(c.norm_decay) * p;
 }
