@@ -65,6 +65,31 @@ bool has_state(nb::handle state, const OptimizerAlgorithm& algorithm) {
          (algorithm.second == 0 || find(state, names().state2).is_valid());
 }
 
+// Finds the states of parameters. They mostly lie in the order of the groups, where the next one takes no hash of a
+// tensor, a call of Python that costs more than all else that is looked up.
+class States {
+ public:
+  explicit States(nb::handle dict) : dict_(dict) { advance(); }
+
+  // Borrowed; null where there is none.
+  nb::handle of(nb::handle param) {
+    if (param.ptr() != key_) return find(dict_, param);
+    PyObject* const found = value_;
+    advance();
+    return found;
+  }
+
+ private:
+  void advance() {
+    if (PyDict_Next(dict_.ptr(), &position_, &key_, &value_) == 0) key_ = nullptr;
+  }
+
+  nb::handle dict_;
+  Py_ssize_t position_ = 0;
+  PyObject* key_ = nullptr;
+  PyObject* value_ = nullptr;
+};
+
 // The tensors of one device, what keeps them alive, and what to do with them afterwards.
 class Gathering {
  public:
@@ -165,16 +190,17 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
   for (nb::handle group : param_groups) most += nb::len(find(group, names().params));
   for (nb::handle tensors : devices) gatherings.emplace_back(on_device(choices, tensors), most);
   nb::list missing;
+  States states(state);
   uint32_t id = 0;
   for (size_t g = 0; g < param_groups.size(); ++g) {
     const nb::object params = nb::borrow(find(param_groups[g], names().params));
     for (Py_ssize_t i = 0, count = PyList_Size(params.ptr()); i < count; ++i, ++id) {
       const nb::handle param = PyList_GetItem(params.ptr(), i);
+      const nb::handle own = states.of(param);
       const nb::object grad = nb::steal(PyObject_GetAttr(param.ptr(), names().grad.ptr()));
       if (!grad.is_valid()) throw nb::python_error();
       if (grad.is_none()) continue;
       const TensorView param_view = view(param, kOp, "param");
-      const nb::handle own = find(state, param);
       const auto gathering = std::find_if(gatherings.begin(), gatherings.end(), [&](const Gathering& candidate) {
         return candidate.step.groups.device == param_view.device;
       });

@@ -18,7 +18,7 @@ def state_of(optimizer, params):
 
 def assert_same(got, want):
     for a, b in zip(got, want, strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # float16 parameters do overflow
 
 
 def pair(gpu, name, sizes, dtypes=(torch.float32,), **changes):

@@ -13,7 +13,7 @@
 // synchronises, and numbers that change from step to step (the group table, step counts, grad_scale) lie in device
 // memory, so that a captured graph follows them.
 // The conventions of quantize.h hold: contiguous tensors on one device, errors before writes, the caller allocates, the
-// CPU and CUDA write identical bits (but with LayerScaling, where norms differ in their last bits).
+// CPU and CUDA write identical bits (but those of a NaN, and with LayerScaling, where norms differ in their last bits).
 
 namespace qbits {
 

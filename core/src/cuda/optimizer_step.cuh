@@ -13,7 +13,8 @@ namespace qbits::cuda {
 
 inline constexpr int kOptimizerThreads = 256;
 inline constexpr int kOptimizerWarps = kOptimizerThreads / 32;
-inline constexpr int kOptimizerBlocks = 3;  // on a multiprocessor: 80 registers hold a block of any rule
+// On a multiprocessor: 128 registers hold two blocks of any rule, one read while the other is computed.
+inline constexpr int kOptimizerBlocks = 2;
 
 // The tensor that `chunk` belongs to: a search of the whole warp, 32 parts at a time.
 __device__ inline int find_tensor(const int32_t* first_chunks, int tensors, int chunk) {
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   for_each_chunk(work, records[warp], [&](const OptimizerRecord& record, int64_t begin, int64_t end, int) {
     WarpUpdate<Rule, k8bit, TablesOf<Rule, k8bit>> update(record, work, tables);
-    for (int64_t block = begin + warp; block < end; block += kOptimizerWarps) update.run(block);
+    update.run(begin + warp, end, kOptimizerWarps);
   });
 }
 

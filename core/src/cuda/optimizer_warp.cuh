@@ -16,7 +16,8 @@ struct FloatOps {
   __device__ static float quotient(float x, float y) {
     const float estimate = approximate_reciprocal(y);
     const float reciprocal = __fmaf_rn(__fmaf_rn(-y, estimate, 1.0F), estimate, estimate);
-    const float q = __fmul_rn(x, reciprocal);
+    const float near = __fmul_rn(x, reciprocal);
+    const float q = __fmaf_rn(__fmaf_rn(-near, y, x), reciprocal, near);
     return __fmaf_rn(__fmaf_rn(-q, y, x), reciprocal, q);
   }
   __device__ static float root(float x) {
@@ -69,13 +70,21 @@ class WarpUpdate {
   __device__ WarpUpdate(const OptimizerRecord& record, const OptimizerWork& work, const Tables& tables)
       : entry_(record.entry), c_(record.c), work_(work), tables_(tables) {}
 
-  // Updates a block.
-  __device__ void run(int64_t block) {
-    const BlockPlace at = place(block);
-    if (entry_.vectors && at.valid == kStateBlock) {
-      run<true>(block, at);
-    } else {
-      run<false>(block, at);
+  // Updates every `step`-th block of `block` to `end`. The next one, if whole, is read while one is computed.
+  __device__ void run(int64_t block, int64_t end, int step) {
+    Read next;
+    bool comes = start(block, end, next);
+    for (; block < end; block += step) {
+      const BlockPlace at = place(block);
+      const bool came = comes;
+      Read now = next;
+      comes = start(block + step, end, next);
+      if (came) {
+        run<true>(block, at, now);
+      } else {
+        now.template load<false>(*this, block, at);
+        run<false>(block, at, now);
+      }
     }
   }
 
@@ -110,16 +119,45 @@ class WarpUpdate {
     return global(entry_.absmax1 + (k == 0 ? 0 : k * ((entry_.numel - 1) / kStateBlock + 1)) + block);
   }
 
-  template <bool kWhole>
-  __device__ void read(int64_t block, const BlockPlace& at, float (&p)[kPerLane], float (&g)[kPerLane],
-                       float (&s)[kCount][kPerLane]) const {
+  // A block as it lies in memory.
+  struct Read {
     LaneWords param;
     LaneWords grad;
-    param.load<kWhole>(entry_.param, entry_.param_dtype == DType::Float32, at);
-    grad.load<kWhole>(entry_.grad, entry_.grad_dtype == DType::Float32, at);
-    read_states<kWhole>(block, at, s);
-    param.widen(entry_.param_dtype, p);
-    grad.widen(entry_.grad_dtype, g);
+    LaneWords states[k8bit || !kHasState<Rule> ? 1 : kCount];
+    LaneCodes codes[kCount];
+    float absmax[kCount];
+
+    template <bool kWhole>
+    __device__ void load(const WarpUpdate& of, int64_t block, const BlockPlace& at) {
+      param.template load<kWhole>(of.entry_.param, of.entry_.param_dtype == DType::Float32, at);
+      grad.template load<kWhole>(of.entry_.grad, of.entry_.grad_dtype == DType::Float32, at);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        if constexpr (k8bit) {
+          codes[k].template load<kWhole>(of.template state<const uint8_t>(k), at);
+          absmax[k] = *of.scale(k, block);
+        } else if constexpr (kHasState<Rule>) {
+          states[k].template load<kWhole>(of.template state<const float>(k), true, at);
+        }
+      }
+    }
+  };
+
+  // Begins to read a block that is whole. False if it is not, or lies behind the end.
+  __device__ bool start(int64_t block, int64_t end, Read& to) const {
+    if (block >= end) return false;
+    const BlockPlace at = place(block);
+    if (!entry_.vectors || at.valid != kStateBlock) return false;
+    to.template load<true>(*this, block, at);
+    return true;
+  }
+
+  template <bool kWhole>
+  __device__ void widen(const Read& from, const BlockPlace& at, float (&p)[kPerLane], float (&g)[kPerLane],
+                        float (&s)[kCount][kPerLane]) const {
+    widen_states<kWhole>(from, at, s);
+    from.param.widen(entry_.param_dtype, p);
+    from.grad.widen(entry_.grad_dtype, g);
   }
 
   template <bool kWhole>
@@ -127,7 +165,9 @@ class WarpUpdate {
     float p[kPerLane];
     float g[kPerLane];
     float s[kCount][kPerLane];
-    read<kWhole>(block, at, p, g, s);
+    Read from;
+    from.template load<kWhole>(*this, block, at);
+    widen<kWhole>(from, at, p, g, s);
     bool all = true;
     float p_squares = 0.0F;
     float u_squares = 0.0F;
@@ -159,11 +199,11 @@ class WarpUpdate {
   }
 
   template <bool kWhole>
-  __device__ void run(int64_t block, const BlockPlace& at) {
+  __device__ void run(int64_t block, const BlockPlace& at, const Read& from) {
     float p[kPerLane];
     float g[kPerLane];
     float s[kCount][kPerLane];
-    read<kWhole>(block, at, p, g, s);
+    widen<kWhole>(from, at, p, g, s);
     scale_gradients(p, g);
     if constexpr (k8bit) {
       int largest[kCount] = {};
@@ -206,22 +246,15 @@ class WarpUpdate {
   }
 
   template <bool kWhole>
-  __device__ void read_states(int64_t block, const BlockPlace& at, float (&s)[kCount][kPerLane]) const {
+  __device__ void widen_states(const Read& from, const BlockPlace& at, float (&s)[kCount][kPerLane]) const {
     if constexpr (k8bit) {
-      LaneCodes codes[kCount];
-      float absmax[kCount];
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        codes[k].template load<kWhole>(state<const uint8_t>(k), at);
-        absmax[k] = *scale(k, block);
-      }
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
         if constexpr (Rule::kSecond > 0) {
-          k < kFirst ? tables_.first.decode(codes[k], absmax[k], s[k])
-                     : tables_.second.decode(codes[k], absmax[k], s[k]);
+          k < kFirst ? tables_.first.decode(from.codes[k], from.absmax[k], s[k])
+                     : tables_.second.decode(from.codes[k], from.absmax[k], s[k]);
         } else {
-          tables_.first.decode(codes[k], absmax[k], s[k]);
+          tables_.first.decode(from.codes[k], from.absmax[k], s[k]);
         }
         if constexpr (!kWhole) {
 #pragma unroll
@@ -230,11 +263,7 @@ class WarpUpdate {
       }
     } else if constexpr (kHasState<Rule>) {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        LaneWords words;
-        words.load<kWhole>(state<const float>(k), true, at);
-        words.widen(DType::Float32, s[k]);
-      }
+      for (int k = 0; k < kCount; ++k) from.states[k].widen(DType::Float32, s[k]);
     } else {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) s[0][j] = 0.0F;
