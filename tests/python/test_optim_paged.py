@@ -188,6 +188,24 @@ def test_state_may_be_replaced(place):
     assert float(paged.state[other]["step"]) == 1
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 40])
+def test_state_that_is_thrown_away_leaves_its_place(budget, place):
+    params, others = parameters(place), parameters(place)
+    plain, paged = optim.AdamW8bit(params), optim.PagedAdamW8bit(others, device_budget=budget)
+    for seed in range(4):
+        step(plain, params, seed)
+        step(paged, others, seed)
+        used = paged._pages[place].pager.host_bytes(), state_bytes(paged)
+        paged.prefetch()
+        settle()
+        plain.state.clear()
+        paged.state.clear()
+    step(plain, params, 4)
+    step(paged, others, 4)
+    assert_equal(snapshot(paged, others), snapshot(plain, params))
+    assert used == (paged._pages[place].pager.host_bytes(), state_bytes(paged))
+
+
 # --- Saving ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +27,7 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._blocks: dict[int, Tensor] = {}
+        self._starts: list[int] | None = None  # of the blocks, in order
         self._locked: set[int] = set()
 
     def allocate(self, kind: str, size: int) -> int | None:
@@ -41,6 +43,7 @@ class Memory:
                 raise
         address = block.data_ptr()
         self._blocks[address] = block
+        self._starts = None
         return address
 
     def _host(self, size: int) -> Tensor:
@@ -60,6 +63,7 @@ class Memory:
     def free(self, address: int) -> None:
         """What allocate gave. Tensors made of it keep the memory, but no longer page-locked."""
         del self._blocks[address]
+        self._starts = None
         if address in self._locked:
             self._locked.remove(address)
             if not sys.is_finalizing():
@@ -67,10 +71,10 @@ class Memory:
 
     def view(self, address: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A tensor of `size` bytes that lie in one of the blocks."""
-        for start, block in self._blocks.items():
-            if start <= address < start + block.numel():
-                return block[address - start :][:size].view(dtype).view(shape)
-        raise KeyError(address)
+        if self._starts is None:
+            self._starts = sorted(self._blocks)
+        start = self._starts[bisect.bisect(self._starts, address) - 1]
+        return self._blocks[start][address - start :][:size].view(dtype).view(shape)
 
 
 class Pages:
@@ -93,13 +97,16 @@ class Pages:
 
     def add(self, param: Tensor, algorithm: str, is_8bit: bool, divisible: bool) -> dict[str, Tensor]:
         """New state of a parameter, whose values are yet to be written."""
-        index = self.pager.add(algorithm, param.numel(), is_8bit, divisible)
+        layout = state_dict.layout(param, algorithm, is_8bit)
+        index, former = self._places.get(param, (-1, {}))
+        if _layout_of(former) != layout:  # otherwise state that was thrown away leaves its place
+            index = self.pager.add(algorithm, param.numel(), is_8bit, divisible)
         self.is_placed = False
-        tensors = self._tensors(param, index, state_dict.layout(param, algorithm, is_8bit))
+        tensors = self._tensors(index, layout)
         self._places[param] = (index, tensors)
         return tensors
 
-    def _tensors(self, param: Tensor, index: int, layout: state_dict.Layout) -> dict[str, Tensor]:
+    def _tensors(self, index: int, layout: state_dict.Layout) -> dict[str, Tensor]:
         arrays = self.pager.state(index)
         return {key: self.memory.view(*arrays[key], dtype, shape) for key, (shape, dtype) in layout.items()}
 
@@ -133,6 +140,7 @@ class Pages:
         self._prefetched = None
 
     def _place(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        self.synchronize()
         budget = self.budget
         if budget is None:
             budget = self._free_bytes() - self.reserve + self.pager.resident_bytes()
@@ -149,6 +157,7 @@ class Pages:
     def page_out(self, state: Mapping[Tensor, dict[str, Any]], name: str) -> int:
         """Moves all state to host memory; returns the bytes of it that were on the device."""
         self._refuse_captured(name)
+        self.synchronize()
         resident = self.pager.resident_bytes()
         self._prefetched = None
         self.pager.page_out()
@@ -163,9 +172,9 @@ class Pages:
             self.pager.prefetch()
 
     def synchronize(self) -> None:
-        """Waits until the state is what the last step on the current stream left."""
+        """Waits until the state is what the last step left, whatever its stream."""
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.synchronize(self.device)
 
     def _show(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         """Puts tensors of the memory where state is now into the place of those where it was."""
@@ -174,8 +183,7 @@ class Pages:
             if any(own.get(key) is not tensor for key, tensor in tensors.items()):  # others have replaced it
                 del self._places[param]
                 continue
-            layout: state_dict.Layout = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
-            moved = self._tensors(param, index, layout)
+            moved = self._tensors(index, _layout_of(tensors))
             own.update(moved)
             self._places[param] = (index, moved)
 
@@ -277,6 +285,10 @@ class Paging:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return step()
+
+
+def _layout_of(tensors: Mapping[str, Tensor]) -> state_dict.Layout:
+    return {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
 
 
 def _host_copies(own: Any) -> Iterator[tuple[str, Any]]:
