@@ -1,6 +1,7 @@
 """Paged optimizers: the same bits, wherever the state is. On the CPU the pager works on plain memory."""
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -34,9 +35,13 @@ def parameters(place, dtype=torch.float32):
 
 def step(optimizer, params, seed=0):
     for i, param in enumerate(params):
-        (grad,) = gradients(param.shape, 1, param.dtype, seed=seed + 7 * i)
-        param.grad = grad.to(param.device)
+        param.grad = gradient(param.shape, param.dtype, seed + 7 * i).to(param.device)
     return optimizer.step()
+
+
+@functools.cache
+def gradient(shape, dtype, seed):
+    return next(gradients(shape, 1, dtype, seed=seed))
 
 
 def settle():

@@ -23,6 +23,7 @@ struct CudaSpace : Space {
   void free_host(void* memory) override { check(cudaFreeHost(memory)); }
   void upload(void* to, const void* from, int64_t bytes) override {
     check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault));
+    check(cudaDeviceSynchronize());  // from pageable memory it may return before the data is there
   }
   void download(void* to, const void* from, int64_t bytes) override { upload(to, from, bytes); }
 };
