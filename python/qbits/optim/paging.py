@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -115,12 +116,13 @@ class Pages:
         is_8bit = "absmax1" in own or "absmax2" in own
         layout = state_dict.layout(param, algorithm, is_8bit)
         fits = layout and all(
-            isinstance(own.get(key), Tensor) and (tuple(own[key].shape), own[key].dtype) == want
-            for key, want in layout.items()
+            isinstance(own.get(key), Tensor)
+            and (own[key].numel(), own[key].dtype) == (math.prod(shape), dtype)
+            for key, (shape, dtype) in layout.items()
         )
         paged = self.add(param, algorithm, is_8bit, divisible) if fits else {}
         for key, tensor in paged.items():
-            tensor.copy_(own[key])
+            tensor.copy_(own[key].reshape(tensor.shape))
         rest = {key: value for key, value in own.items() if key not in paged}
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in rest.items()} | paged
 
