@@ -11,9 +11,10 @@
 #include "qbits/optim.h"
 #include "qbits/tensor.h"
 
-// Optimizer state that lies in host memory and passes through a few buffers of a GPU while a step needs it, or stays on
-// the GPU as far as a budget goes. Results are those of optimizer_step, bit for bit. Copies are explicit and run on two
-// streams of the pager's own, one for each direction, while the caller's stream updates what lies between.
+// Paged optimizer state (Dettmers et al., arXiv 2305.14314), with explicit copies in place of managed memory: it lies
+// in host memory and passes through a few buffers of a GPU while a step needs it, or stays on the GPU as far as a
+// budget goes. Results are those of optimizer_step, bit for bit. Copies run on two streams of the pager's own, one for
+// each direction, while the caller's stream updates what lies between.
 
 namespace qbits {
 
@@ -25,17 +26,17 @@ enum class PagerMemory : uint8_t {
 
 // Where a pager's memory comes from. It calls these from add, place, page_out and its destructor alone.
 struct PagerAllocator {
-  // Some bytes, at least one, on a 256-byte boundary. Throws where there are none; for Resident it may return null, and
-  // the state then stays in host memory. Device memory may be in use on the stream of the call until then.
+  // `bytes` of memory, at least one, on a 256-byte boundary. Throws where there are none; for Resident it may return
+  // null instead, and the state stays in host memory.
   std::function<void*(PagerMemory kind, int64_t bytes)> allocate;
-  std::function<void(PagerMemory kind, void* memory)> free;  // must not throw
+  // Called when no copy uses the memory any more. Must not throw.
+  std::function<void(PagerMemory kind, void* memory)> free;
 };
 
 struct PagerOptions {
-  int64_t host_slab_bytes =
-      int64_t{64} << 20;                      // host memory comes in pieces of this size, or larger for larger tensors
-  int64_t staging_bytes = int64_t{32} << 20;  // of a buffer; larger for a larger tensor that must not be divided
-  int buffers = 3;                            // at most: one is filled, one updated, one emptied
+  int64_t host_slab_bytes = int64_t{64} << 20;  // host memory is allocated in such pieces; larger for larger tensors
+  int64_t staging_bytes = int64_t{32} << 20;    // of a buffer; larger for a larger tensor that must not be divided
+  int buffers = 3;                              // at most: one is filled, one updated, one emptied
 };
 
 // The state of a tensor as OptimizerTensor takes it, on the host or on the device.
@@ -46,9 +47,9 @@ struct PagedState {
   std::optional<TensorView> absmax2;  // [second * ceil(numel / 256)]
 };
 
-// Not for several threads at once. Except in step and prefetch, memory may be copied and the caller waits for it.
-// A CUDA graph may hold steps (each after its prefetch, if any); place and page_out would take its memory away, and a
-// prefetch from before the capture is refused by CUDA.
+// Not for several threads at once. step and prefetch queue work and return; place and page_out wait until it is done.
+// A CUDA graph may hold steps, also with a prefetch before them. As long as it is used, place and page_out must not be
+// called, which free memory; and no prefetch may be pending when a capture begins.
 class QBITS_API Pager {
  public:
   // On the CPU "device" memory is memory, too, and copies are made at once.

@@ -1,4 +1,4 @@
-"""Optimizer state in host memory, of which a GPU holds what a budget allows."""
+"""Paged optimizer state (Dettmers et al., arXiv 2305.14314): on the host, on a GPU what a budget allows."""
 
 from __future__ import annotations
 
