@@ -272,11 +272,13 @@ def test_a_step_that_runs_out_of_memory_is_repeated(gpu):
         param.grad = torch.ones_like(param)
     optimizer.step()
     assert state_bytes(optimizer) == 4 * 512 * MIB
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
     total = torch.cuda.mem_get_info()[1]
     room = torch.cuda.memory_reserved() + 256 * MIB
     torch.cuda.set_per_process_memory_fraction(room / total)
     try:
-        torch.cuda.empty_cache()
 
         def train():
             activation = torch.ones(1024 * MIB, dtype=torch.uint8, device=gpu)
