@@ -15,5 +15,6 @@ NB_MODULE(_C, m) {
   qbits::bindings::init_linear_4bit(m);
   qbits::bindings::init_int8(m);
   qbits::bindings::init_optimizer(m);
+  qbits::bindings::init_pager(m);
   qbits::bindings::init_runtime(m);
 }

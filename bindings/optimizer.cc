@@ -13,6 +13,7 @@
 #include "init.h"
 #include "input.h"
 #include "qbits/error.h"
+#include "qbits/pager.h"
 
 namespace nb = nanobind;
 
@@ -93,7 +94,7 @@ class States {
 // The tensors of one device, what keeps them alive, and what to do with them afterwards.
 class Gathering {
  public:
-  Gathering(const OptimizerStep& choices, size_t most) : step(choices) {
+  Gathering(const OptimizerStep& choices, Pager* pager, size_t most) : step(choices), pager_(pager) {
     tensors_.reserve(most);
     kept_.reserve(most);
   }
@@ -130,7 +131,11 @@ class Gathering {
     {
       const nb::gil_scoped_release release;
       const Scratch scratch(optimizer_step_workspace(step, tensors_), device);
-      qbits::optimizer_step(step, tensors_, scratch.view(), stream);
+      if (pager_ != nullptr) {
+        pager_->step(step, tensors_, scratch.view(), stream);
+      } else {
+        qbits::optimizer_step(step, tensors_, scratch.view(), stream);
+      }
     }
     for (auto& [param, copy] : copied_) {  // parameters that lie with gaps
       const nb::object done =
@@ -143,6 +148,7 @@ class Gathering {
   OptimizerStep step;
 
  private:
+  Pager* pager_;
   std::vector<OptimizerTensor> tensors_;
   nb::list updated_;
   std::vector<nb::object> kept_;
@@ -164,14 +170,14 @@ Enum choice(const char* argument, std::string_view name, const std::array<std::s
 constexpr std::array<std::string_view, 3> kDecays = {"coupled", "before", "after"};
 constexpr std::array<std::string_view, 3> kScalings = {"none", "trust_ratio", "max_unorm"};
 
-// What the call needs on one device: (groups, skipped, grad_scale, found_inf).
-OptimizerStep on_device(OptimizerStep step, nb::handle tensors) {
-  const nb::tuple parts = nb::borrow<nb::tuple>(tensors);
+// What the call needs on one device: (groups, skipped, grad_scale, found_inf, pager).
+Gathering on_device(OptimizerStep step, nb::handle device, size_t most) {
+  const nb::tuple parts = nb::borrow<nb::tuple>(device);
   step.groups = view(parts[0], kOp, "groups");
   step.skipped = view(parts[1], kOp, "skipped");
   step.grad_scale = optional_view(parts[2], kOp, "grad_scale");
   step.found_inf = optional_view(parts[3], kOp, "found_inf");
-  return step;
+  return {step, pager_of(parts[4]), most};
 }
 
 // One step of the parameters that have gradients. `devices` holds what on_device takes, for each device; `rows` names
@@ -188,7 +194,7 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
   std::vector<Gathering> gatherings;
   size_t most = 0;
   for (nb::handle group : param_groups) most += nb::len(find(group, names().params));
-  for (nb::handle tensors : devices) gatherings.emplace_back(on_device(choices, tensors), most);
+  for (nb::handle device : devices) gatherings.push_back(on_device(choices, device, most));
   nb::list missing;
   States states(state);
   uint32_t id = 0;

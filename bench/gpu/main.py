@@ -17,7 +17,19 @@ from pathlib import Path
 import torch
 
 from bench import cpu
-from bench.gpu import beyond, cells, int8, linear, optimizers, products, quantizers, setup, targets, timing
+from bench.gpu import (
+    beyond,
+    cells,
+    int8,
+    linear,
+    optimizers,
+    paged,
+    products,
+    quantizers,
+    setup,
+    targets,
+    timing,
+)
 from bench.gpu.cells import Cell
 from bench.gpu.run import Run
 
@@ -30,6 +42,7 @@ TABLES = {
     "quantizers": quantizers.quantizers,
     "linear_int8": int8.linear_int8,
     "optimizers": optimizers.optimizers,
+    "paged": paged.paged,
 }
 VERSIONS = ("qbits", "torch", "triton", "bitsandbytes", "humming-kernels", "gemlite", "numpy")
 

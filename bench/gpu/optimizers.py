@@ -25,12 +25,12 @@ STATE_BYTES = {"AdamW8bit": 2 * (1 + 4 / 256), "Lion8bit": 1 + 4 / 256, "AdamW32
 def optimizers(run: Run) -> Iterator[Cell]:
     rate = timing.update_bytes_per_s()
     for case in targets.OPTIMIZER_CASES:
-        params = _parameters(targets.OPTIMIZER_SHAPES[case.shapes], case.dtype)
+        params = parameters(targets.OPTIMIZER_SHAPES[case.shapes], case.dtype)
         for name, limit in case.of_torch.items():
             yield _cell(run, case, name, limit, params, rate)
 
 
-def _parameters(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Parameters:
+def parameters(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Parameters:
     params = [nn.Parameter(torch.randn(shape, device="cuda", dtype=dtype)) for shape in shapes]
     for param in params:
         param.grad = torch.randn_like(param)

@@ -94,6 +94,8 @@ OPTIMIZER_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "llama": ((128256, 2048), *_LAYER * 16, (2048,)),  # Llama 3.2 of 1.2 billion parameters
     "small": ((1 << 16,),) * 2000,
 }
+PAGED_SHARE = 0.85  # of what the host link moves in each direction while both are busy
+RESIDENT_OF_UNPAGED = 1.02
 OPTIMIZER_CASES = (
     OptimizerCase(
         "1 tensor of 1.07e9 float32",

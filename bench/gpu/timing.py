@@ -172,6 +172,25 @@ def update_bytes_per_s() -> float:
     return 2 * x.nbytes / _best_seconds([lambda: torch.bitwise_not(x, out=x), lambda: x.add_(1)])
 
 
+def link_bytes_per_s(size: int = 1 << 28) -> float:
+    """Bytes that each direction of the host link moves while both are busy, by the copy engines."""
+    hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    devices = [torch.zeros(size, dtype=torch.uint8, device="cuda") for _ in range(2)]
+    ways = [(torch.cuda.Stream(), devices[0], hosts[0]), (torch.cuda.Stream(), hosts[1], devices[1])]
+
+    def both() -> None:
+        main = torch.cuda.current_stream()
+        for stream, _, _ in ways:
+            stream.wait_stream(main)
+        for stream, target, source in ways:
+            with torch.cuda.stream(stream):
+                target.copy_(source, non_blocking=True)
+        for stream, _, _ in ways:
+            main.wait_stream(stream)
+
+    return size / _best_seconds([both])
+
+
 def matrix_flops_per_s(size: int = 8192) -> float:
     """Of cuBLAS, bfloat16, square matrices."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))

@@ -21,6 +21,7 @@ C_USERS = {
     "functional/maps.py",
     "functional/plan.py",
     "optim/optimizer.py",
+    "optim/paging.py",
     "optim/state_dict.py",
     "runtime.py",
 }

@@ -86,6 +86,10 @@ struct OptimizerTensor {
   TensorView step;                    // float32, one element: steps taken, which the call counts up
   int64_t group = 0;                  // its row in the group table
   uint32_t id = 0;                    // tells the tensors of one optimizer apart for stochastic rounding
+  // Of a tensor that is stepped in slices, which begin at multiples of kStateBlockSize and do not reach across a
+  // multiple of 2^32: where this one begins, and whether it is the one that counts up the step, which is the last.
+  int64_t begin = 0;
+  bool counts = true;
 };
 
 struct OptimizerStep {

@@ -9,6 +9,7 @@
 #include "ops/int8.h"
 #include "ops/linear_4bit.h"
 #include "ops/optimizer_step.h"
+#include "ops/pager_device.h"
 #include "ops/quantize_4bit.h"
 #include "ops/runtime.h"
 
@@ -26,6 +27,7 @@ namespace {
 
 void optimizer_step(const OptimizerStepArgs&, Stream) { absent("optimizer_step"); }
 void write_optimizer_groups(std::span<const double>, double*, Device, Stream) { absent("write_optimizer_groups"); }
+std::unique_ptr<PagerDevice> make_pager_device(Device, int) { absent("pager"); }
 void quantize_4bit(const Quantize4bitArgs&, Stream) { absent("quantize_4bit"); }
 void dequantize_4bit(const Dequantize4bitArgs&, Stream) { absent("dequantize_4bit"); }
 void quantize_absmax(const QuantizeAbsmaxArgs&, Stream) { absent("quantize_absmax"); }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/host_device.h"
+#include "ops/optimizer_rules.h"
 #include "ops/optimizer_step.h"
 
 // From a row of the group table and a step count to the coefficients of one tensor's step, in float64.
@@ -127,10 +128,11 @@ QBITS_HOST_DEVICE inline OptimizerRecord begin_step(const OptimizerStepArgs& arg
     return record;
   }
   const float t = *entry.step + 1.0F;
-  *entry.step = t;
+  if (entry.counts) *entry.step = t;
   const double grad_scale = args.grad_scale != nullptr ? static_cast<double>(*args.grad_scale) : 1.0;
   record.c = coefficients(args, args.groups + static_cast<int64_t>(entry.group) * kOptimizerFields, entry.id,
                           static_cast<double>(t), grad_scale);
+  begin_random(record.c.random, entry.begin);
   return record;
 }
 

@@ -113,12 +113,14 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .absmax2 = static_cast<float*>(data(t.absmax2)),
                        .step = t.step.as<float>(),
                        .numel = n,
+                       .begin = t.begin,
                        .group = static_cast<int32_t>(t.group),
                        .id = t.id,
                        .first_chunk = 0,
                        .param_dtype = t.param.dtype,
                        .grad_dtype = t.grad.dtype,
-                       .vectors = false};
+                       .vectors = false,
+                       .counts = t.counts};
   entry.vectors = allows_vectors(entry, algorithm);
   return entry;
 }
@@ -134,12 +136,13 @@ int64_t check_groups(std::string_view op, const TensorView& groups, Device devic
   return groups.numel() / kBytes;
 }
 
-const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
-  if (!t) return nullptr;
+void check_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
+  if (!t) return;
   check::tensor(kOp, what, *t, {DType::Float32}, device);
   check::numel(kOp, what, *t, 1);
-  return t->as<const float>();
 }
+
+const float* scalar(const std::optional<TensorView>& t) { return t ? t->as<const float>() : nullptr; }
 
 void check_choices(const OptimizerStep& step) {
   check::require(step.algorithm != nullptr, ErrorCode::InvalidArgument, kOp, "algorithm", "none",
@@ -188,7 +191,22 @@ Entries make_entries(const OptimizerStep& step, std::span<const OptimizerTensor>
   return entries;
 }
 
+Entries checked(const OptimizerStep& step, std::span<const OptimizerTensor> tensors) {
+  check_choices(step);
+  const Device device = step.groups.device;
+  const int64_t groups = check_groups(kOp, step.groups, device);
+  check_scalar("grad_scale", step.grad_scale, device);
+  check_scalar("found_inf", step.found_inf, device);
+  check::tensor(kOp, "skipped", step.skipped, {DType::Int64}, device);
+  check::numel(kOp, "skipped", step.skipped, 1);
+  return make_entries(step, tensors, groups, device);
+}
+
 }  // namespace
+
+void check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors) {
+  static_cast<void>(checked(step, tensors));
+}
 
 std::span<const OptimizerAlgorithm> optimizer_algorithms() { return kAlgorithms; }
 
@@ -214,14 +232,8 @@ int64_t optimizer_step_workspace(const OptimizerStep& step, std::span<const Opti
 
 void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
                     Stream stream) {
-  check_choices(step);
+  const Entries entries = checked(step, tensors);
   const Device device = step.groups.device;
-  const int64_t groups = check_groups(kOp, step.groups, device);
-  const float* grad_scale = checked_scalar("grad_scale", step.grad_scale, device);
-  const float* found_inf = checked_scalar("found_inf", step.found_inf, device);
-  check::tensor(kOp, "skipped", step.skipped, {DType::Int64}, device);
-  check::numel(kOp, "skipped", step.skipped, 1);
-  const Entries entries = make_entries(step, tensors, groups, device);
   check::workspace(kOp, workspace, optimizer_step_workspace(step, tensors), device);
   check::require(entries.all.empty() || reinterpret_cast<uintptr_t>(workspace.data) % 16 == 0,
                  ErrorCode::InvalidArgument, kOp, "workspace", "an address off 16-byte boundaries", "one on them");
@@ -233,8 +245,8 @@ void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> 
                                .stochastic_rounding = step.stochastic_rounding,
                                .seed = step.seed,
                                .groups = step.groups.as<const double>(),
-                               .grad_scale = grad_scale,
-                               .found_inf = found_inf,
+                               .grad_scale = scalar(step.grad_scale),
+                               .found_inf = scalar(step.found_inf),
                                .skipped = step.skipped.as<int64_t>(),
                                .entries = entries.all.data(),
                                .count = static_cast<int32_t>(entries.all.size()),

@@ -22,12 +22,14 @@ struct OptimizerEntry {
   float* absmax2;
   float* step;
   int64_t numel;
+  int64_t begin;
   int32_t group;
   uint32_t id;
   int32_t first_chunk;
   DType param_dtype;
   DType grad_dtype;
   bool vectors;  // all pointers allow loads of 16 bytes at every fourth element
+  bool counts;
 };
 
 // What the formulas of an algorithm (optimizer_rules.h) need beside the tensors, rounded to float32.
@@ -49,7 +51,7 @@ struct Coefficients {
   int32_t skip;        // found_inf
 };
 
-struct OptimizerRecord {
+struct alignas(16) OptimizerRecord {
   OptimizerEntry entry;
   Coefficients c;
 };
@@ -90,6 +92,9 @@ struct OptimizerWorkspace {
         norms((first_chunks + 4 * (tensors + 1) + 15) / 16 * 16),
         bytes(norms + (scaling == LayerScaling::None ? 0 : static_cast<int64_t>(sizeof(LayerNorms)) * chunks)) {}
 };
+
+// What optimizer_step throws about its arguments, but for the workspace.
+void check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors);
 
 namespace cpu {
 void optimizer_step(const OptimizerStepArgs& args);

@@ -72,6 +72,24 @@ class Adam32bit(Adam):
     BITS = 32
 
 
+class PagedAdam(Adam):
+    """Adam with paged state, see qbits.optim.Options."""
+
+    PAGED = True
+
+
+class PagedAdam8bit(Adam8bit):
+    """Adam with paged 8-bit state."""
+
+    PAGED = True
+
+
+class PagedAdam32bit(Adam32bit):
+    """Adam with paged 32-bit state."""
+
+    PAGED = True
+
+
 class AdamW(AdamBase):
     """torch.optim.AdamW (Loshchilov and Hutter, arXiv 1711.05101): parameters decay apart from the gradient.
 
@@ -108,3 +126,21 @@ class AdamW32bit(AdamW):
     """AdamW with 32-bit state."""
 
     BITS = 32
+
+
+class PagedAdamW(AdamW):
+    """AdamW with paged state, see qbits.optim.Options."""
+
+    PAGED = True
+
+
+class PagedAdamW8bit(AdamW8bit):
+    """AdamW with paged 8-bit state."""
+
+    PAGED = True
+
+
+class PagedAdamW32bit(AdamW32bit):
+    """AdamW with paged 32-bit state."""
+
+    PAGED = True

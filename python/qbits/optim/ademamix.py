@@ -79,3 +79,21 @@ class AdEMAMix32bit(AdEMAMix):
     """AdEMAMix with 32-bit state."""
 
     BITS = 32
+
+
+class PagedAdEMAMix(AdEMAMix):
+    """AdEMAMix with paged state, see qbits.optim.Options."""
+
+    PAGED = True
+
+
+class PagedAdEMAMix8bit(AdEMAMix8bit):
+    """AdEMAMix with paged 8-bit state."""
+
+    PAGED = True
+
+
+class PagedAdEMAMix32bit(AdEMAMix32bit):
+    """AdEMAMix with paged 32-bit state."""
+
+    PAGED = True

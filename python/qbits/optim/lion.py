@@ -59,3 +59,21 @@ class Lion32bit(Lion):
     """Lion with 32-bit state."""
 
     BITS = 32
+
+
+class PagedLion(Lion):
+    """Lion with paged state, see qbits.optim.Options."""
+
+    PAGED = True
+
+
+class PagedLion8bit(Lion8bit):
+    """Lion with paged 8-bit state."""
+
+    PAGED = True
+
+
+class PagedLion32bit(Lion32bit):
+    """Lion with paged 32-bit state."""
+
+    PAGED = True

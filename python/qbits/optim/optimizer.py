@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -11,10 +12,9 @@ from torch import Tensor
 from qbits import _C
 from qbits.optim import state_dict
 from qbits.optim.overrides import OVERRIDES
+from qbits.optim.paging import Paging
 
-BLOCK = _C.STATE_BLOCK_SIZE
 FIELDS = tuple(_C.optimizer_fields())
-ALGORITHMS = _C.optimizer_algorithms()
 _ZERO_CODE = 127  # of the signed map; that of the unsigned one is 0
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -31,6 +31,11 @@ class Options(TypedDict, total=False):
     seed: of that rounding, which is the same in every run.
     check_finite: after each step, raise FloatingPointError if elements were skipped because they were not
         finite. It waits for the GPU. Not for groups.
+    is_paged: state of parameters on a GPU lies in page-locked host memory and passes through buffers of the
+        GPU (96 MiB) while a step needs it. Classes named so always do that. Not for groups, as those below.
+    device_budget: bytes of paged state, of the first parameters that fit, that stay on each GPU all the same;
+        by default what is free at the first step, less device_reserve. Given, a step can be captured.
+    device_reserve: bytes of each GPU; by default 1 GiB.
     foreach, fused, capturable: taken from calls of torch.optim; the step is always fused and capturable.
     differentiable: must be False.
     """
@@ -41,6 +46,9 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bool
     seed: int
     check_finite: bool
+    is_paged: bool
+    device_budget: int | None
+    device_reserve: int
     foreach: bool | None
     fused: bool | None
     capturable: bool
@@ -72,7 +80,7 @@ def _overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
     return {**group, **OVERRIDES.get(param, {})}
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Paging, torch.optim.Optimizer):
     """One step of all parameters in a few launches, with state in 32 bits or in blockwise 8 bits.
 
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
@@ -85,6 +93,10 @@ class Optimizer(torch.optim.Optimizer):
 
     An element (with 8-bit state: its block) whose gradient or new state is not finite is left as it is and
     counted. With torch.amp.GradScaler the step unscales gradients on the way; `grad` keeps the scaled ones.
+
+    With `is_paged=True` the tensors in `state` are where the state is: in host memory, to be read when the
+    stream of the last step is done, or on the GPU. Results are the same, bit for bit. `state_dict()` waits
+    and gives copies in host memory.
     """
 
     ALGORITHM: ClassVar[str]
@@ -102,6 +114,7 @@ class Optimizer(torch.optim.Optimizer):
         if options.get("differentiable"):
             raise ValueError(f"[{name}] differentiable: got True, want False")
         self.check_finite = options.get("check_finite", False)
+        self._init_paging(options)
         self._forget()
         bits = options.get("optim_bits")
         defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
@@ -116,6 +129,7 @@ class Optimizer(torch.optim.Optimizer):
         self._tables: dict[torch.device, Table] = {}
         self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
         self._reported = 0
+        self._forget_pages()
 
     # --- Groups ---------------------------------------------------------------------------------------------
 
@@ -194,18 +208,18 @@ class Optimizer(torch.optim.Optimizer):
         """Gives a parameter what it lacks of its state."""
         state, device = self.state[param], param.device
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
-        bits = self._bits(group, param)
-        _, first, second = ALGORITHMS[self._algorithm()]
-        for i, numbers, zero in ((1, first, _ZERO_CODE), (2, second, 0)):
-            if numbers == 0 or f"state{i}" in state:
-                continue
-            lead = (numbers,) if numbers > 1 else ()
-            if bits == 32:
-                state[f"state{i}"] = torch.zeros((*lead, *param.shape), dtype=torch.float32, device=device)
-            else:
-                blocks = (param.numel() + BLOCK - 1) // BLOCK
-                state[f"state{i}"] = torch.full((*lead, *param.shape), zero, dtype=torch.uint8, device=device)
-                state[f"absmax{i}"] = torch.zeros((*lead, blocks), dtype=torch.float32, device=device)
+        algorithm, is_8bit = self._algorithm(), self._bits(group, param) == 8
+        layout = state_dict.layout(param, algorithm, is_8bit)
+        lacking = {key: want for key, want in layout.items() if f"state{key[-1]}" not in state}
+        if lacking == layout != {} and (pages := self._pages_of(param)) is not None:
+            made = pages.add(param, algorithm, is_8bit, self.SCALING == "none")
+        else:
+            made = {
+                key: torch.empty(shape, dtype=dtype, device=device) for key, (shape, dtype) in lacking.items()
+            }
+        for key, tensor in made.items():
+            tensor.fill_(_ZERO_CODE if key == "state1" and is_8bit else 0)
+        state.update(made)
 
     def _algorithm(self) -> str:
         return self.ALGORITHM
@@ -249,12 +263,16 @@ class Optimizer(torch.optim.Optimizer):
             self._begin()
         while True:
             self.write_groups()
+            self._place_pages()
             first = len(self.param_groups)
             missing = _C.optimizer_step(
                 self.param_groups,
                 self.state,
                 {param: first + i for i, param in enumerate(self._own_rows)} or None,
-                [(t.memory, t.skipped, *self._scalers(device)) for device, t in self._tables.items()],
+                [
+                    (table.memory, table.skipped, *self._scalers(device), self._pager(device))
+                    for device, table in self._tables.items()
+                ],
                 self._algorithm(),
                 self.DECAY,
                 self.SCALING,
@@ -298,7 +316,21 @@ class Optimizer(torch.optim.Optimizer):
         given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return [None if t is None else t.to(device, non_blocking=True) for t in given]
 
+    def _pager(self, device: torch.device) -> _C.Pager | None:
+        return self._pages[device].pager if device in self._pages else None
+
     # --- Saving and loading ---------------------------------------------------------------------------------
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; of paged state copies in host memory, after waiting for the GPU."""
+        if not self._pages:
+            return super().state_dict()
+        where_it_is, self.state = self.state, defaultdict(dict, self._host_state())
+        try:
+            return super().state_dict()
+        finally:
+            self.state = where_it_is
 
     def load_state_dict(self, state_dict_: dict[str, Any]) -> None:
         """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too."""
@@ -310,7 +342,9 @@ class Optimizer(torch.optim.Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "check_finite": self.check_finite}
+        kept = ("check_finite", "is_paged", "device_budget", "device_reserve")
+        state = super().__getstate__() | {key: getattr(self, key) for key in kept}
+        return {**state, "state": defaultdict(dict, self._host_state())} if self._pages else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -320,4 +354,9 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
         for param, own in self.state.items():
             if isinstance(param, Tensor):
-                self.state[param] = state_dict.show_tensors(own, param)
+                pages = self._pages_of(param)
+                home = param.device if pages is None else torch.device("cpu")
+                shown = state_dict.show_tensors(own, param, home)
+                if pages is not None:
+                    shown = pages.adopt(param, shown, self._algorithm(), self.SCALING == "none")
+                self.state[param] = shown

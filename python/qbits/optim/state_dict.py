@@ -11,8 +11,25 @@ from qbits import _C
 from qbits.formats import FORMATS
 
 BLOCK = _C.STATE_BLOCK_SIZE
+ALGORITHMS = _C.optimizer_algorithms()
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
 _OLD_BLOCK = 2048  # of bitsandbytes before 0.44
+
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def layout(param: Tensor, algorithm: str, is_8bit: bool) -> Layout:
+    """Shapes and dtypes of the state of a parameter, without its step, by their names."""
+    found: Layout = {}
+    blocks = (param.numel() + BLOCK - 1) // BLOCK
+    for i, numbers in enumerate(ALGORITHMS[algorithm][1:], 1):
+        lead = (numbers,) if numbers > 1 else ()
+        if numbers > 0:
+            found[f"state{i}"] = ((*lead, *param.shape), torch.uint8 if is_8bit else torch.float32)
+        if numbers > 0 and is_8bit:
+            found[f"absmax{i}"] = ((*lead, blocks), torch.float32)
+    return found
 
 
 class Hidden:
@@ -36,11 +53,11 @@ def _flat(own: Any) -> Any:
     return {key: Hidden(value) if isinstance(value, Tensor) else value for key, value in flat.items()}
 
 
-def show_tensors(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
-    """The state of a parameter as the step needs it: on its device, a step count in a tensor, no maps."""
-    shown = {key: _shown(value, param.device) for key, value in own.items()}
+def show_tensors(own: dict[str, Any], param: Tensor, device: torch.device) -> dict[str, Any]:
+    """The state of a parameter as the step needs it: on a device, a step count in a tensor, no maps."""
+    shown = {key: _shown(value, device) for key, value in own.items()}
     if "step" in shown and not isinstance(shown["step"], Tensor):
-        shown["step"] = torch.tensor(float(shown["step"]), dtype=torch.float32, device=param.device)
+        shown["step"] = torch.tensor(float(shown["step"]), dtype=torch.float32, device=device)
     for key in ("qmap1", "qmap2", "unorm_vec"):  # bitsandbytes': the maps are the same for all
         shown.pop(key, None)
     blocks = (param.numel() + BLOCK - 1) // BLOCK

@@ -1,0 +1,360 @@
+#include "qbits/pager.h"
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "ops/check.h"
+#include "ops/optimizer_step.h"
+#include "ops/pager_device.h"
+#include "ops/pager_parts.h"
+#include "ops/pager_plan.h"
+
+namespace qbits {
+namespace {
+
+constexpr std::string_view kOp = "pager";
+
+// The CPU: every copy is made at once.
+class HostPagerDevice : public PagerDevice {
+ public:
+  void use_as_main(Stream) override {}
+  void copy(PagerQueue, PagerCopy, void* to, const void* from, int64_t bytes) override {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+  void record(PagerQueue, int64_t) override {}
+  void wait(PagerQueue, int64_t) override {}
+  void finish(PagerQueue) override {}
+};
+
+std::unique_ptr<PagerDevice> make_device(Device device, int events) {
+  if (device.type == DeviceType::Cpu) return std::make_unique<HostPagerDevice>();
+  return cuda::make_pager_device(device, events);
+}
+
+const void* state_address(const OptimizerTensor& t) {
+  if (t.state1) return t.state1->data;
+  return t.state2 ? t.state2->data : nullptr;
+}
+
+}  // namespace
+
+class Pager::Impl {
+ public:
+  Impl(Device device, PagerAllocator allocator, PagerOptions options)
+      : device_(device),
+        allocator_(std::move(allocator)),
+        options_(options),
+        queues_(make_device(device, pager_events(options.buffers))) {}
+
+  ~Impl() {
+    try {
+      queues_->finish(PagerQueue::In);
+      queues_->finish(PagerQueue::Out);
+    } catch (const Error&) {  // at the end of a process the runtime may be gone
+    }
+    free_staging();
+    for (PagerEntry& entry : entries_) free_resident(entry);
+    for (const Slab& slab : slabs_) allocator_.free(PagerMemory::Host, slab.memory);
+  }
+
+  int64_t add(const PagedShape& shape) {
+    PagerEntry entry{.shape = shape, .layout = paged_layout(shape, shape.numel)};
+    entry.host = host_memory(entry.layout.bytes);
+    entry.slab = slabs_.size();
+    indices_.emplace(entry.host, std::ssize(entries_));
+    entries_.push_back(entry);
+    placed_ = false;
+    return std::ssize(entries_) - 1;
+  }
+
+  const PagerEntry& entry(int64_t index) const {
+    check::require(
+        index >= 0 && index < std::ssize(entries_), ErrorCode::InvalidIndex, kOp, "index",
+        [&] { return std::to_string(index); }, [&] { return "below " + std::to_string(entries_.size()); });
+    return entries_[index];
+  }
+
+  PagedState state(int64_t index) const {
+    const PagerEntry& e = entry(index);
+    return paged_state(e.shape, e.shape.numel, e.memory(), e.resident != nullptr ? device_ : Device{});
+  }
+
+  int64_t resident_bytes() const {
+    int64_t bytes = 0;
+    for (const PagerEntry& e : entries_) bytes += e.resident != nullptr ? e.layout.bytes : 0;
+    return bytes;
+  }
+
+  int64_t staging_bytes() const { return std::ssize(staging_) * staging_size_; }
+
+  int64_t host_bytes() const {
+    int64_t bytes = 0;
+    for (const Slab& slab : slabs_) bytes += slab.bytes;
+    return bytes;
+  }
+
+  std::string place(int64_t budget, Stream stream) {
+    settle(stream);
+    placed_ = false;
+    choose(budget);
+    evict([&](int64_t i) { return !plan_.resident[i]; });
+    bring_in();
+    make_staging();
+    runs_.clear();
+    for (const PagerWindow& window : plan_.windows) runs_.push_back(pager_runs(window, entries_));
+    placed_ = true;
+    return plan_.describe();
+  }
+
+  void page_out(Stream stream) {
+    settle(stream);
+    placed_ = false;
+    evict([](int64_t) { return true; });
+    free_staging();
+  }
+
+  void prefetch(Stream stream) {
+    if (!placed_ || prefetched_) return;
+    queues_->use_as_main(stream);
+    for (const PagerAction& action : pager_prefetch(plan_)) run(action);
+    prefetched_ = !plan_.windows.empty();
+  }
+
+  void step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
+            Stream stream) {
+    if (placed_ && plan_.windows.empty()) return optimizer_step(step, tensors, workspace, stream);
+    std::vector<OptimizerTensor> on_device;  // what needs no copy
+    std::vector<const OptimizerTensor*> passing(entries_.size());
+    sort(step, tensors, workspace, on_device, passing);
+    std::vector<bool> needed(plan_.windows.size());
+    for (size_t w = 0; w < needed.size(); ++w) {
+      const auto& pieces = plan_.windows[w].pieces;
+      needed[w] = std::any_of(pieces.begin(), pieces.end(),
+                              [&](const PagerPiece& piece) { return passing[piece.index] != nullptr; });
+    }
+    const auto update = [&](const std::vector<OptimizerTensor>& some) {
+      if (!some.empty()) optimizer_step(step, some, workspace, stream);
+    };
+    queues_->use_as_main(stream);
+    for (const PagerAction& action : pager_schedule(plan_, needed, prefetched_)) {
+      if (action.kind == PagerAction::UpdateResident) {
+        update(on_device);
+      } else if (action.kind == PagerAction::Update) {
+        update(in_window(action.index, passing));
+      } else {
+        run(action);
+      }
+    }
+    prefetched_ = false;
+  }
+
+ private:
+  struct Slab {
+    char* memory;
+    int64_t bytes;
+    int64_t used;
+  };
+
+  char* host_memory(int64_t bytes) {
+    if (slabs_.empty() || slabs_.back().bytes - slabs_.back().used < bytes) {
+      const int64_t size = std::max(bytes, options_.host_slab_bytes);
+      slabs_.push_back({static_cast<char*>(allocator_.allocate(PagerMemory::Host, size)), size, 0});
+    }
+    Slab& slab = slabs_.back();
+    return slab.memory + std::exchange(slab.used, slab.used + bytes);
+  }
+
+  // Buffers are in use no more, whatever streams the steps were on; what was prefetched is to be loaded again.
+  void settle(Stream stream) {
+    prefetched_ = false;
+    queues_->finish(PagerQueue::In);
+    queues_->finish(PagerQueue::Out);
+    queues_->use_as_main(stream);
+  }
+
+  void choose(int64_t budget) {
+    std::vector<PagedShape> shapes;
+    for (const PagerEntry& e : entries_) shapes.push_back(e.shape);
+    plan_ = pager_plan(shapes, budget, options_);
+  }
+
+  template <class Predicate>
+  void evict(Predicate&& leaves) {
+    std::vector<PagerEntry*> leaving;
+    for (int64_t i = 0; i < std::ssize(entries_); ++i) {
+      PagerEntry& e = entries_[i];
+      if (e.resident == nullptr || !leaves(i)) continue;
+      queues_->copy(PagerQueue::Main, PagerCopy::ToHost, e.host, e.resident, e.layout.bytes);
+      leaving.push_back(&e);
+    }
+    if (leaving.empty()) return;
+    queues_->finish(PagerQueue::Main);
+    for (PagerEntry* e : leaving) free_resident(*e);
+  }
+
+  void bring_in() {
+    bool copied = false;
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < std::ssize(entries_); ++i) {
+      PagerEntry& e = entries_[i];
+      if (!plan_.resident[i]) continue;
+      if (e.resident == nullptr) {
+        e.resident = static_cast<char*>(allocator_.allocate(PagerMemory::Resident, e.layout.bytes));
+        if (e.resident == nullptr) {  // nothing of what follows fits then: the choice is made in this order
+          choose(bytes);
+          evict([&](int64_t k) { return !plan_.resident[k]; });
+          break;
+        }
+        queues_->copy(PagerQueue::Main, PagerCopy::ToDevice, e.resident, e.host, e.layout.bytes);
+        copied = true;
+      }
+      bytes += e.layout.bytes;
+    }
+    if (copied) queues_->finish(PagerQueue::Main);
+  }
+
+  void make_staging() {
+    if (std::ssize(staging_) == plan_.buffers && staging_size_ == plan_.buffer_bytes) return;
+    free_staging();
+    staging_size_ = plan_.buffer_bytes;
+    for (int b = 0; b < plan_.buffers; ++b) {
+      staging_.push_back(static_cast<char*>(allocator_.allocate(PagerMemory::Staging, staging_size_)));
+    }
+  }
+
+  void free_staging() {
+    for (char* buffer : staging_) allocator_.free(PagerMemory::Staging, buffer);
+    staging_.clear();
+  }
+
+  void free_resident(PagerEntry& entry) {
+    if (entry.resident != nullptr) allocator_.free(PagerMemory::Resident, std::exchange(entry.resident, nullptr));
+  }
+
+  // Checks everything, and tells tensors whose state passes from those whose state is on the device.
+  void sort(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
+            std::vector<OptimizerTensor>& on_device, std::vector<const OptimizerTensor*>& passing) const {
+    std::vector<OptimizerTensor> as_if_there(tensors.begin(), tensors.end());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const auto found = indices_.find(state_address(tensors[i]));
+      const PagerEntry* entry = found == indices_.end() ? nullptr : &entries_[found->second];
+      if (entry == nullptr) {
+        on_device.push_back(tensors[i]);
+        continue;
+      }
+      check::require(placed_ && entry->resident == nullptr && passing[found->second] == nullptr,
+                     ErrorCode::InvalidArgument, kOp, "state", "state of the host for tensor " + std::to_string(i),
+                     "one tensor with each state, place() after add, and what state() says since then");
+      check::require(step.scaling == LayerScaling::None || !entry->shape.divisible, ErrorCode::InvalidArgument, kOp,
+                     "scaling", "one of layers for a tensor that is updated in parts", "divisible = false");
+      check::numel(kOp, "param", tensors[i].param, entry->shape.numel);
+      passing[found->second] = &tensors[i];
+      for (auto* state :
+           {&as_if_there[i].state1, &as_if_there[i].state2, &as_if_there[i].absmax1, &as_if_there[i].absmax2}) {
+        if (*state) (*state)->device = device_;
+      }
+    }
+    check_optimizer_step(step, as_if_there);
+    check::workspace(kOp, workspace, optimizer_step_workspace(step, tensors), device_);
+  }
+
+  void run(const PagerAction& action) {
+    switch (action.kind) {
+      case PagerAction::Load:
+        copy(action.queue, PagerCopy::ToDevice, action.index);
+        return;
+      case PagerAction::Store:
+        copy(action.queue, PagerCopy::ToHost, action.index);
+        return;
+      case PagerAction::Record:
+        queues_->record(action.queue, action.index);
+        return;
+      case PagerAction::Wait:
+        queues_->wait(action.queue, action.index);
+        return;
+      default:
+        return;
+    }
+  }
+
+  void copy(PagerQueue queue, PagerCopy direction, int64_t window) {
+    char* buffer = staging_[window % plan_.buffers];
+    for (const PagerRun& run : runs_[window]) {
+      char* device = buffer + run.offset;
+      if (direction == PagerCopy::ToDevice) {
+        queues_->copy(queue, direction, device, run.host, run.bytes);
+      } else {
+        queues_->copy(queue, direction, run.host, device, run.bytes);
+      }
+    }
+  }
+
+  std::vector<OptimizerTensor> in_window(int64_t window, const std::vector<const OptimizerTensor*>& passing) const {
+    std::vector<OptimizerTensor> parts;
+    char* buffer = staging_[window % plan_.buffers];
+    for (const PagerPiece& piece : plan_.windows[window].pieces) {
+      if (passing[piece.index] == nullptr) continue;
+      parts.push_back(paged_part(*passing[piece.index], entries_[piece.index].shape, piece, buffer + piece.offset));
+    }
+    return parts;
+  }
+
+  Device device_;
+  PagerAllocator allocator_;
+  PagerOptions options_;
+  std::unique_ptr<PagerDevice> queues_;
+  std::vector<PagerEntry> entries_;
+  std::unordered_map<const void*, int64_t> indices_;  // of entries, by their host memory
+  std::vector<Slab> slabs_;
+  PagerPlan plan_;
+  std::vector<std::vector<PagerRun>> runs_;  // of each window
+  std::vector<char*> staging_;
+  int64_t staging_size_ = 0;
+  bool placed_ = false;
+  bool prefetched_ = false;
+};
+
+Pager::Pager(Device device, PagerAllocator allocator, PagerOptions options) {
+  check::require(
+      options.buffers >= 1, ErrorCode::InvalidArgument, kOp, "buffers", [&] { return std::to_string(options.buffers); },
+      "at least 1");
+  check::require(allocator.allocate && allocator.free, ErrorCode::InvalidArgument, kOp, "allocator",
+                 "a function that is not there", "allocate and free");
+  impl_ = std::make_unique<Impl>(device, std::move(allocator), options);
+}
+
+Pager::~Pager() = default;
+
+int64_t Pager::add(const OptimizerAlgorithm& algorithm, int64_t numel, DType dtype, bool divisible) {
+  check::require(
+      dtype == DType::Float32 || dtype == DType::UInt8, ErrorCode::InvalidType, kOp, "dtype",
+      [&] { return std::string(name(dtype)); }, "float32 or uint8");
+  check::require(
+      numel >= 1, ErrorCode::InvalidArgument, kOp, "numel", [&] { return std::to_string(numel); }, "at least 1");
+  check::require(algorithm.first + algorithm.second > 0, ErrorCode::InvalidArgument, kOp, "algorithm",
+                 std::string(algorithm.name), "one with state");
+  return impl_->add({.numel = numel,
+                     .first = algorithm.first,
+                     .second = algorithm.second,
+                     .is_8bit = dtype == DType::UInt8,
+                     .divisible = divisible});
+}
+
+PagedState Pager::state(int64_t index) const { return impl_->state(index); }
+bool Pager::is_resident(int64_t index) const { return impl_->entry(index).resident != nullptr; }
+int64_t Pager::resident_bytes() const { return impl_->resident_bytes(); }
+int64_t Pager::staging_bytes() const { return impl_->staging_bytes(); }
+int64_t Pager::host_bytes() const { return impl_->host_bytes(); }
+std::string Pager::place(int64_t budget, Stream stream) { return impl_->place(budget, stream); }
+void Pager::page_out(Stream stream) { impl_->page_out(stream); }
+void Pager::prefetch(Stream stream) { impl_->prefetch(stream); }
+
+void Pager::step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
+                 Stream stream) {
+  impl_->step(step, tensors, workspace, stream);
+}
+
+}  // namespace qbits
