@@ -193,6 +193,7 @@ def optimizer_step(
     param_groups: list[dict],
     state: dict,
     rows: dict | None,
+    offsets: dict | None,
     devices: list[tuple],
     algorithm: str,
     decay: str,

@@ -10,6 +10,7 @@ from qbits.optim.optimizer import Optimizer, Options
 from qbits.optim.overrides import GlobalOptimManager, override
 from qbits.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
 from qbits.optim.sgd import SGD, SGD8bit, SGD32bit
+from qbits.optim.sharding import flat_state, rows_of_state
 from qbits.optim.state_dict import to_bitsandbytes
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "RMSprop32bit",
     "SGD8bit",
     "SGD32bit",
+    "flat_state",
     "override",
+    "rows_of_state",
     "to_bitsandbytes",
 ]

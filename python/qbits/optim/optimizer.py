@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.optim import state_dict
-from qbits.optim.overrides import OVERRIDES
+from qbits.optim import sharding
+from qbits.optim.overrides import OVERRIDES, refresh_overrides
+from qbits.optim.state_dict import hide_tensors, show_tensors
 
-BLOCK = _C.STATE_BLOCK_SIZE
 FIELDS = tuple(_C.optimizer_fields())
 ALGORITHMS = _C.optimizer_algorithms()
-_ZERO_CODE = 127  # of the signed map; that of the unsigned one is 0
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -79,6 +78,10 @@ class Optimizer(torch.optim.Optimizer):
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
     or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements.
 
+    State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
+    its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
+    parameters whose shards would cut through blocks, sharded vectors among them, keep 32-bit state.
+
     What changes between steps lies in device memory: nothing waits for the GPU, a learning rate may be a
     tensor, and a step can be captured into a CUDA graph, after a first one that makes the state. Replays use
     the hyperparameters that the last step(), or write_groups(), found in `param_groups`.
@@ -115,6 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         """Makes tables anew with the next step."""
         self._tables: dict[torch.device, Table] = {}
         self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
+        self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
         self._reported = 0
 
     # --- Groups ---------------------------------------------------------------------------------------------
@@ -188,7 +192,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _bits(self, group: Mapping[str, Any], param: Tensor) -> int:
         """Of the state of a parameter of a group."""
-        return 32 if param.numel() < group["min_8bit_size"] else group["optim_bits"]
+        # A DTensor has its global size.
+        is_small = param.numel() < group["min_8bit_size"]
+        return 32 if is_small or not sharding.allows_8_bits(param) else group["optim_bits"]
 
     def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
         """Gives a parameter what it lacks of its state."""
@@ -196,16 +202,17 @@ class Optimizer(torch.optim.Optimizer):
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
         bits = self._bits(group, param)
         _, first, second = ALGORITHMS[self._algorithm()]
-        for i, numbers, zero in ((1, first, _ZERO_CODE), (2, second, 0)):
+        for i, numbers in ((1, first), (2, second)):
             if numbers == 0 or f"state{i}" in state:
                 continue
             lead = (numbers,) if numbers > 1 else ()
+            shape = (*lead, *param.shape)
             if bits == 32:
-                state[f"state{i}"] = torch.zeros((*lead, *param.shape), dtype=torch.float32, device=device)
+                state[f"state{i}"] = sharding.full_like(param, len(lead), shape, 0, torch.float32)
             else:
-                blocks = (param.numel() + BLOCK - 1) // BLOCK
-                state[f"state{i}"] = torch.full((*lead, *param.shape), zero, dtype=torch.uint8, device=device)
-                state[f"absmax{i}"] = torch.zeros((*lead, blocks), dtype=torch.float32, device=device)
+                zero, scales = sharding.ZERO_CODES[i], (*lead, *sharding.scales_shape(param))
+                state[f"state{i}"] = sharding.full_like(param, len(lead), shape, zero, torch.uint8)
+                state[f"absmax{i}"] = sharding.full_like(param, len(lead), scales, 0, torch.float32)
 
     def _algorithm(self) -> str:
         return self.ALGORITHM
@@ -232,7 +239,8 @@ class Optimizer(torch.optim.Optimizer):
             What `closure` gave, else None.
 
         Raises:
-            TypeError: a sparse gradient, a distributed tensor, or a dtype that is not supported.
+            TypeError: a sparse gradient, or a dtype that is not supported; DTensors that hold parts of sums,
+                and sharded ones with LAMB or LARS, which need norms of whole tensors.
             RuntimeError: parameters without state while a CUDA graph is captured.
             FloatingPointError: with check_finite, if elements were skipped.
         """
@@ -254,6 +262,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.param_groups,
                 self.state,
                 {param: first + i for i, param in enumerate(self._own_rows)} or None,
+                self._offsets or None,
                 [(t.memory, t.skipped, *self._scalers(device)) for device, t in self._tables.items()],
                 self._algorithm(),
                 self.DECAY,
@@ -273,10 +282,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self) -> None:
         """What the first step of all needs, and the first one after loading."""
+        refresh_overrides()
         for group in self.param_groups:
             for param in group["params"]:
                 if param in OVERRIDES:
                     self._own_rows[param] = group
+                if sharding.as_dtensor(param) is not None:
+                    self._offsets[param] = sharding.offset(param)
                 if param.grad is not None:
                     self._prepare(group, param)
 
@@ -291,6 +303,10 @@ class Optimizer(torch.optim.Optimizer):
         if param in OVERRIDES:
             self._own_rows[param] = group
             group = _overridden(group, param)
+        if sharding.as_dtensor(param) is not None:
+            self._offsets[param] = sharding.offset(param)
+        if self.SCALING != "none" and sharding.is_split(param):
+            raise TypeError(f"[{type(self).__name__}] param: got a sharded one, want whole tensors")
         self._init_state(group, param)
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
@@ -300,12 +316,12 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- Saving and loading ---------------------------------------------------------------------------------
 
-    def load_state_dict(self, state_dict_: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too."""
         # The last hook before torch looks at tensors, which it would cast to the dtype of their parameter.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: state_dict.hide_tensors(saved))
+        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hide_tensors(saved))
         try:
-            super().load_state_dict(state_dict_)
+            super().load_state_dict(state_dict)
         finally:
             handle.remove()
 
@@ -320,4 +336,4 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
         for param, own in self.state.items():
             if isinstance(param, Tensor):
-                self.state[param] = state_dict.show_tensors(own, param)
+                self.state[param] = show_tensors(own, param)

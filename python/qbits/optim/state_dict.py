@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.formats import FORMATS
+from qbits.optim import sharding
 
 BLOCK = _C.STATE_BLOCK_SIZE
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
@@ -44,11 +45,15 @@ def show_tensors(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
     for key in ("qmap1", "qmap2", "unorm_vec"):  # bitsandbytes': the maps are the same for all
         shown.pop(key, None)
     blocks = (param.numel() + BLOCK - 1) // BLOCK
-    for key in ("absmax1", "absmax2"):
-        scales = shown.get(key)
-        if scales is not None and scales.shape[-1] < blocks:
-            shown[key] = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
-    return shown
+    for i in (1, 2):
+        scales = shown.get(f"absmax{i}")
+        if scales is None:
+            continue
+        is_flat = scales.ndim - sharding.lead(shown, i) == 1
+        if is_flat and scales.shape[-1] < blocks:
+            wide = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
+            shown[f"absmax{i}"] = wide
+    return sharding.fitted(shown, param)
 
 
 def to_bitsandbytes(saved: dict[str, Any]) -> dict[str, Any]:
