@@ -56,23 +56,33 @@ def show_tensors(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
     return sharding.fitted(shown, param)
 
 
-def to_bitsandbytes(saved: dict[str, Any]) -> dict[str, Any]:
+def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, Any]:
     """A state dict of an optimizer of qbits as bitsandbytes' optimizer of the same name loads it.
 
     Hyperparameters have the names they have here; where bitsandbytes has others, its loader wants them added.
+
+    Args:
+        saved: of an optimizer here; state of DTensors, whole, gets blocks over flattened parameters.
+        wrapped: tensors in a dict of their own, as bitsandbytes from 0.49.2 on saves them. Versions from 0.44
+            on, whose blocks have 256 elements, too, load them without.
+
+    Raises:
+        TypeError: DTensors in the state.
     """
-    return {**saved, "state": {key: _wrapped(own) for key, own in saved["state"].items()}}
+    return {**saved, "state": {key: _theirs(own, wrapped) for key, own in saved["state"].items()}}
 
 
-def _wrapped(own: Any) -> Any:
+def _theirs(own: Any, wrapped: bool) -> Any:
     if not isinstance(own, dict) or "step" not in own:
         return own
+    own = sharding.convert(own, by_row=False)
     tensors = {key: value for key, value in own.items() if key != "step"}
     for i, name in ((1, "dynamic"), (2, "dynamic_unsigned")):
         if f"absmax{i}" in tensors:
             device = tensors[f"absmax{i}"].device
             tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
-    return {"step": int(own["step"]), BITSANDBYTES: tensors}
+    steps = int(own["step"])
+    return {"step": steps, BITSANDBYTES: tensors} if wrapped else {"step": steps, **tensors}
 
 
 def _shown(value: Any, device: torch.device) -> Any:
