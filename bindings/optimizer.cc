@@ -242,6 +242,22 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
   return missing;
 }
 
+// One step of tensors on one device that an optimizer does not have as parameters: for each its gradient, its state and
+// its row in `groups`. `device` holds what on_device takes.
+void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const nb::list& states,
+                            const std::vector<int64_t>& rows, const nb::tuple& device, std::string_view algorithm,
+                            std::string_view decay, bool stochastic_rounding, uint64_t seed) {
+  OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
+                        .decay = choice<Decay>("decay", decay, kDecays),
+                        .stochastic_rounding = stochastic_rounding,
+                        .seed = seed};
+  Gathering gathering(on_device(choices, device), rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    gathering.add(params[i], view(params[i], kOp, "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i), 0);
+  }
+  gathering.run();
+}
+
 }  // namespace
 
 void init_optimizer(nb::module_& m) {
@@ -252,6 +268,11 @@ void init_optimizer(nb::module_& m) {
             "def optimizer_step(param_groups: list[dict], state: dict, rows: dict | None, offsets: dict | None, "
             "devices: list[tuple], algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
             "list[tuple[int, torch.Tensor]]"));
+  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a, "device"_a,
+        "algorithm"_a, "decay"_a, "stochastic_rounding"_a, "seed"_a,
+        nb::sig("def optimizer_step_tensors(params: list[torch.Tensor], grads: list[torch.Tensor], "
+                "states: list[dict], rows: list[int], device: tuple, algorithm: str, decay: str, "
+                "stochastic_rounding: bool, seed: int) -> None"));
   m.def(
       "write_optimizer_groups",
       [](const std::vector<double>& values, nb::handle groups) {

@@ -187,4 +187,4 @@ def test_every_optimizer_has_a_formula():
     others = {"Optimizer", "Options", "GlobalOptimManager", "override", "to_bitsandbytes"}
     others |= {"flat_state", "rows_of_state"}
     classes = {name.removesuffix("8bit").removesuffix("32bit") for name in optim.__all__} - others
-    assert classes == {*optim_cases.HYPERPARAMETERS, "LAMB", "LARS"}
+    assert classes == {*optim_cases.HYPERPARAMETERS, "LAMB", "LARS", "Muon"}

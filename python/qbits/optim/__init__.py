@@ -6,6 +6,7 @@ from qbits.optim.ademamix import AdEMAMix, AdEMAMix8bit, AdEMAMix32bit
 from qbits.optim.lamb import LAMB, LAMB8bit, LAMB32bit
 from qbits.optim.lars import LARS, LARS8bit, LARS32bit
 from qbits.optim.lion import Lion, Lion8bit, Lion32bit
+from qbits.optim.muon import Muon, Muon8bit, Muon32bit
 from qbits.optim.optimizer import Optimizer, Options
 from qbits.optim.overrides import GlobalOptimManager, override
 from qbits.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
@@ -37,6 +38,9 @@ __all__ = [
     "Lion",
     "Lion8bit",
     "Lion32bit",
+    "Muon",
+    "Muon8bit",
+    "Muon32bit",
     "Optimizer",
     "Options",
     "RMSprop",

@@ -66,9 +66,15 @@ class Table:
             self.rows[row, 0].copy_(rate, non_blocking=True)
 
 
-def _overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
+def overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
     """The hyperparameters of a parameter that has some of its own."""
     return {**group, **OVERRIDES.get(param, {})}
+
+
+def _row(own: Mapping[str, float]) -> list[float]:
+    """A row of the table."""
+    free = [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
+    return [float(own.get(name, 0.0)) for name in FIELDS] + free
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -169,24 +175,28 @@ class Optimizer(torch.optim.Optimizer):
         """
         values: list[float] = []
         rates: dict[int, Tensor] = {}
-        groups = [*self.param_groups, *(_overridden(g, p) for p, g in self._own_rows.items())]
+        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
         for row, group in enumerate(groups):
-            own = self._hyperparameters(group)
-            own["maximize"] = group["maximize"]
+            own = {"maximize": group["maximize"], **self._hyperparameters(group)}
             rate = group["lr"]
             if isinstance(rate, Tensor) and rate.is_cuda:
                 rates[row] = rate
                 rate = 0.0
             own["lr"] = rate
-            values += [float(own.get(name, 0.0)) for name in FIELDS]
-            values += [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
-        rows = len(groups)
+            values += _row(own)
+        for own in self._more_rows(groups):
+            values += _row(own)
+        rows = len(values) // _C.OPTIMIZER_FIELDS
         for device, table in self._tables.items():
             if len(table.rows) != rows:
                 fresh = Table(device, rows)
                 fresh.skipped = table.skipped
                 self._tables[device] = table = fresh
             table.write(values, rates)
+
+    def _more_rows(self, groups: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """What the table has behind the rows of the groups."""
+        return []
 
     # --- State ----------------------------------------------------------------------------------------------
 
@@ -257,11 +267,10 @@ class Optimizer(torch.optim.Optimizer):
             self._begin()
         while True:
             self.write_groups()
-            first = len(self.param_groups)
             missing = _C.optimizer_step(
                 self.param_groups,
                 self.state,
-                {param: first + i for i, param in enumerate(self._own_rows)} or None,
+                self._rows_of_their_own() or None,
                 self._offsets or None,
                 [(t.memory, t.skipped, *self._scalers(device)) for device, t in self._tables.items()],
                 self._algorithm(),
@@ -274,6 +283,10 @@ class Optimizer(torch.optim.Optimizer):
                 break
             for index, param in missing:
                 self._prepare(self.param_groups[index], param)
+        self._report()
+
+    def _report(self) -> None:
+        """Raises FloatingPointError for elements skipped since the last time, if that is wanted."""
         if self.check_finite and (skipped := self.skipped()) > self._reported:
             news, self._reported = skipped - self._reported, skipped
             raise FloatingPointError(
@@ -302,12 +315,16 @@ class Optimizer(torch.optim.Optimizer):
             self._tables[param.device] = Table(param.device, len(self.param_groups))
         if param in OVERRIDES:
             self._own_rows[param] = group
-            group = _overridden(group, param)
+            group = overridden(group, param)
         if sharding.as_dtensor(param) is not None:
             self._offsets[param] = sharding.offset(param)
         if self.SCALING != "none" and sharding.is_split(param):
             raise TypeError(f"[{type(self).__name__}] param: got a sharded one, want whole tensors")
         self._init_state(group, param)
+
+    def _rows_of_their_own(self) -> dict[Tensor, int]:
+        """The rows of parameters with overrides, behind those of groups."""
+        return {param: len(self.param_groups) + i for i, param in enumerate(self._own_rows)}
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
         """What GradScaler has left for this step, on the device: grad_scale and found_inf."""
