@@ -106,7 +106,7 @@ class Gathering {
 
   // `param` and `grad` are what this process has of them.
   void add(nb::handle param, TensorView param_view, const nb::object& grad, nb::handle state, int64_t row, uint32_t id,
-           int64_t offset) {
+           int64_t offset = 0, nb::handle grad_scale = {}) {
     updated_.append(param);
     if (!param_view.is_contiguous()) {
       nb::object copy = nb::steal(PyObject_CallMethodObjArgs(param.ptr(), names().contiguous.ptr(), nullptr));
@@ -129,6 +129,7 @@ class Gathering {
     tensor.row = row_of(tensor, *step.algorithm, param_view);
     tensor.step = local_view(find(state, key.step), "step");
     tensor.offset = offset;
+    if (grad_scale.is_valid()) tensor.grad_scale = view(grad_scale, kOp, "grad_scale");
     tensor.group = row;
     tensor.id = id;
   }
@@ -192,11 +193,11 @@ OptimizerStep on_device(OptimizerStep step, nb::handle tensors) {
 
 // One step of the parameters that have gradients. `devices` holds what on_device takes, for each device; `rows` names
 // the row in `groups` of parameters that do not have their group's, `offsets` the elements before the part of a DTensor
-// that this process has. Returns the group and parameter of those that lack
-// state or a device; if there are any, nothing has been done.
+// that this process has, `grad_scales` what single gradients are divided by. Returns the group and parameter of those
+// that lack state or a device; if there are any, nothing has been done.
 nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb::handle rows, nb::handle offsets,
-                        const nb::list& devices, std::string_view algorithm, std::string_view decay,
-                        std::string_view scaling, bool stochastic_rounding, uint64_t seed) {
+                        nb::handle grad_scales, const nb::list& devices, std::string_view algorithm,
+                        std::string_view decay, std::string_view scaling, bool stochastic_rounding, uint64_t seed) {
   const OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
                               .decay = choice<Decay>("decay", decay, kDecays),
                               .scaling = choice<LayerScaling>("scaling", scaling, kScalings),
@@ -233,7 +234,8 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
         const nb::handle offset = offsets.is_none() ? nb::handle() : find(offsets, param);
         gathering->add(plain, param_view, is_whole ? grad : local_grad(param, grad), own,
                        row.is_valid() ? nb::cast<int64_t>(row) : static_cast<int64_t>(g), id,
-                       offset.is_valid() ? nb::cast<int64_t>(offset) : 0);
+                       offset.is_valid() ? nb::cast<int64_t>(offset) : 0,
+                       grad_scales.is_none() ? nb::handle() : find(grad_scales, param));
       }
     }
   }
@@ -253,7 +255,7 @@ void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const
                         .seed = seed};
   Gathering gathering(on_device(choices, device), rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
-    gathering.add(params[i], view(params[i], kOp, "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i), 0);
+    gathering.add(params[i], view(params[i], kOp, "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i));
   }
   gathering.run();
 }
@@ -263,9 +265,10 @@ void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const
 void init_optimizer(nb::module_& m) {
   using namespace nb::literals;
   m.def("optimizer_step", &optimizer_step, "param_groups"_a, "state"_a, "rows"_a.none(), "offsets"_a.none(),
-        "devices"_a, "algorithm"_a, "decay"_a, "scaling"_a, "stochastic_rounding"_a, "seed"_a,
+        "grad_scales"_a.none(), "devices"_a, "algorithm"_a, "decay"_a, "scaling"_a, "stochastic_rounding"_a, "seed"_a,
         nb::sig(
             "def optimizer_step(param_groups: list[dict], state: dict, rows: dict | None, offsets: dict | None, "
+            "grad_scales: dict | None, "
             "devices: list[tuple], algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
             "list[tuple[int, torch.Tensor]]"));
   m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a, "device"_a,

@@ -194,6 +194,7 @@ def optimizer_step(
     state: dict,
     rows: dict | None,
     offsets: dict | None,
+    grad_scales: dict | None,
     devices: list[tuple],
     algorithm: str,
     decay: str,

@@ -248,6 +248,27 @@ TEST(OptimizerStep, RowsAreTensorsOfTheirOwn) {
   }
 }
 
+TEST(OptimizerStep, GradientsAreDividedByScales) {
+  Problem plain("adam", true, test::any_row());
+  Problem scaled("adam", true, test::any_row());
+  Buffer all(DType::Float32, 1);
+  Buffer own(DType::Float32, 1);
+  all.set(0, 4.0F);
+  own.set(0, 0.5F);
+  for (size_t i = 0; i < scaled.grads.size(); ++i) {
+    for (int64_t j = 0; j < test::kSizes[i]; ++j) scaled.grads[i].set(j, scaled.grads[i].get(j) * (i == 7 ? 2 : 4));
+  }
+  scaled.step.grad_scale = view(all);
+  auto tensors = scaled.tensors();
+  tensors[7].grad_scale = view(own);
+  std::vector<std::max_align_t> workspace(optimizer_step_workspace(scaled.step, tensors) / sizeof(std::max_align_t) +
+                                          1);
+  const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
+  optimizer_step(scaled.step, tensors, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
+  plain.run();
+  for (size_t i = 0; i < plain.params.size(); ++i) EXPECT_EQ(plain.params[i].bytes, scaled.params[i].bytes) << i;
+}
+
 TEST(OptimizerStep, FoundInfChangesNothing) {
   Problem p("adam", true, test::any_row());
   Buffer one(DType::Float32, 1);

@@ -230,6 +230,29 @@ def columns(mesh, folder):
         optim.AdamW([partial]).step()
 
 
+def clips(mesh, folder):
+    """Norms are those of whole gradients."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    sets = [[parameter(shape, seed=i) for i, shape in enumerate(((9, 64), (301,), (6, 8)))] for _ in range(2)]
+    kinds = (Shard(0), Shard(0), Replicate())
+    pairs = zip(sets[1], kinds, strict=True)
+    sets[1] = [nn.Parameter(distribute(p.detach(), mesh, kind)) for p, kind in pairs]
+    pair = [optim.AdamW(s, lr=0.1, max_grad_norm=0.5, percentile_clipping=40) for s in sets]
+    for t in range(6):
+        for params, optimizer in zip(sets, pair, strict=True):
+            for i, (param, kind) in enumerate(zip(params, kinds, strict=True)):
+                (grad,) = gradients(param.shape, 1, seed=10 * t + i)
+                param.grad = grad if params is sets[0] else distribute(grad, mesh, kind)
+            optimizer.step()
+    for a, b in zip(*sets, strict=True):
+        torch.testing.assert_close(whole(b), a, rtol=1e-4, atol=1e-5)
+    sets[1][0].grad = distribute(torch.full((9, 64), torch.nan), mesh, Shard(0))
+    before = whole(sets[1][2].detach()).clone()
+    pair[1].step()
+    assert torch.equal(whole(sets[1][2]), before) and pair[1].skipped() == 1
+
+
 def worker(rank, port, ranks, folder, tasks):
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -260,7 +283,7 @@ def test_checkpoints_are_for_any_number_of_processes(tmp_path):
 
 @NEEDS_GLOO
 def test_two_processes(tmp_path):
-    spawn(2, tmp_path, whole_states_are_sharded, trains, columns)
+    spawn(2, tmp_path, whole_states_are_sharded, trains, columns, clips)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "AdEMAMix", "Lion"])

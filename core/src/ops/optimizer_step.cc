@@ -94,6 +94,13 @@ bool allows_vectors(const OptimizerEntry& e, const OptimizerAlgorithm& algorithm
   return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0) && e.row % 4 == 0;
 }
 
+const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
+  if (!t) return nullptr;
+  check::tensor(kOp, what, *t, {DType::Float32}, device);
+  check::numel(kOp, what, *t, 1);
+  return t->as<const float>();
+}
+
 OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int64_t groups, Device device) {
   const OptimizerAlgorithm& algorithm = *step.algorithm;
   const int64_t n = t.param.numel();
@@ -123,6 +130,7 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .absmax1 = static_cast<float*>(data(t.absmax1)),
                        .absmax2 = static_cast<float*>(data(t.absmax2)),
                        .step = t.step.as<float>(),
+                       .grad_scale = checked_scalar("grad_scale", t.grad_scale, device),
                        .numel = n,
                        .row = row_of(t),
                        .offset = t.offset,
@@ -145,13 +153,6 @@ int64_t check_groups(std::string_view op, const TensorView& groups, Device devic
       ErrorCode::InvalidArgument, op, "groups", [&] { return groups.describe(); },
       [&] { return "rows of " + std::to_string(kBytes) + " bytes, on an 8-byte boundary"; });
   return groups.numel() / kBytes;
-}
-
-const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
-  if (!t) return nullptr;
-  check::tensor(kOp, what, *t, {DType::Float32}, device);
-  check::numel(kOp, what, *t, 1);
-  return t->as<const float>();
 }
 
 void check_choices(const OptimizerStep& step) {

@@ -22,6 +22,7 @@ struct OptimizerEntry {
   float* absmax1;  // null for 32-bit state
   float* absmax2;
   float* step;
+  const float* grad_scale;  // or null
   int64_t numel;
   int64_t row;  // 0 for 32-bit state
   int64_t offset;
@@ -76,7 +77,7 @@ struct Coefficients {
   int32_t skip;        // found_inf
 };
 
-struct OptimizerRecord {
+struct alignas(16) OptimizerRecord {
   OptimizerEntry entry;
   Coefficients c;
 };

@@ -74,6 +74,7 @@ class Muon(Optimizer):
         self._require(group, "ns_coefficients", lambda abc: len(abc) == 3, "3 numbers")
         self._require(group, "eps", lambda eps: eps > 0, "above 0")
         self._require(group, "ns_steps", lambda steps: 1 <= steps < 100, "1 to 99")
+        self._require(group, "percentile_clipping", lambda p: p == 100, "100")
         known = (None, "original", "match_rms_adamw")
         self._require(group, "adjust_lr_fn", lambda name: name in known, "original or match_rms_adamw")
         for param in group["params"]:
@@ -118,6 +119,7 @@ class Muon(Optimizer):
                 if param.numel() > 0:
                     key = (param.device, param.shape, own_rows.get(param, row))
                     batches.setdefault(key, []).append(param)
+        self._clip()
         self.write_groups()
         for device in self._tables:
             own = {key[1:]: batch for key, batch in batches.items() if key[0] == device}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.optim import sharding
+from qbits.optim import clipping, sharding
 from qbits.optim.overrides import OVERRIDES, refresh_overrides
 from qbits.optim.state_dict import hide_tensors, show_tensors
 
@@ -28,6 +28,11 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bfloat16 parameters are rounded up or down at random, to the nearer neighbour more
         often. One choice for all groups.
     seed: of that rounding, which is the same in every run.
+    max_grad_norm: gradients of all groups together are divided by what makes their norm at most this, on the
+        device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
+        an attribute of the optimizer, not for groups; by default None.
+    percentile_clipping: the gradient of a parameter is divided by what makes its norm at most this percentile
+        of the norms of its last 100 steps, 1 to 99; by default 100 for no clipping.
     check_finite: after each step, raise FloatingPointError if elements were skipped because they were not
         finite. It waits for the GPU. Not for groups.
     foreach, fused, capturable: taken from calls of torch.optim; the step is always fused and capturable.
@@ -39,6 +44,8 @@ class Options(TypedDict, total=False):
     maximize: bool
     stochastic_rounding: bool
     seed: int
+    max_grad_norm: float | None
+    percentile_clipping: int
     check_finite: bool
     foreach: bool | None
     fused: bool | None
@@ -111,6 +118,9 @@ class Optimizer(torch.optim.Optimizer):
         if options.get("differentiable"):
             raise ValueError(f"[{name}] differentiable: got True, want False")
         self.check_finite = options.get("check_finite", False)
+        self.max_grad_norm = options.get("max_grad_norm")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"[{name}] max_grad_norm: got {self.max_grad_norm}, want None or above 0")
         self._forget()
         bits = options.get("optim_bits")
         defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
@@ -118,6 +128,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults["maximize"] = options.get("maximize", False)
         defaults["stochastic_rounding"] = options.get("stochastic_rounding", False)
         defaults["seed"] = options.get("seed", 0)
+        defaults["percentile_clipping"] = options.get("percentile_clipping", 100)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
@@ -126,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
         self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
         self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
         self._reported = 0
+        self._scales = clipping.Scales()
 
     # --- Groups ---------------------------------------------------------------------------------------------
 
@@ -145,6 +157,7 @@ class Optimizer(torch.optim.Optimizer):
         bits = (8, 32) if self.BITS is None else (self.BITS,)
         self._require(group, "optim_bits", lambda value: value in bits, " or ".join(map(str, bits)))
         self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
+        self._require(group, "percentile_clipping", lambda p: p in range(1, 101), "1 to 100")
         self._require(group, "seed", lambda seed: 0 <= seed < 2**64, "0 to 2^64 - 1")
         for key in ("stochastic_rounding", "seed"):
             value, first = group[key], self.param_groups[0][key]
@@ -265,6 +278,7 @@ class Optimizer(torch.optim.Optimizer):
     def _update(self) -> None:
         if not self._tables:
             self._begin()
+        self._clip()
         while True:
             self.write_groups()
             missing = _C.optimizer_step(
@@ -272,6 +286,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.state,
                 self._rows_of_their_own() or None,
                 self._offsets or None,
+                self._scales.of_params or None,
                 [(t.memory, t.skipped, *self._scalers(device)) for device, t in self._tables.items()],
                 self._algorithm(),
                 self.DECAY,
@@ -284,6 +299,28 @@ class Optimizer(torch.optim.Optimizer):
             for index, param in missing:
                 self._prepare(self.param_groups[index], param)
         self._report()
+
+    def _clip(self) -> None:
+        """Finds what gradients are divided by in this step."""
+        given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        self._scales = clipping.Scales(*given)
+        own = [overridden(group, param)["percentile_clipping"] for param, group in self._own_rows.items()]
+        if self.max_grad_norm is None and all(
+            percentile == 100 for percentile in (*own, *(g["percentile_clipping"] for g in self.param_groups))
+        ):
+            return
+        params = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.device not in self._tables or "step" not in self.state.get(param, {}):
+                    self._prepare(group, param)
+                hyperparameters = overridden(group, param) if param in self._own_rows else group
+                params.append((param, hyperparameters, self.state[param]))
+        self._scales = clipping.scales(params, self.max_grad_norm, *given)
+        if (count := self._scales.not_finite) is not None:
+            self._tables[count.device].skipped.add_(count)
 
     def _report(self) -> None:
         """Raises FloatingPointError for elements skipped since the last time, if that is wanted."""
@@ -327,8 +364,8 @@ class Optimizer(torch.optim.Optimizer):
         return {param: len(self.param_groups) + i for i, param in enumerate(self._own_rows)}
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
-        """What GradScaler has left for this step, on the device: grad_scale and found_inf."""
-        given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        """What GradScaler or clipping has left for this step, on the device: grad_scale and found_inf."""
+        given = (self._scales.grad_scale, self._scales.found_inf)
         return [None if t is None else t.to(device, non_blocking=True) for t in given]
 
     # --- Saving and loading ---------------------------------------------------------------------------------
@@ -343,7 +380,11 @@ class Optimizer(torch.optim.Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "check_finite": self.check_finite}
+        return {
+            **super().__getstate__(),
+            "check_finite": self.check_finite,
+            "max_grad_norm": self.max_grad_norm,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -216,3 +216,24 @@ def _widened(own: dict[str, Any]) -> dict[str, Any]:
         wide = [dequantize_blockwise(c, s, table, BLOCK, torch.float32) for c, s in pairs]
         own[f"state{i}"] = torch.stack(wide) if scales.ndim > 1 else wide[0]
     return own
+
+
+# --- Norms --------------------------------------------------------------------------------------------------
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process' part of a DTensor, and any other tensor itself."""
+    dtensor = as_dtensor(tensor)
+    return tensor if dtensor is None else dtensor.to_local()
+
+
+def summed(squares: Tensor, mesh: Any, placements: Any) -> Tensor:
+    """Sums over processes, of what each has of tensors with these placements."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    if any(placement.is_partial() for placement in placements):
+        raise TypeError(
+            "[clipping] grad: got a DTensor that holds parts of a sum, want sharded or replicated"
+        )
+    parts = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+    return DTensor.from_local(squares, mesh, parts, run_check=False).full_tensor()
