@@ -15,6 +15,11 @@ if sys.argv[1:2] == ["quality"]:
 
     raise SystemExit(main(sys.argv[2:]))
 
+if sys.argv[1:2] == ["training"]:
+    from bench.training import main
+
+    raise SystemExit(main(sys.argv[2:]))
+
 from bench.cpu import main
 
 raise SystemExit(main())

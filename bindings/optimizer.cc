@@ -28,6 +28,7 @@ constexpr const char* kOp = "optimizer_step";
 // What attributes and keys are looked up by.
 struct Names {
   nb::object grad, params, step, state1, state2, absmax1, absmax2, contiguous, copy, increment_version;
+  nb::object local_tensor, placements;
 };
 
 const Names& names() {
@@ -42,7 +43,9 @@ const Names& names() {
                      .absmax2 = intern("absmax2"),
                      .contiguous = intern("contiguous"),
                      .copy = intern("copy_"),
-                     .increment_version = nb::module_::import_("torch._C").attr("_increment_version")};
+                     .increment_version = nb::module_::import_("torch._C").attr("_increment_version"),
+                     .local_tensor = intern("_local_tensor"),
+                     .placements = intern("placements")};
   }();
   return *names;
 }
@@ -54,10 +57,38 @@ nb::handle find(nb::handle dict, nb::handle key) {
   return found;
 }
 
+// What this process has of a DTensor, and any other object itself. Its to_local() would take longer than the rest of
+// the gathering.
+nb::object local(nb::handle tensor) {
+  PyObject* const found = PyObject_GetAttr(tensor.ptr(), names().local_tensor.ptr());
+  if (found != nullptr) return nb::steal(found);
+  PyErr_Clear();
+  return nb::borrow(tensor);
+}
+
+// As view(), of what this process has.
+TensorView local_view(nb::handle tensor, const char* argument) {
+  TensorView view;
+  if (view_tensor(tensor.ptr(), view)) return view;
+  const nb::object own = local(tensor);
+  if (!view_tensor(own.ptr(), view)) throw_refusal(own.ptr(), kOp, argument);
+  return view;
+}
+
 // Leaves `out` without a value where the state lacks the key.
 void fill_view(nb::handle state, const nb::object& key, const char* argument, std::optional<TensorView>& out) {
-  const nb::handle found = find(state, key);
-  if (found.is_valid() && !view_tensor(found.ptr(), out.emplace())) throw_refusal(found.ptr(), kOp, argument);
+  if (const nb::handle found = find(state, key); found.is_valid()) out = local_view(found, argument);
+}
+
+// The part of the gradient that belongs to this process' part of a DTensor.
+nb::object local_grad(nb::handle param, nb::object grad) {
+  const nb::object placements = param.attr(names().placements);
+  if (!grad.attr(names().placements).equal(placements)) {
+    grad = grad.attr("redistribute")(nb::none(), placements);
+  }
+  nb::object own = local(grad);
+  TensorView ready;
+  return view_tensor(own.ptr(), ready) ? own : nb::object(own.attr("wait")());  // its communication may still run
 }
 
 bool has_state(nb::handle state, const OptimizerAlgorithm& algorithm) {
@@ -99,8 +130,9 @@ class Gathering {
     kept_.reserve(most);
   }
 
-  void add(nb::handle param, TensorView param_view, const nb::object& grad, nb::handle state, int64_t row,
-           uint32_t id) {
+  // `param` and `grad` are what this process has of them.
+  void add(nb::handle param, TensorView param_view, const nb::object& grad, nb::handle state, int64_t row, uint32_t id,
+           int64_t offset = 0, nb::handle grad_scale = {}) {
     updated_.append(param);
     if (!param_view.is_contiguous()) {
       nb::object copy = nb::steal(PyObject_CallMethodObjArgs(param.ptr(), names().contiguous.ptr(), nullptr));
@@ -120,7 +152,10 @@ class Gathering {
       fill_view(state, key.absmax1, "absmax1", tensor.absmax1);
       if (step.algorithm->second > 0) fill_view(state, key.absmax2, "absmax2", tensor.absmax2);
     }
-    tensor.step = view(find(state, key.step), kOp, "step");
+    tensor.row = row_of(tensor, *step.algorithm, param_view);
+    tensor.step = local_view(find(state, key.step), "step");
+    tensor.offset = offset;
+    if (grad_scale.is_valid()) tensor.grad_scale = view(grad_scale, kOp, "grad_scale");
     tensor.group = row;
     tensor.id = id;
   }
@@ -148,6 +183,13 @@ class Gathering {
   OptimizerStep step;
 
  private:
+  // Scales of two dimensions belong to rows.
+  static int64_t row_of(const OptimizerTensor& tensor, const OptimizerAlgorithm& algorithm, const TensorView& param) {
+    const int lead = algorithm.first > 1 ? 1 : 0;
+    const bool by_row = tensor.absmax1 && tensor.absmax1->ndim - lead == 2 && param.numel() > 0;
+    return by_row && param.ndim > 0 ? param.numel() / param.shape[0] : 0;
+  }
+
   Pager* pager_;
   std::vector<OptimizerTensor> tensors_;
   nb::list updated_;
@@ -181,11 +223,12 @@ Gathering on_device(OptimizerStep step, nb::handle device, size_t most) {
 }
 
 // One step of the parameters that have gradients. `devices` holds what on_device takes, for each device; `rows` names
-// the row in `groups` of parameters that do not have their group's. Returns the group and parameter of those that lack
-// state or a device; if there are any, nothing has been done.
-nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb::handle rows, const nb::list& devices,
-                        std::string_view algorithm, std::string_view decay, std::string_view scaling,
-                        bool stochastic_rounding, uint64_t seed) {
+// the row in `groups` of parameters that do not have their group's, `offsets` the elements before the part of a DTensor
+// that this process has, `grad_scales` what single gradients are divided by. Returns the group and parameter of those
+// that lack state or a device; if there are any, nothing has been done.
+nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb::handle rows, nb::handle offsets,
+                        nb::handle grad_scales, const nb::list& devices, std::string_view algorithm,
+                        std::string_view decay, std::string_view scaling, bool stochastic_rounding, uint64_t seed) {
   const OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
                               .decay = choice<Decay>("decay", decay, kDecays),
                               .scaling = choice<LayerScaling>("scaling", scaling, kScalings),
@@ -206,7 +249,13 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
       const nb::object grad = nb::steal(PyObject_GetAttr(param.ptr(), names().grad.ptr()));
       if (!grad.is_valid()) throw nb::python_error();
       if (grad.is_none()) continue;
-      const TensorView param_view = view(param, kOp, "param");
+      nb::object plain = nb::borrow(param);
+      TensorView param_view;
+      const bool is_whole = view_tensor(param.ptr(), param_view);
+      if (!is_whole) {
+        plain = local(param);
+        param_view = view(plain, kOp, "param");
+      }
       const auto gathering = std::find_if(gatherings.begin(), gatherings.end(), [&](const Gathering& candidate) {
         return candidate.step.groups.device == param_view.device;
       });
@@ -214,8 +263,11 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
         missing.append(nb::make_tuple(g, param));
       } else if (missing.size() == 0) {
         const nb::handle row = rows.is_none() ? nb::handle() : find(rows, param);
-        gathering->add(param, param_view, grad, own, row.is_valid() ? nb::cast<int64_t>(row) : static_cast<int64_t>(g),
-                       id);
+        const nb::handle offset = offsets.is_none() ? nb::handle() : find(offsets, param);
+        gathering->add(plain, param_view, is_whole ? grad : local_grad(param, grad), own,
+                       row.is_valid() ? nb::cast<int64_t>(row) : static_cast<int64_t>(g), id,
+                       offset.is_valid() ? nb::cast<int64_t>(offset) : 0,
+                       grad_scales.is_none() ? nb::handle() : find(grad_scales, param));
       }
     }
   }
@@ -224,15 +276,38 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
   return missing;
 }
 
+// One step of tensors on one device that an optimizer does not have as parameters: for each its gradient, its state and
+// its row in `groups`. `device` holds what on_device takes.
+void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const nb::list& states,
+                            const std::vector<int64_t>& rows, const nb::tuple& device, std::string_view algorithm,
+                            std::string_view decay, bool stochastic_rounding, uint64_t seed) {
+  OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
+                        .decay = choice<Decay>("decay", decay, kDecays),
+                        .stochastic_rounding = stochastic_rounding,
+                        .seed = seed};
+  Gathering gathering = on_device(choices, device, rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    gathering.add(params[i], view(params[i], kOp, "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i));
+  }
+  gathering.run();
+}
+
 }  // namespace
 
 void init_optimizer(nb::module_& m) {
   using namespace nb::literals;
-  m.def("optimizer_step", &optimizer_step, "param_groups"_a, "state"_a, "rows"_a.none(), "devices"_a, "algorithm"_a,
-        "decay"_a, "scaling"_a, "stochastic_rounding"_a, "seed"_a,
-        nb::sig("def optimizer_step(param_groups: list[dict], state: dict, rows: dict | None, devices: list[tuple], "
-                "algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
-                "list[tuple[int, torch.Tensor]]"));
+  m.def("optimizer_step", &optimizer_step, "param_groups"_a, "state"_a, "rows"_a.none(), "offsets"_a.none(),
+        "grad_scales"_a.none(), "devices"_a, "algorithm"_a, "decay"_a, "scaling"_a, "stochastic_rounding"_a, "seed"_a,
+        nb::sig(
+            "def optimizer_step(param_groups: list[dict], state: dict, rows: dict | None, offsets: dict | None, "
+            "grad_scales: dict | None, "
+            "devices: list[tuple], algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
+            "list[tuple[int, torch.Tensor]]"));
+  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a, "device"_a,
+        "algorithm"_a, "decay"_a, "stochastic_rounding"_a, "seed"_a,
+        nb::sig("def optimizer_step_tensors(params: list[torch.Tensor], grads: list[torch.Tensor], "
+                "states: list[dict], rows: list[int], device: tuple, algorithm: str, decay: str, "
+                "stochastic_rounding: bool, seed: int) -> None"));
   m.def(
       "write_optimizer_groups",
       [](const std::vector<double>& values, nb::handle groups) {

@@ -193,6 +193,8 @@ def optimizer_step(
     param_groups: list[dict],
     state: dict,
     rows: dict | None,
+    offsets: dict | None,
+    grad_scales: dict | None,
     devices: list[tuple],
     algorithm: str,
     decay: str,
@@ -200,6 +202,17 @@ def optimizer_step(
     stochastic_rounding: bool,
     seed: int,
 ) -> list[tuple[int, torch.Tensor]]: ...
+def optimizer_step_tensors(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    states: list[dict],
+    rows: list[int],
+    device: tuple,
+    algorithm: str,
+    decay: str,
+    stochastic_rounding: bool,
+    seed: int,
+) -> None: ...
 def write_optimizer_groups(values: list[float], groups: torch.Tensor) -> None: ...
 def optimizer_algorithms() -> dict[str, tuple[str, int, int]]: ...
 def optimizer_fields() -> list[str]: ...

@@ -50,15 +50,26 @@ inline Buffer filled(DType dtype, int64_t n, uint8_t byte) {
   return buffer;
 }
 
+inline int64_t state_blocks(int64_t n, int64_t row) {
+  return row == 0 ? (n + 255) / 256 : n / row * ((row + 255) / 256);
+}
+
+// A length of rows that n elements make up, 0 without `by_row`.
+inline int64_t row_of(int64_t n, bool by_row) {
+  int64_t row = by_row ? std::min<int64_t>(n, 600) : 0;
+  while (by_row && n % row != 0) --row;
+  return row;
+}
+
 // Of one tensor, in this order; what the algorithm has no use for is empty.
 struct StateBuffers {
   Buffer state1, state2, absmax1, absmax2, step;
 
-  StateBuffers(const OptimizerAlgorithm& algorithm, int64_t n, bool is_8bit)
+  StateBuffers(const OptimizerAlgorithm& algorithm, int64_t n, bool is_8bit, int64_t row = 0)
       : state1(filled(is_8bit ? DType::UInt8 : DType::Float32, algorithm.first * n, is_8bit ? 127 : 0)),
         state2(filled(is_8bit ? DType::UInt8 : DType::Float32, algorithm.second * n, 0)),
-        absmax1(filled(DType::Float32, is_8bit ? algorithm.first * ((n + 255) / 256) : 0, 0)),
-        absmax2(filled(DType::Float32, is_8bit ? algorithm.second * ((n + 255) / 256) : 0, 0)),
+        absmax1(filled(DType::Float32, is_8bit ? algorithm.first * state_blocks(n, row) : 0, 0)),
+        absmax2(filled(DType::Float32, is_8bit ? algorithm.second * state_blocks(n, row) : 0, 0)),
         step(filled(DType::Float32, 1, 0)) {}
 };
 

@@ -190,6 +190,85 @@ TEST(OptimizerStep, StochasticRoundingIsRightOnAverageAndRepeats) {
   EXPECT_NE(bytes, run(1, 1));
 }
 
+// Blocks that start anew at each row are those of rows that are tensors by themselves.
+TEST(OptimizerStep, RowsAreTensorsOfTheirOwn) {
+  constexpr int64_t kRows = 70;  // some in another chunk
+  for (const OptimizerAlgorithm& algorithm : optimizer_algorithms()) {
+    if (algorithm.first == 0) continue;
+    for (int64_t row : {1, 255, 256, 257, 576}) {
+      const int64_t n = kRows * row;
+      Problem whole(algorithm.name, true, test::any_row());
+      Problem parts(algorithm.name, true, test::any_row());
+      whole.params = parts.params = {test::random_buffer(DType::BFloat16, n, 1)};
+      whole.grads = parts.grads = {test::random_buffer(DType::Float32, n, 2)};
+      whole.grads[0].set(3 * row, NAN);
+      parts.grads = whole.grads;
+      whole.states = {test::StateBuffers(algorithm, n, true, row)};
+      parts.states.assign(kRows, test::StateBuffers(algorithm, row, true));
+      for (Problem* p : {&whole, &parts}) p->step.stochastic_rounding = true;
+      const auto run = [](Problem& p, const std::vector<OptimizerTensor>& all) {
+        std::vector<std::max_align_t> workspace(optimizer_step_workspace(p.step, all) / sizeof(std::max_align_t) + 1);
+        const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
+        for (int i = 0; i < 3; ++i) {
+          optimizer_step(p.step, all, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
+        }
+      };
+      auto all = whole.tensors();
+      all[0].row = row;
+      run(whole, all);
+      all.clear();
+      for (int64_t i = 0; i < kRows; ++i) {
+        auto& s = parts.states[i];
+        auto& t =
+            all.emplace_back(test::optimizer_tensor({view(parts.params[0]), view(parts.grads[0]), view(s.state1),
+                                                     view(s.state2), view(s.absmax1), view(s.absmax2), view(s.step)}));
+        t.param = TensorView::contiguous(parts.params[0].bytes.data() + 2 * i * row, DType::BFloat16, {row});
+        t.grad = TensorView::contiguous(parts.grads[0].bytes.data() + 4 * i * row, DType::Float32, {row});
+        t.offset = i * row;
+      }
+      run(parts, all);
+      const std::string where = std::string(algorithm.name) + " " + std::to_string(row);
+      EXPECT_EQ(whole.params[0].bytes, parts.params[0].bytes) << where;
+      EXPECT_EQ(whole.count_skipped(), parts.count_skipped()) << where;
+      const int64_t blocks = test::state_blocks(row, 0);
+      for (int64_t i = 0; i < kRows; ++i) {
+        for (int k = 0; k < algorithm.first; ++k) {
+          for (int64_t j = 0; j < row; ++j) {
+            ASSERT_EQ(whole.states[0].state1.bytes[k * n + i * row + j], parts.states[i].state1.bytes[k * row + j])
+                << where;
+          }
+          for (int64_t j = 0; j < blocks; ++j) {
+            ASSERT_EQ(whole.states[0].absmax1.get((k * kRows + i) * blocks + j),
+                      parts.states[i].absmax1.get(k * blocks + j))
+                << where;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(OptimizerStep, GradientsAreDividedByScales) {
+  Problem plain("adam", true, test::any_row());
+  Problem scaled("adam", true, test::any_row());
+  Buffer all(DType::Float32, 1);
+  Buffer own(DType::Float32, 1);
+  all.set(0, 4.0F);
+  own.set(0, 0.5F);
+  for (size_t i = 0; i < scaled.grads.size(); ++i) {
+    for (int64_t j = 0; j < test::kSizes[i]; ++j) scaled.grads[i].set(j, scaled.grads[i].get(j) * (i == 7 ? 2 : 4));
+  }
+  scaled.step.grad_scale = view(all);
+  auto tensors = scaled.tensors();
+  tensors[7].grad_scale = view(own);
+  std::vector<std::max_align_t> workspace(optimizer_step_workspace(scaled.step, tensors) / sizeof(std::max_align_t) +
+                                          1);
+  const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
+  optimizer_step(scaled.step, tensors, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
+  plain.run();
+  for (size_t i = 0; i < plain.params.size(); ++i) EXPECT_EQ(plain.params[i].bytes, scaled.params[i].bytes) << i;
+}
+
 TEST(OptimizerStep, FoundInfChangesNothing) {
   Problem p("adam", true, test::any_row());
   Buffer one(DType::Float32, 1);
@@ -228,6 +307,10 @@ TEST(OptimizerStep, WhatDoesNotFitIsRefused) {
             "[optimizer_step] state2: got float32[1] on cpu, want uint8 (tensor 0)");
   EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[3].group = 1; }),
             "[optimizer_step] group: got 1, want one of the 1 rows (tensor 3)");
+  EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[2].row = 2; }),
+            "[optimizer_step] row: got 2, want 0 or a divisor of 127 (tensor 2)");
+  EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[8].row = 10; }),
+            "[optimizer_step] absmax1: got float32[4] on cpu, want 100 elements (tensor 8)");
   EXPECT_EQ(refused(InvalidArgument, [](Problem& p, Tensors&) { p.step.groups.shape[0] = 100; }),
             "[optimizer_step] groups: got uint8[100] on cpu, want rows of 128 bytes, on an 8-byte boundary");
   EXPECT_EQ(refused(InvalidArgument, [](Problem& p, Tensors&) { p.step.algorithm = nullptr; }),

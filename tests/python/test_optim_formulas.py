@@ -185,6 +185,7 @@ def test_8_bits_train_as_32_do(place):
 
 def test_every_optimizer_has_a_formula():
     others = {"Optimizer", "Options", "GlobalOptimManager", "override", "to_bitsandbytes"}
+    others |= {"flat_state", "rows_of_state"}
     names = {name.removeprefix("Paged") for name in optim.__all__}
     classes = {name.removesuffix("8bit").removesuffix("32bit") for name in names} - others
-    assert classes == {*optim_cases.HYPERPARAMETERS, "LAMB", "LARS"}
+    assert classes == {*optim_cases.HYPERPARAMETERS, "LAMB", "LARS", "Muon"}

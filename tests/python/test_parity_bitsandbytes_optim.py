@@ -69,19 +69,25 @@ def test_a_run_of_bitsandbytes_goes_on_here(name, bits, place):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["wrapped", "flat", "by row"])
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_of_here_goes_on_in_bitsandbytes(name, bits, place):
+def test_a_run_of_here_goes_on_in_bitsandbytes(name, bits, layout, place):
     (theirs, ours), (peer, own) = pair(name, bits, place)
     for t in range(3):
         step(own, ours, t)
+    if layout == "by row":  # as DTensors leave it
+        own.load_state_dict(optim.rows_of_state(own.state_dict()))
+        step(own, ours, 3)
     for a, b in zip(ours, theirs, strict=True):
         b.data.copy_(a.data)
-    saved = optim.to_bitsandbytes(own.state_dict())
+    saved = optim.to_bitsandbytes(own.state_dict(), wrapped=layout != "flat")
+    if layout == "by row":
+        own.load_state_dict(optim.flat_state(own.state_dict()))
     groups = peer.state_dict()["param_groups"]
     peer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    step(own, ours, 3)
-    step(peer, theirs, 3)
+    step(own, ours, 4)
+    step(peer, theirs, 4)
     for a, b in zip(ours, theirs, strict=True):
-        assert peer.state[b]["step"] == 4
+        assert peer.state[b]["step"] == (5 if layout == "by row" else 4)
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

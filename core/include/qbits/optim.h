@@ -71,21 +71,26 @@ enum class OptimizerField : uint8_t {
 inline constexpr int kOptimizerFields = 16;  // doubles in a row, two of them free
 QBITS_API std::span<const std::string_view> optimizer_fields();
 
-// Elements that share a scale of 8-bit state. Blocks run over the flattened tensor.
+// Elements that share a scale of 8-bit state. Blocks run over the flattened tensor, or over each of its rows.
 inline constexpr int64_t kStateBlockSize = 256;
 
 // One parameter. Its state is float32, or uint8 codes with one scale a block; state starts as zeros (codes of zero are
 // 127 in state1 and 0 in state2).
 struct OptimizerTensor {
-  TensorView param;                   // float, n elements
-  TensorView grad;                    // float, n elements; its dtype may be another
-  std::optional<TensorView> state1;   // first * n elements, one number of all elements after the other
-  std::optional<TensorView> state2;   // second * n elements
-  std::optional<TensorView> absmax1;  // 8-bit: float32[first * ceil(n / 256)]
-  std::optional<TensorView> absmax2;  // 8-bit: float32[second * ceil(n / 256)]
-  TensorView step;                    // float32, one element: steps taken, which the call counts up
-  int64_t group = 0;                  // its row in the group table
-  uint32_t id = 0;                    // tells the tensors of one optimizer apart for stochastic rounding
+  TensorView param;                      // float, n elements
+  TensorView grad;                       // float, n elements; its dtype may be another
+  std::optional<TensorView> state1;      // first * n elements, one number of all elements after the other
+  std::optional<TensorView> state2;      // second * n elements
+  std::optional<TensorView> absmax1;     // 8-bit: float32[first * blocks]
+  std::optional<TensorView> absmax2;     // 8-bit: float32[second * blocks]
+  TensorView step;                       // float32, one element: steps taken, which the call counts up
+  std::optional<TensorView> grad_scale;  // float32, one element: this gradient is divided by it, too
+  int64_t group = 0;                     // its row in the group table
+  uint32_t id = 0;                       // tells the tensors of one optimizer apart for stochastic rounding
+  // Elements after which blocks start anew, so that rows can be dealt out to processes; it divides n, and there are
+  // n / row * ceil(row / 256) blocks, fewer than 2^32. 0: there are ceil(n / 256), over the flattened tensor.
+  int64_t row = 0;
+  int64_t offset = 0;  // of a part of a tensor: the elements before it, which stochastic rounding counts
   // Of a tensor that is stepped in slices, which begin at multiples of kStateBlockSize and do not reach across a
   // multiple of 2^32: where this one begins, and whether it is the one that counts up the step, which is the last.
   int64_t begin = 0;

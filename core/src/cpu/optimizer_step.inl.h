@@ -90,8 +90,9 @@ class BlockUpdate {
   static constexpr bool kInMemory = kHasState<Rule>;
 
   void read(int64_t block) {
-    start_ = block * kBlock;
-    n_ = entry_.numel - start_ < kBlock ? entry_.numel - start_ : kBlock;
+    const StateBlock at = state_block(entry_, block);
+    start_ = at.start;
+    n_ = at.size;
     widen(b_.p, entry_.param, entry_.param_dtype, start_);
     widen(b_.g, entry_.grad, entry_.grad_dtype, start_);
   }
@@ -108,7 +109,7 @@ class BlockUpdate {
                       : static_cast<T*>(entry_.state2) + start_;
   }
   float* scale(int k, int64_t block) const {
-    const int64_t blocks = (entry_.numel - 1) / kBlock + 1;
+    const int64_t blocks = k == 0 || k >= kFirst ? 0 : state_blocks(entry_.numel, entry_.row);
     return k < kFirst ? entry_.absmax1 + k * blocks + block : entry_.absmax2 + block;
   }
   const StateMap& map(int k) const { return k < kFirst ? maps_.first : maps_.second; }
@@ -195,7 +196,7 @@ class BlockUpdate {
       for (int64_t i = 0; i < n_; ++i) {
         const uint32_t x = __builtin_bit_cast(uint32_t, b_.p[i]);
         if ((x & 0x7f800000) == 0x7f800000) continue;  // adding to these would change what they are
-        b_.p[i] = __builtin_bit_cast(float, (x + random_bits(c_.random, start_ + i)) & 0xffff0000U);
+        b_.p[i] = __builtin_bit_cast(float, (x + random_bits(c_.random, entry_.offset + start_ + i)) & 0xffff0000U);
       }
     }
     from_floats(b_.p, n_, entry_.param, entry_.param_dtype, start_);
@@ -215,7 +216,7 @@ template <class Body>
 void for_each_block(const OptimizerStepArgs& args, const OptimizerChunks& chunks, Body&& body) {
   dispatch_rule(args.algorithm, "optimizer_step", [&](auto rule) {
     BlockUpdate<decltype(rule)> update(args, chunks);
-    const int64_t blocks = (chunks.record->entry.numel - 1) / kBlock + 1;
+    const int64_t blocks = state_blocks(chunks.record->entry.numel, chunks.record->entry.row);
     const int64_t end = chunks.end * kOptimizerChunkBlocks < blocks ? chunks.end * kOptimizerChunkBlocks : blocks;
     for (int64_t block = chunks.begin * kOptimizerChunkBlocks; block < end; ++block) body(update, block);
   });

@@ -60,7 +60,7 @@ __device__ void for_each_chunk(const OptimizerWork& work, WarpRecord& own, Body&
     }
     if (own.record.c.skip != 0) return;
     const int64_t begin = (chunk - first) * kOptimizerChunkBlocks;
-    const int64_t blocks = (own.record.entry.numel - 1) / kStateBlock + 1;
+    const int64_t blocks = state_blocks(own.record.entry.numel, own.record.entry.row);
     body(own.record, begin, min(begin + kOptimizerChunkBlocks, blocks), chunk);
   }
 }

@@ -103,10 +103,8 @@ class WarpUpdate {
   static constexpr int kCount = kStates<Rule>;
 
   __device__ BlockPlace place(int64_t block) const {
-    const int64_t start = block * kStateBlock;
-    return {.start = start,
-            .lane = static_cast<int>(threadIdx.x) % 32,
-            .valid = static_cast<int>(min(entry_.numel - start, int64_t{kStateBlock}))};
+    const StateBlock at = state_block(entry_, block);
+    return {.start = at.start, .lane = static_cast<int>(threadIdx.x) % 32, .valid = static_cast<int>(at.size)};
   }
 
   // Number `k` of an element's state.
@@ -116,7 +114,7 @@ class WarpUpdate {
   }
   __device__ float* scale(int k, int64_t block) const {
     if (k >= kFirst) return global(entry_.absmax2 + block);
-    return global(entry_.absmax1 + (k == 0 ? 0 : k * ((entry_.numel - 1) / kStateBlock + 1)) + block);
+    return global(entry_.absmax1 + (k == 0 ? 0 : k * state_blocks(entry_.numel, entry_.row)) + block);
   }
 
   // A block as it lies in memory.
@@ -316,7 +314,8 @@ class WarpUpdate {
     if (work_.stochastic_rounding && entry_.param_dtype == DType::BFloat16) {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
-        const uint32_t sum = __float_as_uint(p[j]) + random_bits(c_.random, at.start + element_of(at.lane, j));
+        const int64_t element = entry_.offset + at.start + element_of(at.lane, j);
+        const uint32_t sum = __float_as_uint(p[j]) + random_bits(c_.random, element);
         if (is_finite(p[j])) p[j] = __uint_as_float(sum & 0xffff0000U);
       }
     }

@@ -129,7 +129,8 @@ QBITS_HOST_DEVICE inline OptimizerRecord begin_step(const OptimizerStepArgs& arg
   }
   const float t = *entry.step + 1.0F;
   if (entry.counts) *entry.step = t;
-  const double grad_scale = args.grad_scale != nullptr ? static_cast<double>(*args.grad_scale) : 1.0;
+  double grad_scale = args.grad_scale != nullptr ? static_cast<double>(*args.grad_scale) : 1.0;
+  if (entry.grad_scale != nullptr) grad_scale *= static_cast<double>(*entry.grad_scale);
   record.c = coefficients(args, args.groups + static_cast<int64_t>(entry.group) * kOptimizerFields, entry.id,
                           static_cast<double>(t), grad_scale);
   begin_random(record.c.random, entry.begin);

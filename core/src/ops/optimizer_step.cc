@@ -54,11 +54,16 @@ constexpr std::array<std::string_view, 14> kFields = {"lr",       "weight_decay"
 static_assert(kFields.size() == static_cast<size_t>(OptimizerField::Scaling) + 1);
 static_assert(kFields.size() <= kOptimizerFields);
 
-int64_t blocks_of(int64_t numel) { return ceil_div(numel, kStateBlockSize); }
+bool is_8bit(const OptimizerTensor& t) { return t.state1 && t.state1->dtype == DType::UInt8; }
+
+// Of the blocks the step works with; those of 32-bit state have no rows.
+int64_t row_of(const OptimizerTensor& t) { return is_8bit(t) ? t.row : 0; }
+
+int64_t chunks_of(int64_t numel, int64_t row) { return ceil_div(state_blocks(numel, row), kOptimizerChunkBlocks); }
 
 int64_t chunks_of(std::span<const OptimizerTensor> tensors) {
   int64_t chunks = 0;
-  for (const OptimizerTensor& t : tensors) chunks += ceil_div(t.param.numel(), kOptimizerChunk);
+  for (const OptimizerTensor& t : tensors) chunks += chunks_of(t.param.numel(), row_of(t));
   return chunks;
 }
 
@@ -69,7 +74,8 @@ void require_presence(std::string_view what, const std::optional<TensorView>& t,
 
 // State of `numbers` an element, in the dtype `states`, and its scales.
 void check_state(std::string_view state_name, std::string_view absmax_name, const std::optional<TensorView>& state,
-                 const std::optional<TensorView>& absmax, int64_t numbers, DType states, int64_t n, Device device) {
+                 const std::optional<TensorView>& absmax, int64_t numbers, DType states, int64_t n, int64_t blocks,
+                 Device device) {
   require_presence(state_name, state, numbers > 0);
   require_presence(absmax_name, absmax, numbers > 0 && states == DType::UInt8);
   if (state) {
@@ -78,16 +84,21 @@ void check_state(std::string_view state_name, std::string_view absmax_name, cons
   }
   if (absmax) {
     check::tensor(kOp, absmax_name, *absmax, {DType::Float32}, device);
-    check::numel(kOp, absmax_name, *absmax, numbers * blocks_of(n));
+    check::numel(kOp, absmax_name, *absmax, numbers * blocks);
   }
 }
-
-bool is_8bit(const OptimizerTensor& t) { return t.state1 && t.state1->dtype == DType::UInt8; }
 
 bool allows_vectors(const OptimizerEntry& e, const OptimizerAlgorithm& algorithm) {
   const uintptr_t all = reinterpret_cast<uintptr_t>(e.param) | reinterpret_cast<uintptr_t>(e.grad) |
                         reinterpret_cast<uintptr_t>(e.state1) | reinterpret_cast<uintptr_t>(e.state2);
-  return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0);
+  return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0) && e.row % 4 == 0;
+}
+
+const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
+  if (!t) return nullptr;
+  check::tensor(kOp, what, *t, {DType::Float32}, device);
+  check::numel(kOp, what, *t, 1);
+  return t->as<const float>();
 }
 
 OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int64_t groups, Device device) {
@@ -96,9 +107,16 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
   check::floating(kOp, "param", t.param, device);
   check::floating(kOp, "grad", t.grad, device);
   check::numel(kOp, "grad", t.grad, n);
+  check::require(
+      t.row >= 0 && (t.row == 0 || n % t.row == 0), ErrorCode::InvalidArgument, kOp, "row",
+      [&] { return std::to_string(t.row); }, [&] { return "0 or a divisor of " + std::to_string(n); });
+  const int64_t blocks = state_blocks(n, row_of(t));
+  check::require(
+      row_of(t) == 0 || blocks <= std::numeric_limits<uint32_t>::max(), ErrorCode::InvalidArgument, kOp, "row",
+      [&] { return std::to_string(blocks) + " blocks"; }, "fewer than 2^32 blocks of rows");
   const DType states = is_8bit(t) ? DType::UInt8 : DType::Float32;
-  check_state("state1", "absmax1", t.state1, t.absmax1, algorithm.first, states, n, device);
-  check_state("state2", "absmax2", t.state2, t.absmax2, algorithm.second, states, n, device);
+  check_state("state1", "absmax1", t.state1, t.absmax1, algorithm.first, states, n, blocks, device);
+  check_state("state2", "absmax2", t.state2, t.absmax2, algorithm.second, states, n, blocks, device);
   check::tensor(kOp, "step", t.step, {DType::Float32}, device);
   check::numel(kOp, "step", t.step, 1);
   check::require(
@@ -112,8 +130,11 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .absmax1 = static_cast<float*>(data(t.absmax1)),
                        .absmax2 = static_cast<float*>(data(t.absmax2)),
                        .step = t.step.as<float>(),
+                       .grad_scale = checked_scalar("grad_scale", t.grad_scale, device),
                        .numel = n,
                        .begin = t.begin,
+                       .row = row_of(t),
+                       .offset = t.offset,
                        .group = static_cast<int32_t>(t.group),
                        .id = t.id,
                        .first_chunk = 0,
@@ -135,14 +156,6 @@ int64_t check_groups(std::string_view op, const TensorView& groups, Device devic
       [&] { return "rows of " + std::to_string(kBytes) + " bytes, on an 8-byte boundary"; });
   return groups.numel() / kBytes;
 }
-
-void check_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
-  if (!t) return;
-  check::tensor(kOp, what, *t, {DType::Float32}, device);
-  check::numel(kOp, what, *t, 1);
-}
-
-const float* scalar(const std::optional<TensorView>& t) { return t ? t->as<const float>() : nullptr; }
 
 void check_choices(const OptimizerStep& step) {
   check::require(step.algorithm != nullptr, ErrorCode::InvalidArgument, kOp, "algorithm", "none",
@@ -182,7 +195,7 @@ Entries make_entries(const OptimizerStep& step, std::span<const OptimizerTensor>
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   for (int64_t i = 0; i < std::ssize(entries.all); ++i) {
     entries.all[i].first_chunk = static_cast<int32_t>(std::min(entries.chunks, kMost));
-    entries.chunks += ceil_div(entries.all[i].numel, kOptimizerChunk);
+    entries.chunks += chunks_of(entries.all[i].numel, entries.all[i].row);
     if (i < entries.count_8bit) entries.chunks_8bit = entries.chunks;
   }
   check::require(
@@ -195,8 +208,8 @@ Entries checked(const OptimizerStep& step, std::span<const OptimizerTensor> tens
   check_choices(step);
   const Device device = step.groups.device;
   const int64_t groups = check_groups(kOp, step.groups, device);
-  check_scalar("grad_scale", step.grad_scale, device);
-  check_scalar("found_inf", step.found_inf, device);
+  static_cast<void>(checked_scalar("grad_scale", step.grad_scale, device));
+  static_cast<void>(checked_scalar("found_inf", step.found_inf, device));
   check::tensor(kOp, "skipped", step.skipped, {DType::Int64}, device);
   check::numel(kOp, "skipped", step.skipped, 1);
   return make_entries(step, tensors, groups, device);
@@ -245,8 +258,8 @@ void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> 
                                .stochastic_rounding = step.stochastic_rounding,
                                .seed = step.seed,
                                .groups = step.groups.as<const double>(),
-                               .grad_scale = scalar(step.grad_scale),
-                               .found_inf = scalar(step.found_inf),
+                               .grad_scale = checked_scalar("grad_scale", step.grad_scale, device),
+                               .found_inf = checked_scalar("found_inf", step.found_inf, device),
                                .skipped = step.skipped.as<int64_t>(),
                                .entries = entries.all.data(),
                                .count = static_cast<int32_t>(entries.all.size()),

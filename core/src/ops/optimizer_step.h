@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/host_device.h"
 #include "qbits/optim.h"
 
 // What back ends receive of an optimizer step: validated, tensors with 8-bit state in front. There is at least one
@@ -9,9 +10,9 @@
 
 namespace qbits {
 
-// A tensor is worked on in chunks of so many elements, numbered over all tensors.
-inline constexpr int64_t kOptimizerChunk = 8192;
-inline constexpr int64_t kOptimizerChunkBlocks = kOptimizerChunk / kStateBlockSize;
+// A tensor is worked on in chunks of so many blocks, numbered over all tensors.
+inline constexpr int64_t kOptimizerChunkBlocks = 32;
+inline constexpr int64_t kOptimizerChunk = kOptimizerChunkBlocks * kStateBlockSize;
 
 struct OptimizerEntry {
   void* param;
@@ -21,8 +22,11 @@ struct OptimizerEntry {
   float* absmax1;  // null for 32-bit state
   float* absmax2;
   float* step;
+  const float* grad_scale;  // or null
   int64_t numel;
   int64_t begin;
+  int64_t row;  // 0 for 32-bit state
+  int64_t offset;
   int32_t group;
   uint32_t id;
   int32_t first_chunk;
@@ -31,6 +35,30 @@ struct OptimizerEntry {
   bool vectors;  // all pointers allow loads of 16 bytes at every fourth element
   bool counts;
 };
+
+// Functions are static, so that the linker cannot merge copies compiled for different instruction sets.
+QBITS_HOST_DEVICE static inline int64_t state_blocks(int64_t numel, int64_t row) {
+  const int64_t run = row == 0 ? numel : row;
+  const int64_t blocks = run / kStateBlockSize + (run % kStateBlockSize != 0);
+  return row == 0 ? blocks : numel / row * blocks;
+}
+
+struct StateBlock {
+  int64_t start;
+  int64_t size;
+};
+
+QBITS_HOST_DEVICE static inline StateBlock state_block(const OptimizerEntry& entry, int64_t block) {
+  int64_t start = block * kStateBlockSize;
+  int64_t end = entry.numel;
+  if (entry.row != 0) {  // a branch, and 32 bits, because division is slow on a GPU
+    const auto of_row = static_cast<uint32_t>(state_blocks(entry.row, 0));
+    const uint32_t row = static_cast<uint32_t>(block) / of_row;
+    start = row * entry.row + (static_cast<uint32_t>(block) - row * of_row) * kStateBlockSize;
+    end = (row + int64_t{1}) * entry.row;
+  }
+  return {.start = start, .size = end - start < kStateBlockSize ? end - start : kStateBlockSize};
+}
 
 // What the formulas of an algorithm (optimizer_rules.h) need beside the tensors, rounded to float32.
 struct Coefficients {

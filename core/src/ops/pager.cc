@@ -251,6 +251,8 @@ class Pager::Impl {
       check::require(step.scaling == LayerScaling::None || !entry->shape.divisible, ErrorCode::InvalidArgument, kOp,
                      "scaling", "one of layers for a tensor that is updated in parts", "divisible = false");
       check::numel(kOp, "param", tensors[i].param, entry->shape.numel);
+      check::require(tensors[i].row == 0, ErrorCode::Unsupported, kOp, "row", "blocks by rows",
+                     "blocks over the flattened tensor where state is paged");
       passing[found->second] = &tensors[i];
       for (auto* state :
            {&as_if_there[i].state1, &as_if_there[i].state2, &as_if_there[i].absmax1, &as_if_there[i].absmax2}) {

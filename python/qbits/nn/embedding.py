@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbits.optim.overrides import override
+from qbits.optim.overrides import override_of_module
 
 
 class Embedding(nn.Embedding):
@@ -30,7 +30,7 @@ class Embedding(nn.Embedding):
         self._fill_padding_idx_with_zero()
 
     def _keep_32_bits(self) -> None:
-        override(self.weight, optim_bits=32)
+        override_of_module(self, "weight", optim_bits=32)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of copies and pickles
         super().__setstate__(state)

@@ -26,10 +26,12 @@ from qbits.optim.ademamix import (
 from qbits.optim.lamb import LAMB, LAMB8bit, LAMB32bit
 from qbits.optim.lars import LARS, LARS8bit, LARS32bit
 from qbits.optim.lion import Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit
+from qbits.optim.muon import Muon, Muon8bit, Muon32bit
 from qbits.optim.optimizer import Optimizer, Options
 from qbits.optim.overrides import GlobalOptimManager, override
 from qbits.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
 from qbits.optim.sgd import SGD, SGD8bit, SGD32bit
+from qbits.optim.sharding import flat_state, rows_of_state
 from qbits.optim.state_dict import to_bitsandbytes
 
 __all__ = [
@@ -56,6 +58,9 @@ __all__ = [
     "Lion",
     "Lion8bit",
     "Lion32bit",
+    "Muon",
+    "Muon8bit",
+    "Muon32bit",
     "Optimizer",
     "Options",
     "PagedAdEMAMix",
@@ -75,6 +80,8 @@ __all__ = [
     "RMSprop32bit",
     "SGD8bit",
     "SGD32bit",
+    "flat_state",
     "override",
+    "rows_of_state",
     "to_bitsandbytes",
 ]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.optim import state_dict
-from qbits.optim.overrides import OVERRIDES
+from qbits.optim import clipping, sharding, state_dict
+from qbits.optim.overrides import OVERRIDES, refresh_overrides
 from qbits.optim.paging import Paging
+from qbits.optim.state_dict import hide_tensors
 
 FIELDS = tuple(_C.optimizer_fields())
-_ZERO_CODE = 127  # of the signed map; that of the unsigned one is 0
+ALGORITHMS = _C.optimizer_algorithms()
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -29,6 +30,11 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bfloat16 parameters are rounded up or down at random, to the nearer neighbour more
         often. One choice for all groups.
     seed: of that rounding, which is the same in every run.
+    max_grad_norm: gradients of all groups together are divided by what makes their norm at most this, on the
+        device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
+        an attribute of the optimizer, not for groups; by default None.
+    percentile_clipping: the gradient of a parameter is divided by what makes its norm at most this percentile
+        of the norms of its last 100 steps, 1 to 99; by default 100 for no clipping.
     check_finite: after each step, raise FloatingPointError if elements were skipped because they were not
         finite. It waits for the GPU. Not for groups.
     is_paged: state of parameters on a GPU lies in page-locked host memory and passes through buffers of the
@@ -45,6 +51,8 @@ class Options(TypedDict, total=False):
     maximize: bool
     stochastic_rounding: bool
     seed: int
+    max_grad_norm: float | None
+    percentile_clipping: int
     check_finite: bool
     is_paged: bool
     device_budget: int | None
@@ -75,9 +83,15 @@ class Table:
             self.rows[row, 0].copy_(rate, non_blocking=True)
 
 
-def _overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
+def overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
     """The hyperparameters of a parameter that has some of its own."""
     return {**group, **OVERRIDES.get(param, {})}
+
+
+def _row(own: Mapping[str, float]) -> list[float]:
+    """A row of the table."""
+    free = [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
+    return [float(own.get(name, 0.0)) for name in FIELDS] + free
 
 
 class Optimizer(Paging, torch.optim.Optimizer):
@@ -86,6 +100,10 @@ class Optimizer(Paging, torch.optim.Optimizer):
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
     or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements.
+
+    State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
+    its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
+    parameters whose shards would cut through blocks, sharded vectors among them, keep 32-bit state.
 
     What changes between steps lies in device memory: nothing waits for the GPU, a learning rate may be a
     tensor, and a step can be captured into a CUDA graph, after a first one that makes the state. Replays use
@@ -115,6 +133,9 @@ class Optimizer(Paging, torch.optim.Optimizer):
             raise ValueError(f"[{name}] differentiable: got True, want False")
         self.check_finite = options.get("check_finite", False)
         self._init_paging(options)
+        self.max_grad_norm = options.get("max_grad_norm")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"[{name}] max_grad_norm: got {self.max_grad_norm}, want None or above 0")
         self._forget()
         bits = options.get("optim_bits")
         defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
@@ -122,14 +143,17 @@ class Optimizer(Paging, torch.optim.Optimizer):
         defaults["maximize"] = options.get("maximize", False)
         defaults["stochastic_rounding"] = options.get("stochastic_rounding", False)
         defaults["seed"] = options.get("seed", 0)
+        defaults["percentile_clipping"] = options.get("percentile_clipping", 100)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
         self._tables: dict[torch.device, Table] = {}
         self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
+        self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
         self._reported = 0
         self._forget_pages()
+        self._scales = clipping.Scales()
 
     # --- Groups ---------------------------------------------------------------------------------------------
 
@@ -149,6 +173,7 @@ class Optimizer(Paging, torch.optim.Optimizer):
         bits = (8, 32) if self.BITS is None else (self.BITS,)
         self._require(group, "optim_bits", lambda value: value in bits, " or ".join(map(str, bits)))
         self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
+        self._require(group, "percentile_clipping", lambda p: p in range(1, 101), "1 to 100")
         self._require(group, "seed", lambda seed: 0 <= seed < 2**64, "0 to 2^64 - 1")
         for key in ("stochastic_rounding", "seed"):
             value, first = group[key], self.param_groups[0][key]
@@ -179,18 +204,18 @@ class Optimizer(Paging, torch.optim.Optimizer):
         """
         values: list[float] = []
         rates: dict[int, Tensor] = {}
-        groups = [*self.param_groups, *(_overridden(g, p) for p, g in self._own_rows.items())]
+        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
         for row, group in enumerate(groups):
-            own = self._hyperparameters(group)
-            own["maximize"] = group["maximize"]
+            own = {"maximize": group["maximize"], **self._hyperparameters(group)}
             rate = group["lr"]
             if isinstance(rate, Tensor) and rate.is_cuda:
                 rates[row] = rate
                 rate = 0.0
             own["lr"] = rate
-            values += [float(own.get(name, 0.0)) for name in FIELDS]
-            values += [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
-        rows = len(groups)
+            values += _row(own)
+        for own in self._more_rows(groups):
+            values += _row(own)
+        rows = len(values) // _C.OPTIMIZER_FIELDS
         for device, table in self._tables.items():
             if len(table.rows) != rows:
                 fresh = Table(device, rows)
@@ -198,11 +223,17 @@ class Optimizer(Paging, torch.optim.Optimizer):
                 self._tables[device] = table = fresh
             table.write(values, rates)
 
+    def _more_rows(self, groups: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """What the table has behind the rows of the groups."""
+        return []
+
     # --- State ----------------------------------------------------------------------------------------------
 
     def _bits(self, group: Mapping[str, Any], param: Tensor) -> int:
         """Of the state of a parameter of a group."""
-        return 32 if param.numel() < group["min_8bit_size"] else group["optim_bits"]
+        # A DTensor has its global size.
+        is_small = param.numel() < group["min_8bit_size"]
+        return 32 if is_small or not sharding.allows_8_bits(param) else group["optim_bits"]
 
     def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
         """Gives a parameter what it lacks of its state."""
@@ -211,15 +242,16 @@ class Optimizer(Paging, torch.optim.Optimizer):
         algorithm, is_8bit = self._algorithm(), self._bits(group, param) == 8
         layout = state_dict.layout(param, algorithm, is_8bit)
         lacking = {key: want for key, want in layout.items() if f"state{key[-1]}" not in state}
+        zeros = {"state1": sharding.ZERO_CODES[1], "state2": sharding.ZERO_CODES[2]} if is_8bit else {}
         if lacking == layout != {} and (pages := self._pages_of(param)) is not None:
             made = pages.add(param, algorithm, is_8bit, self.SCALING == "none")
-        else:
-            made = {
-                key: torch.empty(shape, dtype=dtype, device=device) for key, (shape, dtype) in lacking.items()
-            }
-        for key, tensor in made.items():
-            tensor.fill_(_ZERO_CODE if key == "state1" and is_8bit else 0)
-        state.update(made)
+            for key, tensor in made.items():
+                tensor.fill_(zeros.get(key, 0))
+            state.update(made)
+            return
+        for key, (shape, dtype) in lacking.items():
+            before = len(layout[f"state{key[-1]}"][0]) - param.ndim
+            state[key] = sharding.full_like(param, before, shape, zeros.get(key, 0), dtype)
 
     def _algorithm(self) -> str:
         return self.ALGORITHM
@@ -246,7 +278,8 @@ class Optimizer(Paging, torch.optim.Optimizer):
             What `closure` gave, else None.
 
         Raises:
-            TypeError: a sparse gradient, a distributed tensor, or a dtype that is not supported.
+            TypeError: a sparse gradient, or a dtype that is not supported; DTensors that hold parts of sums,
+                and sharded ones with LAMB or LARS, which need norms of whole tensors.
             RuntimeError: parameters without state while a CUDA graph is captured.
             FloatingPointError: with check_finite, if elements were skipped.
         """
@@ -261,14 +294,16 @@ class Optimizer(Paging, torch.optim.Optimizer):
     def _update(self) -> None:
         if not self._tables:
             self._begin()
+        self._clip()
         while True:
             self.write_groups()
             self._place_pages()
-            first = len(self.param_groups)
             missing = _C.optimizer_step(
                 self.param_groups,
                 self.state,
-                {param: first + i for i, param in enumerate(self._own_rows)} or None,
+                self._rows_of_their_own() or None,
+                self._offsets or None,
+                self._scales.of_params or None,
                 [
                     (table.memory, table.skipped, *self._scalers(device), self._pager(device))
                     for device, table in self._tables.items()
@@ -283,6 +318,32 @@ class Optimizer(Paging, torch.optim.Optimizer):
                 break
             for index, param in missing:
                 self._prepare(self.param_groups[index], param)
+        self._report()
+
+    def _clip(self) -> None:
+        """Finds what gradients are divided by in this step."""
+        given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        self._scales = clipping.Scales(*given)
+        own = [overridden(group, param)["percentile_clipping"] for param, group in self._own_rows.items()]
+        if self.max_grad_norm is None and all(
+            percentile == 100 for percentile in (*own, *(g["percentile_clipping"] for g in self.param_groups))
+        ):
+            return
+        params = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.device not in self._tables or "step" not in self.state.get(param, {}):
+                    self._prepare(group, param)
+                hyperparameters = overridden(group, param) if param in self._own_rows else group
+                params.append((param, hyperparameters, self.state[param]))
+        self._scales = clipping.scales(params, self.max_grad_norm, *given)
+        if (count := self._scales.not_finite) is not None:
+            self._tables[count.device].skipped.add_(count)
+
+    def _report(self) -> None:
+        """Raises FloatingPointError for elements skipped since the last time, if that is wanted."""
         if self.check_finite and (skipped := self.skipped()) > self._reported:
             news, self._reported = skipped - self._reported, skipped
             raise FloatingPointError(
@@ -291,10 +352,13 @@ class Optimizer(Paging, torch.optim.Optimizer):
 
     def _begin(self) -> None:
         """What the first step of all needs, and the first one after loading."""
+        refresh_overrides()
         for group in self.param_groups:
             for param in group["params"]:
                 if param in OVERRIDES:
                     self._own_rows[param] = group
+                if sharding.as_dtensor(param) is not None:
+                    self._offsets[param] = sharding.offset(param)
                 if param.grad is not None:
                     self._prepare(group, param)
 
@@ -308,12 +372,20 @@ class Optimizer(Paging, torch.optim.Optimizer):
             self._tables[param.device] = Table(param.device, len(self.param_groups))
         if param in OVERRIDES:
             self._own_rows[param] = group
-            group = _overridden(group, param)
+            group = overridden(group, param)
+        if sharding.as_dtensor(param) is not None:
+            self._offsets[param] = sharding.offset(param)
+        if self.SCALING != "none" and sharding.is_split(param):
+            raise TypeError(f"[{type(self).__name__}] param: got a sharded one, want whole tensors")
         self._init_state(group, param)
 
+    def _rows_of_their_own(self) -> dict[Tensor, int]:
+        """The rows of parameters with overrides, behind those of groups."""
+        return {param: len(self.param_groups) + i for i, param in enumerate(self._own_rows)}
+
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
-        """What GradScaler has left for this step, on the device: grad_scale and found_inf."""
-        given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        """What GradScaler or clipping has left for this step, on the device: grad_scale and found_inf."""
+        given = (self._scales.grad_scale, self._scales.found_inf)
         return [None if t is None else t.to(device, non_blocking=True) for t in given]
 
     def _pager(self, device: torch.device) -> _C.Pager | None:
@@ -332,17 +404,17 @@ class Optimizer(Paging, torch.optim.Optimizer):
         finally:
             self.state = where_it_is
 
-    def load_state_dict(self, state_dict_: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too."""
         # The last hook before torch looks at tensors, which it would cast to the dtype of their parameter.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: state_dict.hide_tensors(saved))
+        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hide_tensors(saved))
         try:
-            super().load_state_dict(state_dict_)
+            super().load_state_dict(state_dict)
         finally:
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("check_finite", "is_paged", "device_budget", "device_reserve")
+        kept = ("check_finite", "max_grad_norm", "is_paged", "device_budget", "device_reserve")
         state = super().__getstate__() | {key: getattr(self, key) for key in kept}
         return {**state, "state": defaultdict(dict, self._host_state())} if self._pages else state
 

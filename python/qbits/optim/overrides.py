@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Of each parameter, for as long as it lives.
 OVERRIDES: Any = WeakTensorKeyDictionary()
+# Of parameters by module and name: sharding puts other parameters in the place of a module's.
+_OF_MODULES: WeakKeyDictionary[nn.Module, dict[str, dict[str, Any]]] = WeakKeyDictionary()
 
 
 def override(params: Tensor | Iterable[Tensor], **hyperparameters: Any) -> None:
@@ -25,6 +28,22 @@ def override(params: Tensor | Iterable[Tensor], **hyperparameters: Any) -> None:
     """
     for param in (params,) if isinstance(params, Tensor) else params:
         OVERRIDES[param] = {**OVERRIDES.get(param, {}), **hyperparameters}
+
+
+def override_of_module(module: nn.Module, name: str, **hyperparameters: Any) -> None:
+    """`override` of whatever is `module.<name>` when an optimizer takes its first step."""
+    override(getattr(module, name), **hyperparameters)
+    own = _OF_MODULES.setdefault(module, {})
+    own[name] = {**own.get(name, {}), **hyperparameters}
+
+
+def refresh_overrides() -> None:
+    """Finds the parameters that modules have now."""
+    for module, names in list(_OF_MODULES.items()):
+        for name, hyperparameters in names.items():
+            param = getattr(module, name, None)
+            if isinstance(param, Tensor):
+                OVERRIDES[param] = {**hyperparameters, **OVERRIDES.get(param, {})}
 
 
 class GlobalOptimManager:
@@ -56,5 +75,5 @@ class GlobalOptimManager:
         override(parameters, **own)
 
     def register_module_override(self, module: nn.Module, param_name: str, config: Mapping[str, Any]) -> None:
-        """`override(module.<param_name>, **config)`."""
-        override(getattr(module, param_name), **config)
+        """`override(module.<param_name>, **config)`, also for the parameter that sharding puts there."""
+        override_of_module(module, param_name, **config)

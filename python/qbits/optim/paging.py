@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.optim import state_dict
+from qbits.optim import sharding, state_dict
 
 DEVICES = ("cuda",)  # where state is paged; that of parameters on the CPU is in host memory anyway
 RESERVE = 1 << 30
@@ -221,6 +221,9 @@ class Paging:
         """Where the state of a parameter goes, if it is paged."""
         if not self.is_paged or param.device.type not in DEVICES or param.numel() == 0:
             return None
+        if sharding.as_dtensor(param) is not None:
+            name = type(self).__name__
+            raise TypeError(f"[{name}] param: got a DTensor, want plain tensors for paged state")
         if param.device not in self._pages:
             self._pages[param.device] = Pages(param.device, self.device_budget, self.device_reserve)
         return self._pages[param.device]

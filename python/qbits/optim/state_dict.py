@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.formats import FORMATS
+from qbits.optim import sharding
 
 BLOCK = _C.STATE_BLOCK_SIZE
 ALGORITHMS = _C.optimizer_algorithms()
@@ -22,13 +23,12 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 def layout(param: Tensor, algorithm: str, is_8bit: bool) -> Layout:
     """Shapes and dtypes of the state of a parameter, without its step, by their names."""
     found: Layout = {}
-    blocks = (param.numel() + BLOCK - 1) // BLOCK
     for i, numbers in enumerate(ALGORITHMS[algorithm][1:], 1):
         lead = (numbers,) if numbers > 1 else ()
         if numbers > 0:
             found[f"state{i}"] = ((*lead, *param.shape), torch.uint8 if is_8bit else torch.float32)
         if numbers > 0 and is_8bit:
-            found[f"absmax{i}"] = ((*lead, blocks), torch.float32)
+            found[f"absmax{i}"] = ((*lead, *sharding.scales_shape(param)), torch.float32)
     return found
 
 
@@ -61,30 +61,44 @@ def show_tensors(own: dict[str, Any], param: Tensor, device: torch.device) -> di
     for key in ("qmap1", "qmap2", "unorm_vec"):  # bitsandbytes': the maps are the same for all
         shown.pop(key, None)
     blocks = (param.numel() + BLOCK - 1) // BLOCK
-    for key in ("absmax1", "absmax2"):
-        scales = shown.get(key)
-        if scales is not None and scales.shape[-1] < blocks:
-            shown[key] = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
-    return shown
+    for i in (1, 2):
+        scales = shown.get(f"absmax{i}")
+        if scales is None:
+            continue
+        is_flat = scales.ndim - sharding.lead(shown, i) == 1
+        if is_flat and scales.shape[-1] < blocks:
+            wide = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
+            shown[f"absmax{i}"] = wide
+    return sharding.fitted(shown, param)
 
 
-def to_bitsandbytes(saved: dict[str, Any]) -> dict[str, Any]:
+def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, Any]:
     """A state dict of an optimizer of qbits as bitsandbytes' optimizer of the same name loads it.
 
     Hyperparameters have the names they have here; where bitsandbytes has others, its loader wants them added.
+
+    Args:
+        saved: of an optimizer here; state of DTensors, whole, gets blocks over flattened parameters.
+        wrapped: tensors in a dict of their own, as bitsandbytes from 0.49.2 on saves them. Versions from 0.44
+            on, whose blocks have 256 elements, too, load them without.
+
+    Raises:
+        TypeError: DTensors in the state.
     """
-    return {**saved, "state": {key: _wrapped(own) for key, own in saved["state"].items()}}
+    return {**saved, "state": {key: _theirs(own, wrapped) for key, own in saved["state"].items()}}
 
 
-def _wrapped(own: Any) -> Any:
+def _theirs(own: Any, wrapped: bool) -> Any:
     if not isinstance(own, dict) or "step" not in own:
         return own
+    own = sharding.convert(own, by_row=False)
     tensors = {key: value for key, value in own.items() if key != "step"}
     for i, name in ((1, "dynamic"), (2, "dynamic_unsigned")):
         if f"absmax{i}" in tensors:
             device = tensors[f"absmax{i}"].device
             tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
-    return {"step": int(own["step"]), BITSANDBYTES: tensors}
+    steps = int(own["step"])
+    return {"step": steps, BITSANDBYTES: tensors} if wrapped else {"step": steps, **tensors}
 
 
 def _shown(value: Any, device: torch.device) -> Any:

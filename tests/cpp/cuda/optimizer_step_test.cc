@@ -39,6 +39,7 @@ struct Choice {
   Decay decay = Decay::Before;
   bool stochastic_rounding = false;
   LayerScaling scaling = LayerScaling::None;
+  bool by_row = false;
 };
 
 // One tensor of each size, of all dtypes in turn, with some numbers that are not finite.
@@ -50,7 +51,7 @@ void check_same_bits(const Choice& choice, Run run, int steps = 2) {
   for (int64_t n : kSizes) {
     in.push_back(test_data(kFloats[seed % 3], {n}, 50 + seed, n % 2 == 0));
     out.push_back(HostTensor(random_buffer(kFloats[seed / 3 % 3], n, seed)));
-    StateBuffers state(algorithm, n, choice.is_8bit);
+    StateBuffers state(algorithm, n, choice.is_8bit, row_of(n, choice.by_row));
     for (Buffer* buffer : {&state.state1, &state.state2, &state.absmax1, &state.absmax2, &state.step}) {
       out.push_back(HostTensor(std::move(*buffer)));
     }
@@ -69,6 +70,8 @@ void check_same_bits(const Choice& choice, Run run, int steps = 2) {
       const auto* t = &o[1 + 6 * k];
       tensors.push_back(optimizer_tensor({t[0], i[k + 1], t[1], t[2], t[3], t[4], t[5]}));
       tensors.back().id = static_cast<uint32_t>(k);
+      tensors.back().row = row_of(tensors.back().param.numel(), choice.by_row);
+      tensors.back().offset = choice.by_row ? 1000 : 0;
     }
     const Workspace workspace(optimizer_step_workspace(step, tensors), i[0].device);
     for (int s = 0; s < steps; ++s) optimizer_step(step, tensors, workspace.view, stream);
@@ -84,7 +87,10 @@ TEST(CudaOptimizerStep, SameBitsAsCpu) {
       for (Decay decay : {Decay::Coupled, Decay::Before, Decay::After}) {
         check_same_bits({.algorithm = algorithm.name, .is_8bit = is_8bit, .decay = decay}, {});
       }
-      check_same_bits({.algorithm = algorithm.name, .is_8bit = is_8bit, .stochastic_rounding = true}, {});
+      for (bool by_row : {false, true}) {
+        check_same_bits(
+            {.algorithm = algorithm.name, .is_8bit = is_8bit, .stochastic_rounding = true, .by_row = by_row}, {});
+      }
     }
   }
 }

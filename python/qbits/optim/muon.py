@@ -1,0 +1,202 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qbits import _C
+from qbits.optim import sharding
+from qbits.optim.optimizer import Optimizer, Params, overridden
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qbits.optim.optimizer import Options
+
+_MOST_TOGETHER = 2**25  # elements of matrices of one shape that are multiplied together
+
+
+class Muon(Optimizer):
+    """torch.optim.Muon: the momentum of a matrix, made nearly orthogonal, is its update.
+
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
+    (kellerjordan.github.io/posts/muon); weight decay and the learning rate that matches AdamW's are those of
+    Liu et al., arXiv 2502.16982. Momentum is updated as in SGD, by one step of all matrices; Newton-Schulz
+    iterations are products of bfloat16 matrices by torch.matmul, those of one shape together.
+
+    Embeddings, heads and vectors want another optimizer, AdamW for instance.
+
+    Args:
+        params: matrices [rows, columns], float32, bfloat16 or float16.
+        lr: as for torch's optimizers.
+        weight_decay: decoupled.
+        momentum: at least 0 and below 1.
+        nesterov: the gradient joins the momentum once more.
+        ns_coefficients: a, b, c of an iteration X <- a X + (b A + c A A) X with A = X X^T.
+        eps: the least norm a matrix is divided by before the iterations. The momentum it is of is a running
+            mean, where a gradient weighs 1 - momentum.
+        ns_steps: iterations, 1 to 99.
+        adjust_lr_fn: "original" (the default, also None) multiplies lr by sqrt(max(1, rows / columns)),
+            "match_rms_adamw" by 0.2 sqrt(max(rows, columns)). Weight decay takes lr as it is.
+        options: see qbits.optim.Options.
+
+    Raises:
+        ValueError: a parameter that is no matrix, or a hyperparameter without sense.
+    """
+
+    ALGORITHM = "momentum"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        defaults |= {"nesterov": nesterov, "ns_coefficients": ns_coefficients, "eps": eps}
+        if options.get("is_paged"):
+            raise ValueError(f"[{type(self).__name__}] is_paged: got True, want False")
+        super().__init__(params, {**defaults, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}, options)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        super()._check(group)
+        self._require(group, "momentum", lambda m: 0 <= m < 1, "at least 0 and below 1")
+        self._require(group, "ns_coefficients", lambda abc: len(abc) == 3, "3 numbers")
+        self._require(group, "eps", lambda eps: eps > 0, "above 0")
+        self._require(group, "ns_steps", lambda steps: 1 <= steps < 100, "1 to 99")
+        self._require(group, "percentile_clipping", lambda p: p == 100, "100")
+        known = (None, "original", "match_rms_adamw")
+        self._require(group, "adjust_lr_fn", lambda name: name in known, "original or match_rms_adamw")
+        for param in group["params"]:
+            if param.ndim != 2:
+                raise ValueError(
+                    f"[{type(self).__name__}] params: got one of shape {list(param.shape)}, want matrices"
+                )
+
+    def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {"weight_decay": group["weight_decay"], "maximize": 0.0}
+
+    def _more_rows(self, groups: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+        # A step with this rate from 0 leaves the momentum, weighted as torch's running mean is.
+        return [
+            {
+                "lr": group["momentum"] - 1.0,
+                "beta1": group["momentum"],
+                "nesterov": group["nesterov"],
+                "maximize": group["maximize"],
+            }
+            for group in groups
+        ]
+
+    def _prepare(self, group: Mapping[str, Any], param: Tensor) -> None:
+        if sharding.as_dtensor(param) is not None:
+            raise TypeError(f"[{type(self).__name__}] param: got a DTensor, want plain tensors")
+        super()._prepare(group, param)
+
+    @torch._disable_dynamo
+    def _update(self) -> None:
+        if not self._tables:
+            self._begin()
+        own_rows = self._rows_of_their_own()
+        batches: dict[tuple[torch.device, torch.Size, int], list[Tensor]] = {}
+        for row, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.device not in self._tables or "state1" not in self.state.get(param, {}):
+                    self._prepare(group, param)
+                    own_rows = self._rows_of_their_own()
+                if param.numel() > 0:
+                    key = (param.device, param.shape, own_rows.get(param, row))
+                    batches.setdefault(key, []).append(param)
+        self._clip()
+        self.write_groups()
+        for device in self._tables:
+            own = {key[1:]: batch for key, batch in batches.items() if key[0] == device}
+            if own:
+                self._update_on(device, own)
+        self._report()
+
+    def _update_on(self, device: torch.device, batches: dict[tuple[torch.Size, int], list[Tensor]]) -> None:
+        table = self._tables[device]
+        grad_scale, found_inf = self._scalers(device)
+        params = [param for batch in batches.values() for param in batch]
+        rows = [row for (_, row), batch in batches.items() for _ in batch]
+        states = [self.state[param] for param in params]
+        # Momentum alone does not care how many steps there were, once there was one.
+        behind_first = torch.full((), 2.0, device=device)
+        stacks = [
+            torch.zeros(len(batch), *shape, dtype=torch.bfloat16, device=device)
+            for (shape, _), batch in batches.items()
+        ]
+        updates = [update for stack in stacks for update in stack]
+        _C.optimizer_step_tensors(
+            updates,
+            [param.grad for param in params if param.grad is not None],
+            [{**state, "step": behind_first} for state in states],
+            [len(table.rows) // 2 + row for row in rows],
+            (table.memory, table.skipped, grad_scale, found_inf, None),
+            "momentum",
+            "before",
+            False,
+            0,
+        )
+        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
+        for (_, row), stack in zip(batches, stacks, strict=True):
+            for part in stack.split(max(_MOST_TOGETHER // stack[0].numel(), 1)):
+                orthogonalize_(part, groups[row])
+        first = self.param_groups[0]
+        _C.optimizer_step_tensors(
+            params,
+            updates,
+            [{"step": state["step"]} for state in states],
+            rows,
+            (table.memory, table.skipped, None, found_inf, None),
+            "gradient_descent",
+            self.DECAY,
+            first["stochastic_rounding"],
+            first["seed"],
+        )
+
+
+def orthogonalize_(stack: Tensor, group: Mapping[str, Any]) -> None:
+    """Makes the singular values of bfloat16 matrices [n, rows, columns] about 1, times what adjusts lr."""
+    rows, columns = stack.shape[-2:]
+    a, b, c = group["ns_coefficients"]
+    if group["adjust_lr_fn"] == "match_rms_adamw":
+        factor = 0.2 * math.sqrt(max(rows, columns))
+    else:
+        factor = math.sqrt(max(1.0, rows / columns))
+    x = stack.mT if rows > columns else stack
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    for step in range(group["ns_steps"]):
+        # The last one multiplies by the factor, without another rounding.
+        last = factor if step == group["ns_steps"] - 1 else 1.0
+        square = torch.matmul(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a * last, alpha=last)
+    stack.copy_(x.mT if rows > columns else x)
+
+
+class Muon8bit(Muon):
+    """Muon with 8-bit momentum (Dettmers et al., arXiv 2110.02861)."""
+
+    BITS = 8
+
+
+class Muon32bit(Muon):
+    """Muon with 32-bit momentum."""
+
+    BITS = 32
