@@ -20,8 +20,10 @@ C_USERS = {
     "formats.py",
     "functional/maps.py",
     "functional/plan.py",
+    "optim/muon.py",
     "optim/optimizer.py",
     "optim/paging.py",
+    "optim/sharding.py",
     "optim/state_dict.py",
     "runtime.py",
 }
