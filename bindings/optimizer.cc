@@ -75,11 +75,6 @@ TensorView local_view(nb::handle tensor, const char* argument) {
   return view;
 }
 
-// Leaves `out` without a value where the state lacks the key.
-void fill_view(nb::handle state, const nb::object& key, const char* argument, std::optional<TensorView>& out) {
-  if (const nb::handle found = find(state, key); found.is_valid()) out = local_view(found, argument);
-}
-
 // The part of the gradient that belongs to this process' part of a DTensor.
 nb::object local_grad(nb::handle param, nb::object grad) {
   const nb::object placements = param.attr(names().placements);
@@ -127,7 +122,7 @@ class Gathering {
  public:
   Gathering(const OptimizerStep& choices, Pager* pager, size_t most) : step(choices), pager_(pager) {
     tensors_.reserve(most);
-    kept_.reserve(most);
+    kept_.reserve(6 * most);
   }
 
   // `param` and `grad` are what this process has of them.
@@ -146,14 +141,23 @@ class Gathering {
     tensor.grad = input.view;
     kept_.push_back(std::move(input.object));
     const Names& key = names();
-    if (step.algorithm->first > 0) fill_view(state, key.state1, "state1", tensor.state1);
-    if (step.algorithm->second > 0) fill_view(state, key.state2, "state2", tensor.state2);
+    // Kept, for other threads may put others into their place while the step runs.
+    const auto fill_view = [&](const nb::object& name, const char* argument, std::optional<TensorView>& out) {
+      const nb::handle found = find(state, name);
+      if (!found.is_valid()) return;
+      out = local_view(found, argument);
+      kept_.push_back(nb::borrow(found));
+    };
+    if (step.algorithm->first > 0) fill_view(key.state1, "state1", tensor.state1);
+    if (step.algorithm->second > 0) fill_view(key.state2, "state2", tensor.state2);
     if (tensor.state1 && tensor.state1->dtype == DType::UInt8) {
-      fill_view(state, key.absmax1, "absmax1", tensor.absmax1);
-      if (step.algorithm->second > 0) fill_view(state, key.absmax2, "absmax2", tensor.absmax2);
+      fill_view(key.absmax1, "absmax1", tensor.absmax1);
+      if (step.algorithm->second > 0) fill_view(key.absmax2, "absmax2", tensor.absmax2);
     }
     tensor.row = row_of(tensor, *step.algorithm, param_view);
-    tensor.step = local_view(find(state, key.step), "step");
+    const nb::handle step_count = find(state, key.step);
+    tensor.step = local_view(step_count, "step");
+    kept_.push_back(nb::borrow(step_count));
     tensor.offset = offset;
     if (grad_scale.is_valid()) tensor.grad_scale = view(grad_scale, kOp, "grad_scale");
     tensor.group = row;

@@ -268,9 +268,9 @@ def test_hooks_and_a_state_that_does_not_fit(place):
     saved = optimizer.state_dict()
     assert seen == ["cpu"] and optimizer.state[params[1]]["state1"] is not saved["state"][1]["state1"]
     saved["state"][1]["state1"] = saved["state"][1]["state1"][:5]
-    optimizer.load_state_dict(saved)
-    with pytest.raises(ValueError, match=r"state1: got uint8\[5, 1000\] on .*, want 130000 elements"):
-        step(optimizer, params)
+    with pytest.raises(ValueError, match=r"state1: got 5000 numbers, want 130000 for \[130, 1000\]"):
+        optimizer.load_state_dict(saved)
+    step(optimizer, params)  # with what it had
 
 
 def test_copies_and_pickles(place):

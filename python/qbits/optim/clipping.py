@@ -119,7 +119,7 @@ def scales(
             states = [params[where[k]][2] for k in clipped]
             for state in states:
                 if "gnorm_vec" not in state:
-                    state["gnorm_vec"] = torch.zeros(HISTORY, device=device)
+                    state["gnorm_vec"] = torch.zeros(HISTORY, dtype=torch.float32, device=device)
             for k, scale in zip(clipped, percentile_scales(current, states, percentile), strict=True):
                 result.of_params[params[where[k]][0]] = scale
     if most is not None and total is not None:

@@ -136,7 +136,7 @@ class Muon(Optimizer):
         rows = [row for (_, row), batch in batches.items() for _ in batch]
         states = [self.state[param] for param in params]
         # Momentum alone does not care how many steps there were, once there was one.
-        behind_first = torch.full((), 2.0, device=device)
+        behind_first = torch.full((), 2.0, dtype=torch.float32, device=device)
         stacks = [
             torch.zeros(len(batch), *shape, dtype=torch.bfloat16, device=device)
             for (shape, _), batch in batches.items()

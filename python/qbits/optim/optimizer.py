@@ -405,11 +405,20 @@ class Optimizer(Paging, torch.optim.Optimizer):
             self.state = where_it_is
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too."""
+        """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too.
+
+        Raises:
+            ValueError: saved by another algorithm or by torch.optim, or for other sizes. Nothing is loaded.
+        """
+        before = {"state": self.state, "param_groups": self.param_groups}
         # The last hook before torch looks at tensors, which it would cast to the dtype of their parameter.
         handle = self.register_load_state_dict_pre_hook(lambda _, saved: hide_tensors(saved))
         try:
             super().load_state_dict(state_dict)
+        except Exception:
+            if self.state is not before["state"]:
+                self.__setstate__(before)
+            raise
         finally:
             handle.remove()
 
@@ -429,6 +438,7 @@ class Optimizer(Paging, torch.optim.Optimizer):
                 pages = self._pages_of(param)
                 home = param.device if pages is None else torch.device("cpu")
                 shown = state_dict.show_tensors(own, param, home)
+                state_dict.check(shown, param, self._algorithm(), type(self).__name__)
                 if pages is not None:
                     shown = pages.adopt(param, shown, self._algorithm(), self.SCALING == "none")
                 self.state[param] = shown

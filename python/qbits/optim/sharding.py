@@ -163,13 +163,13 @@ def _convert(codes: Tensor, scales: Tensor, name: str, by_row: bool) -> tuple[Te
     shape = (rows, blocks) if by_row else (math.ceil(codes.numel() / BLOCK),)
     if columns % BLOCK == 0:
         return codes, scales.reshape(shape)
-    table = torch.tensor(FORMATS[name].codebook, device=codes.device)
+    table = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=codes.device)
 
     def decoded(flat: Tensor, flat_scales: Tensor) -> Tensor:
         return dequantize_blockwise(flat, flat_scales.reshape(-1), table, BLOCK, torch.float32)
 
     # A row as whole blocks; the zeros behind its end change no scale.
-    padded = torch.zeros(rows, blocks * BLOCK, device=codes.device)
+    padded = torch.zeros(rows, blocks * BLOCK, dtype=torch.float32, device=codes.device)
     if by_row:
         padded[:, :columns] = decoded(codes, scales).view(rows, columns)
         values = padded
@@ -211,7 +211,7 @@ def _widened(own: dict[str, Any]) -> dict[str, Any]:
         if scales is None:
             continue
         codes = own[f"state{i}"]
-        table = torch.tensor(FORMATS[MAPS[i]].codebook, device=codes.device)
+        table = torch.tensor(FORMATS[MAPS[i]].codebook, dtype=torch.float32, device=codes.device)
         pairs = [(codes, scales)] if scales.ndim == 1 else zip(codes, scales, strict=True)
         wide = [dequantize_blockwise(c, s, table, BLOCK, torch.float32) for c, s in pairs]
         own[f"state{i}"] = torch.stack(wide) if scales.ndim > 1 else wide[0]

@@ -15,6 +15,7 @@ BLOCK = _C.STATE_BLOCK_SIZE
 ALGORITHMS = _C.optimizer_algorithms()
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
 _OLD_BLOCK = 2048  # of bitsandbytes before 0.44
+_KEYS = {"step", "state1", "state2", "absmax1", "absmax2", "gnorm_vec"}
 
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -70,6 +71,23 @@ def show_tensors(own: dict[str, Any], param: Tensor, device: torch.device) -> di
             wide = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
             shown[f"absmax{i}"] = wide
     return sharding.fitted(shown, param)
+
+
+def check(own: dict[str, Any], param: Tensor, algorithm: str, name: str) -> None:
+    """Raises ValueError unless what is loaded, as shown, can be the state of a parameter, or is none."""
+    if unknown := sorted(map(str, own.keys() - _KEYS)):
+        raise ValueError(
+            f"[{name}] state: got {', '.join(unknown)}, want what optimizers of qbits or bitsandbytes have"
+        )
+    wanted = {f"state{i}": count for i, count in enumerate(ALGORITHMS[algorithm][1:], 1) if count > 0}
+    found = {"state1", "state2"} & own.keys()
+    if wanted and found and found != wanted.keys():
+        got, want = " and ".join(sorted(found)), " and ".join(wanted)
+        raise ValueError(f"[{name}] state: got {got}, want {want}, as this algorithm has")
+    for key in sorted(found & wanted.keys()):
+        numbers, due = own[key].numel(), wanted[key] * param.numel()
+        if numbers != due:
+            raise ValueError(f"[{name}] {key}: got {numbers} numbers, want {due} for {list(param.shape)}")
 
 
 def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, Any]:
