@@ -33,6 +33,7 @@ PagerAllocator allocator_of(const nb::object& memory) {
           .free =
               [memory](PagerMemory, void* address) {
                 const nb::gil_scoped_acquire held;
+                const nb::error_scope raised;  // a pager may die while an exception passes
                 try {
                   memory.attr("free")(reinterpret_cast<uintptr_t>(address));
                 } catch (nb::python_error& error) {

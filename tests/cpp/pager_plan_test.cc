@@ -76,7 +76,8 @@ TEST(PagerPlan, TheFirstThatFitStay) {
   EXPECT_TRUE(pager_plan({}, 0, {}).windows.empty());
 }
 
-// Every element of what is not resident is in exactly one piece, in order, and pieces lie apart within a buffer.
+// Every element of what is not resident is in exactly one piece, in order; pieces lie apart within a buffer, and are of
+// different tensors.
 TEST(PagerPlan, WindowsHoldEverythingOnce) {
   const std::vector<PagedShape> shapes = mixed();
   for (int64_t budget : {int64_t{0}, bytes_of(shapes) / 2}) {
@@ -86,12 +87,14 @@ TEST(PagerPlan, WindowsHoldEverythingOnce) {
       int64_t last = 0;
       for (const PagerWindow& window : plan.windows) {
         int64_t used = 0;
+        std::set<int64_t> indices;
         ASSERT_FALSE(window.pieces.empty());
         for (const PagerPiece& piece : window.pieces) {
           const PagedShape& shape = shapes[piece.index];
           EXPECT_GE(piece.index, last);
           last = piece.index;
           EXPECT_FALSE(plan.resident[piece.index]);
+          EXPECT_TRUE(indices.insert(piece.index).second);
           EXPECT_EQ(piece.begin, done[piece.index]);
           EXPECT_GT(piece.end, piece.begin);
           EXPECT_EQ(piece.begin % kChunk, 0);
@@ -133,6 +136,16 @@ TEST(PagerPlan, LargeTensorsFillTheirBuffers) {
             "0 of 1 tensors resident in 0 bytes, the rest, 2181071360 bytes, in 66 windows through 3 "
             "buffers of " +
                 std::to_string(plan.buffer_bytes) + " bytes");
+}
+
+TEST(PagerPlan, LittleStatePassesInManyWindows) {
+  const std::vector<PagedShape> shapes(2000, adam_8bit(65'536));
+  const PagerPlan plan = pager_plan(shapes, 0, {});
+  EXPECT_GE(std::ssize(plan.windows), 16);
+  EXPECT_LE(std::ssize(plan.windows), 17);
+  const std::vector<PagedShape> less(200, adam_8bit(65'536));
+  EXPECT_LE(pager_plan(less, 0, {}).buffer_bytes, 4 << 20);
+  EXPECT_GE(pager_plan(less, 0, {}).buffer_bytes, 3 << 20);
 }
 
 TEST(PagerPlan, RandomBitsOfAPieceAreThoseOfItsElements) {

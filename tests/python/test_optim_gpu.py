@@ -221,3 +221,31 @@ def test_elements_past_2_31(gpu):
     assert (param[-5:] == -0.5).all() and (param[-300:-5] == 0).all() and (param[: 1 << 20] == 0).all()
     state = optimizer.state[param]
     assert state["absmax1"][-1] > 0 and (state["absmax1"][:-1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdamW32bit", "PagedLion8bit"])
+def test_a_parameter_of_3e9_elements(name, gpu):
+    """Slices at its start, around element 2^31 and at its end are those of small parameters."""
+    n = 3_000_000_123
+    if torch.cuda.mem_get_info()[0] < 48 * 2**30:
+        pytest.skip("needs 48 GiB of free GPU memory")
+    param = torch.nn.Parameter(torch.empty(n, dtype=torch.bfloat16, device=gpu).normal_())
+    param.grad = torch.empty_like(param).normal_()
+    starts = [0, 2**31 - 256 * 50, n // 256 * 256 - 256 * 99]
+    parts = []
+    for start in starts:
+        parts.append(torch.nn.Parameter(param.detach()[start : start + 25_600].clone()))
+        parts[-1].grad = param.grad[start : start + 25_600].clone()
+    paged = {"device_budget": 1 << 30} if name.startswith("Paged") else {}
+    whole = getattr(optim, name)([param], lr=1e-2, **paged)
+    others = getattr(optim, name.removeprefix("Paged"))(parts, lr=1e-2)
+    for _ in range(2):
+        whole.step()
+        others.step()
+    torch.cuda.synchronize()
+    for start, part in zip(starts, parts, strict=True):
+        assert torch.equal(param.detach()[start : start + 25_600], part.detach())
+        for key, value in others.state[part].items():
+            if key != "step":
+                begin = start // 256 if key.startswith("absmax") else start
+                assert torch.equal(whole.state[param][key][begin : begin + len(value)].to(gpu), value)

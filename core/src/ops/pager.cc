@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -62,8 +63,9 @@ class Pager::Impl {
 
   int64_t add(const PagedShape& shape) {
     PagerEntry entry{.shape = shape, .layout = paged_layout(shape, shape.numel)};
-    entry.host = host_memory(entry.layout.bytes);
-    entry.slab = slabs_.size();
+    const Place place = host_memory(entry.layout.bytes);
+    entry.host = place.memory;
+    entry.slab = place.slab;
     indices_.emplace(entry.host, std::ssize(entries_));
     entries_.push_back(entry);
     placed_ = false;
@@ -158,13 +160,22 @@ class Pager::Impl {
     int64_t used;
   };
 
-  char* host_memory(int64_t bytes) {
-    if (slabs_.empty() || slabs_.back().bytes - slabs_.back().used < bytes) {
-      const int64_t size = std::max(bytes, options_.host_slab_bytes);
+  struct Place {
+    char* memory;
+    size_t slab;
+  };
+
+  // Large states have slabs of their own, which end where they do; the others share one after the other.
+  Place host_memory(int64_t bytes) {
+    const bool shares = bytes <= options_.host_slab_bytes / 8;
+    if (!shares || !open_ || slabs_[*open_].bytes - slabs_[*open_].used < bytes) {
+      const int64_t size = shares ? options_.host_slab_bytes : bytes;
       slabs_.push_back({static_cast<char*>(allocator_.allocate(PagerMemory::Host, size)), size, 0});
+      if (!shares) return {slabs_.back().memory, slabs_.size() - 1};
+      open_ = slabs_.size() - 1;
     }
-    Slab& slab = slabs_.back();
-    return slab.memory + std::exchange(slab.used, slab.used + bytes);
+    Slab& slab = slabs_[*open_];
+    return {slab.memory + std::exchange(slab.used, slab.used + bytes), *open_};
   }
 
   // Buffers are in use no more, whatever streams the steps were on; what was prefetched is to be loaded again.
@@ -311,6 +322,7 @@ class Pager::Impl {
   std::vector<PagerEntry> entries_;
   std::unordered_map<const void*, int64_t> indices_;  // of entries, by their host memory
   std::vector<Slab> slabs_;
+  std::optional<size_t> open_;  // the slab that still has room
   PagerPlan plan_;
   std::vector<std::vector<PagerRun>> runs_;  // of each window
   std::vector<char*> staging_;

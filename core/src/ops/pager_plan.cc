@@ -10,6 +10,11 @@ namespace {
 
 constexpr int64_t kBoundary = 256;
 
+// The first load and the last store have nothing to overlap with: little state passes in smaller windows than a buffer
+// could hold, but not so small that launches take longer than copies.
+constexpr int64_t kWindows = 16;
+constexpr int64_t kLeastWindow = int64_t{4} << 20;
+
 int64_t rounded(int64_t bytes) { return ceil_div(bytes, kBoundary) * kBoundary; }
 
 // The end of the largest piece from `begin` that has no more than `room` bytes; `begin` if there is none. A piece does
@@ -20,15 +25,22 @@ int64_t end_of_piece(const PagedShape& shape, int64_t begin, int64_t room) {
   constexpr int64_t kBlock = int64_t{1} << 32;
   const int64_t most = std::min(left, kBlock - begin % kBlock);
   if (paged_layout(shape, most).bytes <= room) return begin + most;
-  const int64_t chunks = std::max<int64_t>(room, 0) / paged_layout(shape, kOptimizerChunk).bytes;
-  return begin + std::min(most, chunks * kOptimizerChunk);
+  // Bisection, for what is rounded up in each array does not grow with the piece.
+  int64_t fits = 0;
+  for (int64_t above = most / kOptimizerChunk + 1; above - fits > 1;) {
+    const int64_t middle = (fits + above) / 2;
+    (paged_layout(shape, middle * kOptimizerChunk).bytes <= room ? fits : above) = middle;
+  }
+  return begin + fits * kOptimizerChunk;
 }
 
 void add_to_windows(const PagedShape& shape, int64_t index, int64_t window_bytes, std::vector<PagerWindow>& windows) {
   const int64_t least = shape.divisible ? std::min(shape.numel, kOptimizerChunk) : shape.numel;
   const int64_t room = std::max(window_bytes, paged_layout(shape, least).bytes);
   for (int64_t begin = 0; begin < shape.numel;) {
-    int64_t end = windows.empty() ? begin : end_of_piece(shape, begin, window_bytes - windows.back().bytes);
+    // One piece of a tensor in a window, which so needs no more workspace than all tensors do.
+    const bool shares = !windows.empty() && begin == 0;
+    int64_t end = shares ? end_of_piece(shape, begin, window_bytes - windows.back().bytes) : begin;
     if (end == begin) {
       windows.emplace_back();
       end = end_of_piece(shape, begin, room);
@@ -110,15 +122,16 @@ PagedLayout paged_layout(const PagedShape& shape, int64_t elements) {
 
 PagerPlan pager_plan(std::span<const PagedShape> shapes, int64_t budget, const PagerOptions& options) {
   PagerPlan plan;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    const int64_t bytes = paged_layout(shapes[i], shapes[i].numel).bytes;
+  int64_t passing = 0;
+  for (const PagedShape& shape : shapes) {
+    const int64_t bytes = paged_layout(shape, shape.numel).bytes;
     const bool fits = bytes <= budget - plan.resident_bytes;
     plan.resident.push_back(fits);
-    if (fits) {
-      plan.resident_bytes += bytes;
-    } else {
-      add_to_windows(shapes[i], static_cast<int64_t>(i), options.staging_bytes, plan.windows);
-    }
+    (fits ? plan.resident_bytes : passing) += bytes;
+  }
+  const int64_t window_bytes = std::min(options.staging_bytes, std::max(kLeastWindow, passing / kWindows));
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    if (!plan.resident[i]) add_to_windows(shapes[i], static_cast<int64_t>(i), window_bytes, plan.windows);
   }
   plan.buffers = static_cast<int>(std::min<int64_t>(options.buffers, std::ssize(plan.windows)));
   for (const PagerWindow& window : plan.windows) plan.buffer_bytes = std::max(plan.buffer_bytes, window.bytes);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -16,7 +17,6 @@ from qbits.optim import sharding, state_dict
 
 DEVICES = ("cuda",)  # where state is paged; that of parameters on the CPU is in host memory anyway
 RESERVE = 1 << 30
-_PAGE = 4096
 _PORTABLE = 1  # cudaHostRegisterPortable
 
 T = TypeVar("T")
@@ -50,9 +50,9 @@ class Memory:
     def _host(self, size: int) -> Tensor:
         # Whole pages, which no other memory that gets locked shares. torch's own page-locked memory would be
         # rounded to a power of two, and kept when it is freed.
-        size = (size + _PAGE - 1) // _PAGE * _PAGE
-        memory = torch.empty(size + _PAGE, dtype=torch.uint8, device="cpu")
-        block = memory[-memory.data_ptr() % _PAGE :][:size]
+        size = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block = torch.frombuffer(pages, dtype=torch.uint8)
         if self._device.type == "cuda":
             with torch.cuda.device(self._device):
                 code = int(torch.cuda.cudart().cudaHostRegister(block.data_ptr(), size, _PORTABLE))

@@ -120,4 +120,6 @@ def _theirs(own: Any, wrapped: bool) -> Any:
 
 
 def _shown(value: Any, device: torch.device) -> Any:
-    return value.tensor.to(device, copy=True) if isinstance(value, Hidden) else value
+    if isinstance(value, Hidden):
+        return value.tensor.to(device, copy=True)
+    return value.to(device) if isinstance(value, Tensor) else value
