@@ -88,12 +88,6 @@ void check_state(std::string_view state_name, std::string_view absmax_name, cons
   }
 }
 
-bool allows_vectors(const OptimizerEntry& e, const OptimizerAlgorithm& algorithm) {
-  const uintptr_t all = reinterpret_cast<uintptr_t>(e.param) | reinterpret_cast<uintptr_t>(e.grad) |
-                        reinterpret_cast<uintptr_t>(e.state1) | reinterpret_cast<uintptr_t>(e.state2);
-  return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0) && e.row % 4 == 0;
-}
-
 const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
   if (!t) return nullptr;
   check::tensor(kOp, what, *t, {DType::Float32}, device);
@@ -101,7 +95,8 @@ const float* checked_scalar(std::string_view what, const std::optional<TensorVie
   return t->as<const float>();
 }
 
-OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int64_t groups, Device device) {
+OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int64_t groups, Device device,
+                       Device state_device) {
   const OptimizerAlgorithm& algorithm = *step.algorithm;
   const int64_t n = t.param.numel();
   check::floating(kOp, "param", t.param, device);
@@ -115,8 +110,8 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
       row_of(t) == 0 || blocks <= std::numeric_limits<uint32_t>::max(), ErrorCode::InvalidArgument, kOp, "row",
       [&] { return std::to_string(blocks) + " blocks"; }, "fewer than 2^32 blocks of rows");
   const DType states = is_8bit(t) ? DType::UInt8 : DType::Float32;
-  check_state("state1", "absmax1", t.state1, t.absmax1, algorithm.first, states, n, blocks, device);
-  check_state("state2", "absmax2", t.state2, t.absmax2, algorithm.second, states, n, blocks, device);
+  check_state("state1", "absmax1", t.state1, t.absmax1, algorithm.first, states, n, blocks, state_device);
+  check_state("state2", "absmax2", t.state2, t.absmax2, algorithm.second, states, n, blocks, state_device);
   check::tensor(kOp, "step", t.step, {DType::Float32}, device);
   check::numel(kOp, "step", t.step, 1);
   check::require(
@@ -169,42 +164,30 @@ void check_choices(const OptimizerStep& step) {
                  "decay", "one that the trust ratio does not know", momentum ? "coupled" : "coupled or before");
 }
 
-// Entries of all tensors, those with 8-bit state in front, chunks numbered. An empty one has its step counted alone.
-struct Entries {
-  std::vector<OptimizerEntry> all;
-  int64_t count_8bit = 0;
+std::vector<OptimizerEntry> make_entries(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                                         const std::vector<bool>& on_host, int64_t groups, Device device) {
+  std::vector<OptimizerEntry> entries;
+  entries.reserve(tensors.size());
   int64_t chunks = 0;
-  int64_t chunks_8bit = 0;
-};
-
-Entries make_entries(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, int64_t groups,
-                     Device device) {
-  Entries entries;
-  entries.all.reserve(tensors.size());
-  std::vector<OptimizerEntry> rest;
   for (size_t i = 0; i < tensors.size(); ++i) {
     try {
-      const OptimizerEntry entry = checked(step, tensors[i], groups, device);
-      (is_8bit(tensors[i]) ? entries.all : rest).push_back(entry);
+      const Device state_device = !on_host.empty() && on_host[i] ? Device{} : device;
+      entries.push_back(checked(step, tensors[i], groups, device, state_device));
+      chunks += chunks_of(entries.back().numel, entries.back().row);
     } catch (const Error& error) {
       throw Error(error.code(), std::string(error.what()) + " (tensor " + std::to_string(i) + ")");
     }
   }
-  entries.count_8bit = std::ssize(entries.all);
-  entries.all.insert(entries.all.end(), rest.begin(), rest.end());
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  for (int64_t i = 0; i < std::ssize(entries.all); ++i) {
-    entries.all[i].first_chunk = static_cast<int32_t>(std::min(entries.chunks, kMost));
-    entries.chunks += chunks_of(entries.all[i].numel, entries.all[i].row);
-    if (i < entries.count_8bit) entries.chunks_8bit = entries.chunks;
-  }
   check::require(
-      entries.chunks <= kMost, ErrorCode::InvalidArgument, kOp, "elements",
-      [&] { return std::to_string(entries.chunks) + " chunks"; }, "fewer than 2^44 elements");
+      chunks <= std::numeric_limits<int32_t>::max(), ErrorCode::InvalidArgument, kOp, "elements",
+      [&] { return std::to_string(chunks) + " chunks"; }, "fewer than 2^44 elements");
   return entries;
 }
 
-Entries checked(const OptimizerStep& step, std::span<const OptimizerTensor> tensors) {
+}  // namespace
+
+std::vector<OptimizerEntry> check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                                                 const std::vector<bool>& on_host) {
   check_choices(step);
   const Device device = step.groups.device;
   const int64_t groups = check_groups(kOp, step.groups, device);
@@ -212,13 +195,13 @@ Entries checked(const OptimizerStep& step, std::span<const OptimizerTensor> tens
   static_cast<void>(checked_scalar("found_inf", step.found_inf, device));
   check::tensor(kOp, "skipped", step.skipped, {DType::Int64}, device);
   check::numel(kOp, "skipped", step.skipped, 1);
-  return make_entries(step, tensors, groups, device);
+  return make_entries(step, tensors, on_host, groups, device);
 }
 
-}  // namespace
-
-void check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors) {
-  static_cast<void>(checked(step, tensors));
+bool allows_vectors(const OptimizerEntry& e, const OptimizerAlgorithm& algorithm) {
+  const uintptr_t all = reinterpret_cast<uintptr_t>(e.param) | reinterpret_cast<uintptr_t>(e.grad) |
+                        reinterpret_cast<uintptr_t>(e.state1) | reinterpret_cast<uintptr_t>(e.state2);
+  return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0) && e.row % 4 == 0;
 }
 
 std::span<const OptimizerAlgorithm> optimizer_algorithms() { return kAlgorithms; }
@@ -243,15 +226,20 @@ int64_t optimizer_step_workspace(const OptimizerStep& step, std::span<const Opti
   return tensors.empty() ? 0 : OptimizerWorkspace(std::ssize(tensors), chunks_of(tensors), step.scaling).bytes;
 }
 
-void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
-                    Stream stream) {
-  const Entries entries = checked(step, tensors);
+void run_optimizer_step(const OptimizerStep& step, std::span<const OptimizerEntry> entries, const TensorView& workspace,
+                        Stream stream) {
+  if (entries.empty()) return;
+  std::vector<OptimizerEntry> all(entries.begin(), entries.end());
+  const auto end_8bit =
+      std::stable_partition(all.begin(), all.end(), [](const OptimizerEntry& e) { return e.is_8bit(); });
+  int64_t chunks = 0;
+  int64_t chunks_8bit = 0;
+  for (auto entry = all.begin(); entry != all.end(); ++entry) {
+    entry->first_chunk = static_cast<int32_t>(chunks);
+    chunks += chunks_of(entry->numel, entry->row);
+    if (entry < end_8bit) chunks_8bit = chunks;
+  }
   const Device device = step.groups.device;
-  check::workspace(kOp, workspace, optimizer_step_workspace(step, tensors), device);
-  check::require(entries.all.empty() || reinterpret_cast<uintptr_t>(workspace.data) % 16 == 0,
-                 ErrorCode::InvalidArgument, kOp, "workspace", "an address off 16-byte boundaries", "one on them");
-  if (entries.all.empty()) return;
-
   const OptimizerStepArgs args{.algorithm = step.algorithm->algorithm,
                                .decay = step.decay,
                                .scaling = step.scaling,
@@ -261,14 +249,27 @@ void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> 
                                .grad_scale = checked_scalar("grad_scale", step.grad_scale, device),
                                .found_inf = checked_scalar("found_inf", step.found_inf, device),
                                .skipped = step.skipped.as<int64_t>(),
-                               .entries = entries.all.data(),
-                               .count = static_cast<int32_t>(entries.all.size()),
-                               .count_8bit = static_cast<int32_t>(entries.count_8bit),
-                               .chunks = static_cast<int32_t>(entries.chunks),
-                               .chunks_8bit = static_cast<int32_t>(entries.chunks_8bit),
+                               .entries = all.data(),
+                               .count = static_cast<int32_t>(all.size()),
+                               .chunks = static_cast<int32_t>(chunks),
+                               .chunks_8bit = static_cast<int32_t>(chunks_8bit),
                                .workspace = workspace.data,
                                .device = device};
   device.type == DeviceType::Cpu ? cpu::optimizer_step(args) : cuda::optimizer_step(args, stream);
+}
+
+void check_optimizer_workspace(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                               const TensorView& workspace) {
+  check::workspace(kOp, workspace, optimizer_step_workspace(step, tensors), step.groups.device);
+  check::require(tensors.empty() || reinterpret_cast<uintptr_t>(workspace.data) % 16 == 0, ErrorCode::InvalidArgument,
+                 kOp, "workspace", "an address off 16-byte boundaries", "one on them");
+}
+
+void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
+                    Stream stream) {
+  const std::vector<OptimizerEntry> entries = check_optimizer_step(step, tensors);
+  check_optimizer_workspace(step, tensors, workspace);
+  run_optimizer_step(step, entries, workspace, stream);
 }
 
 void write_optimizer_groups(std::span<const double> values, const TensorView& groups, Stream stream) {

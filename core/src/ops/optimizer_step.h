@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "ops/host_device.h"
 #include "qbits/optim.h"
@@ -34,7 +36,10 @@ struct OptimizerEntry {
   DType grad_dtype;
   bool vectors;  // all pointers allow loads of 16 bytes at every fourth element
   bool counts;
+
+  bool is_8bit() const { return absmax1 != nullptr; }
 };
+bool allows_vectors(const OptimizerEntry& entry, const OptimizerAlgorithm& algorithm);
 
 // Functions are static, so that the linker cannot merge copies compiled for different instruction sets.
 QBITS_HOST_DEVICE static inline int64_t state_blocks(int64_t numel, int64_t row) {
@@ -96,7 +101,6 @@ struct OptimizerStepArgs {
   int64_t* skipped;
   const OptimizerEntry* entries;
   int32_t count;
-  int32_t count_8bit;
   int32_t chunks;
   int32_t chunks_8bit;
   void* workspace;
@@ -121,8 +125,13 @@ struct OptimizerWorkspace {
         bytes(norms + (scaling == LayerScaling::None ? 0 : static_cast<int64_t>(sizeof(LayerNorms)) * chunks)) {}
 };
 
-// What optimizer_step throws about its arguments, but for the workspace.
-void check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors);
+// The three parts of optimizer_step. An entry for each tensor; the state of some may be `on_host`, if not empty.
+std::vector<OptimizerEntry> check_optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                                                 const std::vector<bool>& on_host = {});
+void check_optimizer_workspace(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                               const TensorView& workspace);
+void run_optimizer_step(const OptimizerStep& step, std::span<const OptimizerEntry> entries, const TensorView& workspace,
+                        Stream stream);
 
 namespace cpu {
 void optimizer_step(const OptimizerStepArgs& args);

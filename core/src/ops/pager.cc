@@ -128,24 +128,24 @@ class Pager::Impl {
   void step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
             Stream stream) {
     if (placed_ && plan_.windows.empty()) return optimizer_step(step, tensors, workspace, stream);
-    std::vector<OptimizerTensor> on_device;  // what needs no copy
-    std::vector<const OptimizerTensor*> passing(entries_.size());
-    sort(step, tensors, workspace, on_device, passing);
+    std::vector<OptimizerEntry> on_device;  // what needs no copy
+    std::vector<const OptimizerEntry*> passing(entries_.size());
+    const std::vector<OptimizerEntry> entries = checked(step, tensors, workspace, on_device, passing);
     std::vector<bool> needed(plan_.windows.size());
     for (size_t w = 0; w < needed.size(); ++w) {
       const auto& pieces = plan_.windows[w].pieces;
       needed[w] = std::any_of(pieces.begin(), pieces.end(),
                               [&](const PagerPiece& piece) { return passing[piece.index] != nullptr; });
     }
-    const auto update = [&](const std::vector<OptimizerTensor>& some) {
-      if (!some.empty()) optimizer_step(step, some, workspace, stream);
+    const auto update = [&](const std::vector<OptimizerEntry>& some) {
+      run_optimizer_step(step, some, workspace, stream);
     };
     queues_->use_as_main(stream);
     for (const PagerAction& action : pager_schedule(plan_, needed, prefetched_)) {
       if (action.kind == PagerAction::UpdateResident) {
         update(on_device);
       } else if (action.kind == PagerAction::Update) {
-        update(in_window(action.index, passing));
+        update(in_window(action.index, *step.algorithm, passing));
       } else {
         run(action);
       }
@@ -245,33 +245,39 @@ class Pager::Impl {
     if (entry.resident != nullptr) allocator_.free(PagerMemory::Resident, std::exchange(entry.resident, nullptr));
   }
 
-  // Checks everything, and tells tensors whose state passes from those whose state is on the device.
-  void sort(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
-            std::vector<OptimizerTensor>& on_device, std::vector<const OptimizerTensor*>& passing) const {
-    std::vector<OptimizerTensor> as_if_there(tensors.begin(), tensors.end());
+  // Checks everything, and tells tensors whose state passes, by its index, from those whose state is on the device.
+  std::vector<OptimizerEntry> checked(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
+                                      const TensorView& workspace, std::vector<OptimizerEntry>& on_device,
+                                      std::vector<const OptimizerEntry*>& passing) const {
+    std::vector<int64_t> indices(tensors.size(), -1);
+    std::vector<bool> on_host(tensors.size());
+    std::vector<bool> seen(entries_.size());
     for (size_t i = 0; i < tensors.size(); ++i) {
       const auto found = indices_.find(state_address(tensors[i]));
-      const PagerEntry* entry = found == indices_.end() ? nullptr : &entries_[found->second];
-      if (entry == nullptr) {
-        on_device.push_back(tensors[i]);
-        continue;
-      }
-      check::require(placed_ && entry->resident == nullptr && passing[found->second] == nullptr,
-                     ErrorCode::InvalidArgument, kOp, "state", "state of the host for tensor " + std::to_string(i),
-                     "one tensor with each state, place() after add, and what state() says since then");
-      check::require(step.scaling == LayerScaling::None || !entry->shape.divisible, ErrorCode::InvalidArgument, kOp,
+      if (found == indices_.end()) continue;
+      const PagerEntry& entry = entries_[found->second];
+      check::require(
+          placed_ && entry.resident == nullptr && !seen[found->second], ErrorCode::InvalidArgument, kOp, "state",
+          [&] { return "state of the host for tensor " + std::to_string(i); },
+          "one tensor with each state, place() after add, and what state() says since then");
+      check::require(step.scaling == LayerScaling::None || !entry.shape.divisible, ErrorCode::InvalidArgument, kOp,
                      "scaling", "one of layers for a tensor that is updated in parts", "divisible = false");
-      check::numel(kOp, "param", tensors[i].param, entry->shape.numel);
+      check::numel(kOp, "param", tensors[i].param, entry.shape.numel);
       check::require(tensors[i].row == 0, ErrorCode::Unsupported, kOp, "row", "blocks by rows",
                      "blocks over the flattened tensor where state is paged");
-      passing[found->second] = &tensors[i];
-      for (auto* state :
-           {&as_if_there[i].state1, &as_if_there[i].state2, &as_if_there[i].absmax1, &as_if_there[i].absmax2}) {
-        if (*state) (*state)->device = device_;
+      indices[i] = found->second;
+      seen[found->second] = on_host[i] = true;
+    }
+    std::vector<OptimizerEntry> entries = check_optimizer_step(step, tensors, on_host);
+    check_optimizer_workspace(step, tensors, workspace);
+    for (size_t i = 0; i < entries.size(); ++i) {
+      if (on_host[i]) {
+        passing[indices[i]] = &entries[i];
+      } else {
+        on_device.push_back(entries[i]);
       }
     }
-    check_optimizer_step(step, as_if_there);
-    check::workspace(kOp, workspace, optimizer_step_workspace(step, tensors), device_);
+    return entries;
   }
 
   void run(const PagerAction& action) {
@@ -305,12 +311,15 @@ class Pager::Impl {
     }
   }
 
-  std::vector<OptimizerTensor> in_window(int64_t window, const std::vector<const OptimizerTensor*>& passing) const {
-    std::vector<OptimizerTensor> parts;
+  std::vector<OptimizerEntry> in_window(int64_t window, const OptimizerAlgorithm& algorithm,
+                                        const std::vector<const OptimizerEntry*>& passing) const {
+    std::vector<OptimizerEntry> parts;
+    parts.reserve(plan_.windows[window].pieces.size());
     char* buffer = staging_[window % plan_.buffers];
     for (const PagerPiece& piece : plan_.windows[window].pieces) {
       if (passing[piece.index] == nullptr) continue;
-      parts.push_back(paged_part(*passing[piece.index], entries_[piece.index].shape, piece, buffer + piece.offset));
+      const PagedShape& shape = entries_[piece.index].shape;
+      parts.push_back(paged_part(*passing[piece.index], algorithm, shape, piece, buffer + piece.offset));
     }
     return parts;
   }

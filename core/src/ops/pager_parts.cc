@@ -15,11 +15,6 @@ void add_run(const PagerRun& run, std::vector<PagerRun>& runs) {
   runs.push_back(run);
 }
 
-TensorView slice(const TensorView& t, const PagerPiece& piece) {
-  char* data = t.as<char>() + piece.begin * itemsize(t.dtype);
-  return TensorView::contiguous(data, t.dtype, {piece.end - piece.begin}, t.device);
-}
-
 }  // namespace
 
 std::vector<PagerRun> pager_runs(const PagerWindow& window, const std::vector<PagerEntry>& entries) {
@@ -60,18 +55,21 @@ PagedState paged_state(const PagedShape& shape, int64_t elements, char* memory, 
           .absmax2 = view(3, DType::Float32)};
 }
 
-OptimizerTensor paged_part(const OptimizerTensor& whole, const PagedShape& shape, const PagerPiece& piece,
-                           char* memory) {
-  OptimizerTensor part = whole;
-  part.param = slice(whole.param, piece);
-  part.grad = slice(whole.grad, piece);
-  const PagedState state = paged_state(shape, piece.end - piece.begin, memory, whole.param.device);
-  part.state1 = state.state1;
-  part.state2 = state.state2;
-  part.absmax1 = state.absmax1;
-  part.absmax2 = state.absmax2;
+OptimizerEntry paged_part(const OptimizerEntry& whole, const OptimizerAlgorithm& algorithm, const PagedShape& shape,
+                          const PagerPiece& piece, char* memory) {
+  const PagedLayout layout = paged_layout(shape, piece.end - piece.begin);
+  const auto array = [&](int a) { return layout.arrays[a].rows == 0 ? nullptr : memory + layout.arrays[a].offset; };
+  OptimizerEntry part = whole;
+  part.param = static_cast<char*>(whole.param) + piece.begin * itemsize(whole.param_dtype);
+  part.grad = static_cast<const char*>(whole.grad) + piece.begin * itemsize(whole.grad_dtype);
+  part.state1 = array(0);
+  part.state2 = array(1);
+  part.absmax1 = reinterpret_cast<float*>(array(2));
+  part.absmax2 = reinterpret_cast<float*>(array(3));
+  part.numel = piece.end - piece.begin;
   part.begin += piece.begin;
   part.counts = part.counts && piece.end == shape.numel;
+  part.vectors = allows_vectors(part, algorithm);
   return part;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/optimizer_step.h"
 #include "ops/pager_plan.h"
 #include "qbits/optim.h"
 #include "qbits/pager.h"
@@ -38,7 +39,7 @@ std::vector<PagerRun> pager_runs(const PagerWindow& window, const std::vector<Pa
 PagedState paged_state(const PagedShape& shape, int64_t elements, char* memory, Device device);
 
 // The elements of a piece of `whole`, whose state is at `memory` on the device.
-OptimizerTensor paged_part(const OptimizerTensor& whole, const PagedShape& shape, const PagerPiece& piece,
-                           char* memory);
+OptimizerEntry paged_part(const OptimizerEntry& whole, const OptimizerAlgorithm& algorithm, const PagedShape& shape,
+                          const PagerPiece& piece, char* memory);
 
 }  // namespace qbits
