@@ -133,7 +133,7 @@ TEST(PagerPlan, LargeTensorsFillTheirBuffers) {
   EXPECT_LE(plan.buffer_bytes, 32 << 20);
   EXPECT_GE(plan.buffer_bytes, (int64_t{32} << 20) * 99 / 100);
   EXPECT_EQ(plan.describe(),
-            "0 of 1 tensors resident in 0 bytes, the rest, 2181071360 bytes, in 66 windows through 3 "
+            "0 of 1 tensors resident in 0 bytes, the rest, 2181038080 bytes, in 66 windows through 3 "
             "buffers of " +
                 std::to_string(plan.buffer_bytes) + " bytes");
 }
