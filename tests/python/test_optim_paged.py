@@ -305,6 +305,26 @@ def test_paging_out_and_in(place):
     assert paged.page_out() == 0
 
 
+@pytest.mark.parametrize("budget", [None, 0])
+def test_a_backward_pass_starts_to_prefetch(budget, place):
+    """But with a budget in bytes, where a step may be captured, nothing must be on its way."""
+    params, others = parameters(place), parameters(place)
+    plain = optim.AdamW8bit(params)
+    paged = optim.PagedAdamW8bit(others, device_reserve=1 << 60, device_budget=budget)
+    for turn in range(3):
+        for optimizer, own in ((plain, params), (paged, others)):
+            optimizer.zero_grad()
+            for _ in range(2):
+                sum((p * p).sum() for p in own).backward()
+            if optimizer is paged and turn > 0:
+                assert paged._pages[place]._prefetched is (False if budget is None else None)
+            optimizer.step()
+    assert_equal(snapshot(paged, others), snapshot(plain, params))
+    del paged, optimizer
+    gc.collect()
+    assert not others[-1]._post_accumulate_grad_hooks
+
+
 def test_prefetched_state_may_be_paged_out(place):
     params, others = parameters(place), parameters(place)
     plain, paged = optim.AdamW8bit(params), optim.PagedAdamW8bit(others, device_budget=0)

@@ -23,11 +23,11 @@ SHAPES = {"matrix": (9, 576), "small": (7, 300), "vector": (5001,), "cube": (5, 
 
 
 class Params(nn.Module):
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
         for i, (name, shape) in enumerate(SHAPES.items()):
             dtype = torch.bfloat16 if name == "bfloat" else torch.float32
-            setattr(self, name, parameter(shape, dtype, seed=i))
+            setattr(self, name, parameter(shape, dtype, device, seed=i))
 
 
 def distribute(tensor, mesh, *placements):
@@ -41,6 +41,7 @@ def step(model, optimizer, seeds):
     for seed in seeds:
         for i, param in enumerate(model.parameters()):
             (grad,) = gradients(param.shape, 1, param.dtype, seed=100 * seed + i)
+            grad = grad.to(param.device)
             if optim.sharding.as_dtensor(param) is not None:
                 grad = distribute(grad, param.device_mesh, *param.placements)
             param.grad = grad
@@ -69,7 +70,7 @@ def assert_equal(got, want):
 def sharded(mesh):
     from torch.distributed.fsdp import fully_shard
 
-    model = Params()
+    model = Params(mesh.device_type)
     fully_shard(model, mesh=mesh)
     return model
 
@@ -123,7 +124,7 @@ def loads(mesh, folder):
         assert_equal(snapshot(model, optimizer), saved["result"])
 
         # Plain parameters go on with what was saved whole, and keep its blocks.
-        plain = Params()
+        plain = Params(mesh.device_type)
         plain.load_state_dict(saved["full"][0])
         alone = getattr(optim, name)(plain.parameters(), lr=123.0)
         set_state_dict(plain, alone, model_state_dict=saved["full"][0], optim_state_dict=saved["full"][1])
@@ -134,7 +135,7 @@ def loads(mesh, folder):
 def whole_states_are_sharded(mesh, folder):
     """A state dict of plain parameters is loaded for DTensors."""
     for name in ("AdamW", "AdEMAMix", "Lion"):
-        plain, model = Params(), sharded(mesh)
+        plain, model = Params(mesh.device_type), sharded(mesh)
         one = getattr(optim, name)(plain.parameters(), **options(name))
         step(plain, one, range(3))
         other = getattr(optim, name)(model.parameters(), **options(name))
@@ -146,7 +147,7 @@ def whole_states_are_sharded(mesh, folder):
                 if key != "vector":
                     assert torch.equal(got[f"{key}.{part}"], value), (key, part)
         assert got["vector.state1"].dtype == torch.float32
-        table = torch.tensor(qbits.formats.FORMATS["dynamic"].codebook)
+        table = torch.tensor(qbits.formats.FORMATS["dynamic"].codebook, device=mesh.device_type)
         codes, scales = one.state[plain.vector]["state1"], one.state[plain.vector]["absmax1"]
         first, own = (codes[0], scales[0]) if name == "AdEMAMix" else (codes, scales)
         want = table[first.long()] * own.repeat_interleave(256)[: len(first)]
@@ -161,7 +162,8 @@ def trains(mesh, folder):
 
     def build():
         torch.manual_seed(0)
-        return nn.Sequential(qbits.nn.StableEmbedding(101, 256), nn.Linear(256, 512), nn.Linear(512, 101))
+        layers = qbits.nn.StableEmbedding(101, 256), nn.Linear(256, 512), nn.Linear(512, 101)
+        return nn.Sequential(*layers).to(mesh.device_type)
 
     alone, model = build(), build()
     for layer in model:
@@ -170,6 +172,7 @@ def trains(mesh, folder):
     optimizers = [optim.AdamW8bit(m.parameters(), lr=1e-3) for m in (alone, model)]
     rank, ranks = dist.get_rank(), dist.get_world_size()
     tokens = torch.randint(101, (4 * ranks, 9), generator=torch.Generator().manual_seed(1))
+    tokens = tokens.to(mesh.device_type)
     for _ in range(5):
         for m, optimizer, own in (
             (alone, optimizers[0], tokens),
@@ -198,10 +201,10 @@ def columns(mesh, folder):
         ((4096,), Replicate(), 8),
         ((5, 4, 512), Shard(1), 32),
     ):
-        plain = parameter(shape)
+        plain = parameter(shape, device=mesh.device_type)
         param = nn.Parameter(distribute(plain.detach().clone(), mesh, placement))
         pair = [make("AdamW", [p], optim_bits=bits, min_8bit_size=0) for p in (plain, param)]
-        grads = list(gradients(shape, 3))
+        grads = [grad.to(mesh.device_type) for grad in gradients(shape, 3)]
         for i, grad in enumerate(grads):
             plain.grad = grad
             param.grad = distribute(grad, mesh, placement if i else Replicate())
@@ -214,16 +217,18 @@ def columns(mesh, folder):
         for key, value in state[0].items():
             assert torch.equal(whole(state[1][key]).flatten(), value.flatten()), (shape, key)
 
-    param = nn.Parameter(distribute(torch.ones(4, 4), mesh, Shard(0)))
+    param = nn.Parameter(distribute(torch.ones(4, 4, device=mesh.device_type), mesh, Shard(0)))
     param.grad = param.detach().clone()
     for name in ("LAMB", "LARS"):
         with pytest.raises(TypeError, match=rf"\[{name}\] param: got a sharded one, want whole tensors"):
             getattr(optim, name)([param]).step()
     adagrad = optim.Adagrad8bit([param], initial_accumulator_value=0.5, min_8bit_size=0)
     adagrad.step()
-    assert torch.allclose(whole(param), torch.full((4, 4), 1 - 0.01 / 1.5**0.5))
+    assert torch.allclose(whole(param).cpu(), torch.full((4, 4), 1 - 0.01 / 1.5**0.5))
     partial = nn.Parameter(
-        qbits.optim.sharding.as_dtensor(param).from_local(torch.ones(2), mesh, [Partial()])
+        qbits.optim.sharding.as_dtensor(param).from_local(
+            torch.ones(2, device=mesh.device_type), mesh, [Partial()]
+        )
     )
     partial.grad = partial.detach().clone()
     with pytest.raises(TypeError, match="param: got a DTensor of P"):
@@ -234,7 +239,10 @@ def clips(mesh, folder):
     """Norms are those of whole gradients."""
     from torch.distributed.tensor import Replicate, Shard
 
-    sets = [[parameter(shape, seed=i) for i, shape in enumerate(((9, 64), (301,), (6, 8)))] for _ in range(2)]
+    sets = [
+        [parameter(s, device=mesh.device_type, seed=i) for i, s in enumerate(((9, 64), (301,), (6, 8)))]
+        for _ in range(2)
+    ]
     kinds = (Shard(0), Shard(0), Replicate())
     pairs = zip(sets[1], kinds, strict=True)
     sets[1] = [nn.Parameter(distribute(p.detach(), mesh, kind)) for p, kind in pairs]
@@ -243,35 +251,39 @@ def clips(mesh, folder):
         for params, optimizer in zip(sets, pair, strict=True):
             for i, (param, kind) in enumerate(zip(params, kinds, strict=True)):
                 (grad,) = gradients(param.shape, 1, seed=10 * t + i)
+                grad = grad.to(mesh.device_type)
                 param.grad = grad if params is sets[0] else distribute(grad, mesh, kind)
             optimizer.step()
     for a, b in zip(*sets, strict=True):
         torch.testing.assert_close(whole(b), a, rtol=1e-4, atol=1e-5)
-    sets[1][0].grad = distribute(torch.full((9, 64), torch.nan), mesh, Shard(0))
+    sets[1][0].grad = distribute(torch.full((9, 64), torch.nan, device=mesh.device_type), mesh, Shard(0))
     before = whole(sets[1][2].detach()).clone()
     pair[1].step()
     assert torch.equal(whole(sets[1][2]), before) and pair[1].skipped() == 1
 
 
-def worker(rank, port, ranks, folder, tasks):
+def worker(rank, port, ranks, folder, tasks, backend):
     from torch.distributed.device_mesh import init_device_mesh
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    device = "cpu" if backend == "gloo" else "cuda"
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, rank=rank, world_size=ranks)
     try:
         for task in tasks:
-            task(init_device_mesh("cpu", (ranks,)), folder)
+            task(init_device_mesh(device, (ranks,)), folder)
     finally:
         dist.destroy_process_group()
     os._exit(0)  # test_fsdp.py says why
 
 
-def spawn(ranks, folder, *tasks):
+def spawn(ranks, folder, *tasks, backend="gloo"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(worker, (port, ranks, folder, tasks), nprocs=ranks, join=True)
+    mp.spawn(worker, (port, ranks, folder, tasks, backend), nprocs=ranks, join=True)
 
 
 @NEEDS_GLOO
@@ -284,6 +296,13 @@ def test_checkpoints_are_for_any_number_of_processes(tmp_path):
 @NEEDS_GLOO
 def test_two_processes(tmp_path):
     spawn(2, tmp_path, whole_states_are_sharded, trains, columns, clips)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus(tmp_path):
+    spawn(2, tmp_path, saves, whole_states_are_sharded, trains, columns, clips, backend="nccl")
+    spawn(1, tmp_path, loads, backend="nccl")
 
 
 @pytest.mark.parametrize("name", ["AdamW", "AdEMAMix", "Lion"])

@@ -34,7 +34,7 @@ struct PagerAllocator {
 };
 
 struct PagerOptions {
-  int64_t host_slab_bytes = int64_t{64} << 20;  // host memory is allocated in such pieces, for large tensors in their own
+  int64_t host_slab_bytes = int64_t{64} << 20;  // host memory is allocated in such pieces, for a large tensor alone
   int64_t staging_bytes = int64_t{32} << 20;    // of a buffer, at most; larger for a tensor that must not be divided
   int buffers = 3;                              // at most: one is filled, one updated, one emptied
 };

@@ -6,6 +6,7 @@ import bisect
 import math
 import mmap
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -94,6 +95,7 @@ class Pages:
         self.is_placed = True
         self.is_captured = False
         self._prefetched: bool | None = None  # whether while a graph was captured
+        self._watched: weakref.ref[Tensor] | None = None  # the parameter whose gradient starts a prefetch
         self._places: dict[Tensor, tuple[int, dict[str, Tensor]]] = {}
 
     def add(self, param: Tensor, algorithm: str, is_8bit: bool, divisible: bool) -> dict[str, Tensor]:
@@ -173,6 +175,30 @@ class Pages:
             self._prefetched = self._is_capturing()
             self.pager.prefetch()
 
+    def watch(self, params: Iterator[Tensor]) -> None:
+        """Prefetches when the last parameter here has its gradient, mostly the first of a backward pass.
+
+        Not with a budget in bytes, which is for steps that may be captured, where nothing must be on its way.
+        """
+        mine = [param for param in params if param.device == self.device and param.requires_grad]
+        if self.budget is not None or not mine or (self._watched is not None and self._watched() is mine[-1]):
+            return
+        pages = weakref.ref(self)
+
+        @torch._disable_dynamo
+        def start(param: Tensor) -> None:
+            own = pages()
+            if (
+                own is not None
+                and own._watched is not None
+                and own._watched() is param
+                and not own._is_capturing()
+            ):
+                own.prefetch()
+
+        self._watched = weakref.ref(mine[-1])
+        weakref.finalize(self, mine[-1].register_post_accumulate_grad_hook(start).remove)
+
     def synchronize(self) -> None:
         """Waits until the state is what the last step left, whatever its stream."""
         if self.device.type == "cuda":
@@ -203,6 +229,7 @@ class Paging:
     PAGED: ClassVar[bool] = False  # of classes that leave no choice
     SCALING: ClassVar[str]
     state: Any
+    param_groups: list[dict[str, Any]]
 
     def _init_paging(self, options: Mapping[str, Any]) -> None:
         name, is_paged = type(self).__name__, options.get("is_paged")
@@ -230,6 +257,8 @@ class Paging:
 
     def _place_pages(self) -> None:
         for pages in self._pages.values():
+            if not pages.is_placed:
+                pages.watch(param for group in self.param_groups for param in group["params"])
             pages.before_step(self.state, type(self).__name__)
 
     def _host_state(self) -> dict[Any, Any]:
@@ -259,8 +288,9 @@ class Paging:
     def prefetch(self) -> None:
         """Starts to copy to the GPU what the next step needs first.
 
-        Call it before or during the backward pass, on the stream of step(), and leave the state alone from
-        then on. Without it the first copies of a step overlap with the update of resident state alone.
+        Without device_budget the backward pass does so itself. With one, call this before or during it, on
+        the stream of step(). Leave the state alone from then on. Without it the first copies of a step
+        overlap with the update of resident state alone.
         """
         for pages in self._pages.values():
             pages.prefetch()
