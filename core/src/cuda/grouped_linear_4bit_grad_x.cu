@@ -32,7 +32,7 @@ void grouped_linear_4bit_grad_x_wgmma(const GroupedLinear4bitGradXArgs& args, co
   wgmma.depth = args.n();
   wgmma.offsets = args.offsets;
   // Past the columns of grad, where the codes are the next expert's, elements come out as 0.
-  set_wgmma_x(wgmma, args.grad, args.m, args.n(), args.dtype, plan);
+  set_wgmma_x(wgmma, args.grad, args.m, args.n(), args.dtype, plan, true);
   wgmma.experts = static_cast<int>(args.experts);
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, true);
   launch_linear_4bit_wgmma<true, true>(wgmma, args.dtype, plan, stream);

@@ -12,7 +12,7 @@ void grouped_linear_4bit_wgmma(const GroupedLinear4bitArgs& args, const WgmmaPla
   wgmma.outputs = args.n();
   wgmma.depth = args.weight.cols;
   wgmma.offsets = args.offsets;
-  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan);
+  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan, true);
   wgmma.experts = static_cast<int>(args.experts);
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, false);
   launch_linear_4bit_wgmma<false, true>(wgmma, args.dtype, plan, stream);

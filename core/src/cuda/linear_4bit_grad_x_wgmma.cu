@@ -5,7 +5,7 @@ namespace qbits::cuda {
 
 void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  set_wgmma_x(wgmma, args.grad, args.m, args.weight.rows, args.dtype, plan);
+  set_wgmma_x(wgmma, args.grad, args.m, args.weight.rows, args.dtype, plan, false);
   wgmma.out = args.out;
   wgmma.m = args.m;
   wgmma.outputs = args.weight.cols;

@@ -94,15 +94,15 @@ CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype) {
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
-void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan) {
+void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan,
+                 bool of_experts) {
   const MatrixMap matrix{.data = x,
                          .rows = rows,
                          .columns = depth,
                          .row_bytes = depth * 2,
                          .box_rows = plan.columns,
                          .box_columns = kWgmmaStepDepth};
-  const bool anywhere = wgmma.offsets != nullptr;  // those of experts
-  wgmma.x = encode_tiles(matrix, anywhere, [&](const MatrixMap& m) { return encode_tile(m, dtype); });
+  wgmma.x = encode_tiles(matrix, of_experts, [&](const MatrixMap& m) { return encode_tile(m, dtype); });
 }
 
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
@@ -136,7 +136,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
 
 void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream stream) {
   WgmmaArgs wgmma{};
-  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan);
+  set_wgmma_x(wgmma, args.x, args.m, args.weight.cols, args.dtype, plan, false);
   wgmma.bias = args.bias;
   wgmma.out = args.out;
   wgmma.m = args.m;

@@ -26,7 +26,9 @@ CUtensorMap encode_tile(const MatrixMap& matrix, DType dtype);
 
 // What a call's x [rows, depth] (or grad), its weight and the plan say of the kernel's arguments.
 struct WgmmaArgs;
-void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan);
+// `of_experts`: tiles of x may begin at any row.
+void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, DType dtype, const WgmmaPlan& plan,
+                 bool of_experts);
 void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtype, const WgmmaPlan& plan,
                       void* workspace, bool transposed);
 
