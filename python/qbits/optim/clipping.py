@@ -97,6 +97,16 @@ def scales(
     found_inf: Tensor | None,
 ) -> Scales:
     """Those of a step of parameters that have gradients, each with its hyperparameters and its state."""
+    with torch._C.DisableTorchFunctionSubclass():  # gradients of subclasses would make norms of subclasses
+        return _scales(params, most, grad_scale, found_inf)
+
+
+def _scales(
+    params: Sequence[tuple[Tensor, Mapping[str, Any], dict[str, Any]]],
+    most: float | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Scales:
     result = Scales(grad_scale, found_inf)
     by_device: dict[torch.device, list[int]] = {}
     for i, (param, group, _) in enumerate(params):
