@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.optim import sharding
-from qbits.optim.optimizer import Optimizer, Params, overridden
+from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,7 +46,7 @@ class Muon(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a parameter that is no matrix, or a hyperparameter without sense.
+        ValueError, TypeError: a parameter that is no matrix, or a hyperparameter without sense.
     """
 
     ALGORITHM = "momentum"
@@ -73,9 +73,12 @@ class Muon(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
         self._require(group, "momentum", lambda m: 0 <= m < 1, "at least 0 and below 1")
-        self._require(group, "ns_coefficients", lambda abc: len(abc) == 3, "3 numbers")
-        self._require(group, "eps", lambda eps: eps > 0, "above 0")
-        self._require(group, "ns_steps", lambda steps: 1 <= steps < 100, "1 to 99")
+        self._require_flags(group, "nesterov")
+        self._require(
+            group, "ns_coefficients", lambda abc: len(abc) == 3 and all(map(math.isfinite, abc)), "3 numbers"
+        )
+        self._require(group, "eps", lambda eps: 0 < eps < math.inf, "above 0 and finite")
+        self._require_whole(group, "ns_steps", 1, 99)
         self._require(group, "percentile_clipping", lambda p: p == 100, "100")
         known = (None, "original", "match_rms_adamw")
         self._require(group, "adjust_lr_fn", lambda name: name in known, "original or match_rms_adamw")
@@ -109,6 +112,7 @@ class Muon(Optimizer):
     def _update(self) -> None:
         if not self._tables:
             self._begin()
+        self._look_at_groups()
         own_rows = self._rows_of_their_own()
         batches: dict[tuple[torch.device, torch.Size, int], list[Tensor]] = {}
         for row, group in enumerate(self.param_groups):
@@ -122,7 +126,7 @@ class Muon(Optimizer):
                     key = (param.device, param.shape, own_rows.get(param, row))
                     batches.setdefault(key, []).append(param)
         self._clip()
-        self.write_groups()
+        self._write_groups()
         for device in self._tables:
             own = {key[1:]: batch for key, batch in batches.items() if key[0] == device}
             if own:
@@ -153,7 +157,7 @@ class Muon(Optimizer):
             False,
             0,
         )
-        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
+        groups = self._all_groups()
         for (_, row), stack in zip(batches, stacks, strict=True):
             for part in stack.split(max(_MOST_TOGETHER // stack[0].numel(), 1)):
                 orthogonalize_(part, groups[row])
