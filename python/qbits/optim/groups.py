@@ -20,10 +20,10 @@ FIELDS = tuple(_C.optimizer_fields())
 class Table:
     """The hyperparameters of all groups in the memory of one device, and what else its step needs there."""
 
-    def __init__(self, device: torch.device, rows: int) -> None:
+    def __init__(self, device: torch.device, rows: int, skipped: Tensor) -> None:
         self.rows = torch.zeros(rows, _C.OPTIMIZER_FIELDS, dtype=torch.float64, device=device)
         self.memory = self.rows.view(torch.uint8)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped = skipped  # int64 scalar
         self.values: list[float] | None = None  # what is in `rows`, if that is known
         self.is_captured = False  # a graph writes it, whenever it is replayed
 
@@ -70,10 +70,16 @@ class Groups:
         self._own: dict[Tensor, Mapping[str, Any]] = {}  # and what they have in this step
         self._seen: list[Any] | None = None  # hyperparameters that have been checked
 
+    def _kind(self) -> str:
+        """What the state belongs to, the same for all that may go on with each other's."""
+        raise NotImplementedError
+
     # --- Checks ---------------------------------------------------------------------------------------------
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raises unless the hyperparameters of a group have sense: TypeError where one is no number."""
+        kind = self._kind()
+        self._require(group, "state_of", lambda got: got == kind, kind)
         self._require(group, "lr", at_least_0, "at least 0 and finite")
         self._require(group, "weight_decay", at_least_0, "at least 0 and finite")
         self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
@@ -212,9 +218,7 @@ class Groups:
         rows = len(values) // _C.OPTIMIZER_FIELDS
         for device, table in self._tables.items():
             if len(table.rows) != rows:
-                fresh = Table(device, rows)
-                fresh.skipped = table.skipped
-                self._tables[device] = table = fresh
+                self._tables[device] = table = Table(device, rows, table.skipped)
             table.write(values, rates)
 
     def _more_rows(self, groups: list[Mapping[str, Any]]) -> list[dict[str, float]]:

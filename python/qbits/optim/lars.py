@@ -33,6 +33,7 @@ class LARS(SGDBase):
     """
 
     SCALING = "trust_ratio"
+    KIND = "lars"
 
     def __init__(
         self,

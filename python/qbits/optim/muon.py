@@ -50,6 +50,7 @@ class Muon(Optimizer):
     """
 
     ALGORITHM = "momentum"
+    KIND = "muon"  # a running mean, not a sum
 
     def __init__(
         self,

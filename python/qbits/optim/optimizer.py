@@ -13,7 +13,7 @@ from qbits import _C
 from qbits.optim import clipping, overrides, sharding, state_dict
 from qbits.optim.groups import Groups, Table
 from qbits.optim.paging import Paging
-from qbits.optim.state_dict import hide_tensors
+from qbits.optim.state_dict import hidden
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -70,7 +70,8 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
 
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
-    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements.
+    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements. `state_of` in groups
+    names the kind of state, so that other kinds of the same shape are not loaded.
 
     State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
     its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
@@ -92,6 +93,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     DECAY: ClassVar[str] = "before"
     SCALING: ClassVar[str] = "none"
     BITS: ClassVar[int | None] = None  # of classes that leave no choice
+    KIND: ClassVar[str | None] = None  # of state that others with the same algorithm cannot go on with
 
     _step_supports_amp_scaling = True
 
@@ -106,8 +108,10 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         self._init_paging(options)
         self.max_grad_norm = options.get("max_grad_norm")
         self._check_norm()
+        self._begin_to_count()
         self._forget()
         bits = options.get("optim_bits")
+        defaults["state_of"] = self._kind()
         defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
         defaults["min_8bit_size"] = options.get("min_8bit_size", 4096)
         defaults["maximize"] = options.get("maximize", False)
@@ -116,11 +120,15 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         defaults["percentile_clipping"] = options.get("percentile_clipping", 100)
         super().__init__(params, defaults)
 
+    def _begin_to_count(self) -> None:
+        """Elements skipped by this optimizer, whatever it loads."""
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._reported = 0
+
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
         self._forget_groups()
         self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
-        self._reported = 0
         self._forget_pages()
         self._scales = clipping.Scales()
 
@@ -172,10 +180,16 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     def _algorithm(self) -> str:
         return self.ALGORITHM
 
+    def _kind(self) -> str:
+        return self.KIND or self.ALGORITHM
+
     @property
     def skipped_counters(self) -> dict[torch.device, Tensor]:
-        """For each device an int64 tensor: the elements skipped so far because they were not finite."""
-        return {device: table.skipped for device, table in self._tables.items()}
+        """For each device an int64 tensor: the elements skipped so far because they were not finite.
+
+        They go on over load_state_dict(). Those of a copy start at 0.
+        """
+        return dict(self._skipped)
 
     def skipped(self) -> int:
         """The number of elements skipped so far on all devices. Waits for them."""
@@ -291,7 +305,10 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
                 f"[{type(self).__name__}] capture: got parameters without state, want a step() before it"
             )
         if param.device not in self._tables:
-            self._tables[param.device] = Table(param.device, len(self.param_groups))
+            if param.device not in self._skipped:
+                self._skipped[param.device] = torch.zeros((), dtype=torch.int64, device=param.device)
+            rows = len(self.param_groups)
+            self._tables[param.device] = Table(param.device, rows, self._skipped[param.device])
         if overrides.of(param):
             self._homes[param] = group
             self._look_at_groups()
@@ -327,11 +344,13 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too.
 
         Raises:
-            ValueError: saved by another algorithm or by torch.optim, or for other sizes. Nothing is loaded.
+            ValueError, TypeError: saved by another algorithm or by torch.optim, or for other sizes; values
+                that make no sense. Nothing is loaded. What was saved by bitsandbytes does not name its
+                algorithm; those with the same state cannot be told apart.
         """
         before = {"state": self.state, "param_groups": self.param_groups}
-        # The last hook before torch looks at tensors, which it would cast to the dtype of their parameter.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hide_tensors(saved))
+        # The last hook before torch looks at the state.
+        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hidden(saved))
         try:
             super().load_state_dict(state_dict)
         except Exception:
@@ -351,7 +370,13 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         for param, own in state.get("overrides", {}).items():  # the parameters of a copy are others
             overrides.override(param, **own)
         super().__setstate__({key: value for key, value in state.items() if key != "overrides"})
+        if "_skipped" not in self.__dict__:
+            self._begin_to_count()
         self._forget()
+        kind = self._kind()
+        for group in self.param_groups:
+            if (got := group.setdefault("state_of", kind)) != kind:
+                raise ValueError(f"[{type(self).__name__}] state: got that of {got}, want that of {kind}")
         for group in self.param_groups:  # those of another version or library may lack some
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -362,8 +387,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
             if isinstance(param, Tensor):
                 pages = self._pages_of(param)
                 home = param.device if pages is None else torch.device("cpu")
-                shown = state_dict.show_tensors(own, param, home)
-                state_dict.check(shown, param, self._algorithm(), type(self).__name__)
+                shown = state_dict.loaded(own, param, home, self._algorithm(), type(self).__name__)
                 if pages is not None:
                     shown = pages.adopt(param, shown, self._algorithm(), self.SCALING == "none")
                 self.state[param] = shown
