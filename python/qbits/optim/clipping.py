@@ -68,7 +68,8 @@ def percentile_scales(current: Tensor, states: Sequence[dict[str, Any]], percent
     """What makes norms of gradients at most a percentile of the last norms of the same parameters.
 
     The history of a parameter is `gnorm_vec` of its state, float32 [100]: squared norms, that of step t,
-    counted from 1, in slot t % 100, as in bitsandbytes up to 0.49. A norm that is not finite leaves it alone.
+    counted from 1, in slot t % 100, as in bitsandbytes up to 0.49. A norm that is 0 or not finite leaves it
+    alone: with a limit of 0 the parameter would never move again.
 
     Args:
         current: float64 [n], squared norms.
@@ -78,15 +79,15 @@ def percentile_scales(current: Tensor, states: Sequence[dict[str, Any]], percent
     history = torch.stack([state["gnorm_vec"] for state in states])
     steps = torch.stack([state["step"] for state in states]).long() + 1
     squared = current.float()
-    is_finite = squared.isfinite()
+    is_norm = squared.isfinite() & (squared > 0)
     slot = (steps % HISTORY)[:, None]
-    history.scatter_(1, slot, torch.where(is_finite[:, None], squared[:, None], history.gather(1, slot)))
+    history.scatter_(1, slot, torch.where(is_norm[:, None], squared[:, None], history.gather(1, slot)))
     torch._foreach_copy_([state["gnorm_vec"] for state in states], list(history.unbind()))
     # Slots without a norm hold 0 and come first. (bitsandbytes took them for norms.)
-    count = steps.clamp(max=HISTORY)
+    count = (history > 0).sum(dim=1)
     index = HISTORY - count + torch.minimum(percentile * count // 100, count - 1)
     limit = history.sort(dim=1).values.gather(1, index[:, None])[:, 0]
-    clips = is_finite & (squared > limit)
+    clips = is_norm & (squared > limit)
     return list(torch.where(clips, (squared / limit).sqrt(), 1.0).unbind())
 
 

@@ -36,7 +36,8 @@ class Options(TypedDict, total=False):
         device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
         an attribute of the optimizer, not for groups; by default None.
     percentile_clipping: the gradient of a parameter is divided by what makes its norm at most this percentile
-        of the norms of its last 100 steps, 1 to 99; by default 100 for no clipping.
+        of the norms of its last 100 steps, 1 to 99, without those that are 0 or not finite; by default 100
+        for no clipping.
     check_finite: after each step, raise FloatingPointError if elements were skipped because they were not
         finite. It waits for the GPU. Not for groups.
     is_paged: state of parameters on a GPU lies in page-locked host memory and passes through buffers of the
