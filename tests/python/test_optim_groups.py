@@ -162,6 +162,28 @@ def test_keys_of_users_and_of_torch_are_kept():
     assert optimizer.param_groups[0].items() >= keys.items()
 
 
+@pytest.mark.parametrize("how", ["no state", "beside another"])
+def test_momentum_that_is_switched_on_starts_undamped(how, place):
+    ours, theirs = (parameter(100, device=place) for _ in range(2))
+    groups = [{"params": [parameter(5, device=place)], "momentum": 0.5}] if how == "beside another" else []
+    options = {"lr": 0.1, "dampening": 0.5, "weight_decay": 0.1}
+    optimizer = optim.SGD([{"params": [ours]}, *groups], **options)
+    reference = torch.optim.SGD([theirs], **options)
+    last = theirs.detach().clone()
+    for t in range(6):
+        if t == 3:
+            for either in (optimizer, reference):
+                either.param_groups[0]["momentum"] = 0.9
+            if how == "beside another":  # as documented: from the last gradient
+                reference.state[theirs]["momentum_buffer"] = (theirs.grad + 0.1 * last).clone()
+        last = theirs.detach().clone()
+        step(optimizer, t + 1.0)
+        theirs.grad = ours.grad.clone()
+        reference.step()
+        torch.testing.assert_close(ours, theirs)
+    assert float(optimizer.state[ours]["step"]) == (3 if how == "no state" else 6)
+
+
 # --- Single parameters -----------------------------------------------------------------------------------
 
 

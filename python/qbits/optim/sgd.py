@@ -45,6 +45,10 @@ class SGDBase(Optimizer):
 class SGD(SGDBase):
     """torch.optim.SGD: weight decay joins the gradient. Without momentum in any group there is no state.
 
+    The first gradient with momentum is not dampened, and `step` counts from there, also where momentum is
+    switched on later. Beside groups with momentum those without it keep their last gradient as state, from
+    which momentum goes on when it is switched on; torch's begins with the next one.
+
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov: as for torch.optim.SGD.
         options: see qbits.optim.Options.
@@ -65,6 +69,13 @@ class SGD(SGDBase):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov}, options)
+
+    def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
+        own = self.state[param]
+        is_late = "step" in own and "state1" not in own and self._algorithm() == "momentum"
+        super()._init_state(group, param)
+        if is_late:
+            own["step"].zero_()
 
     def _algorithm(self) -> str:
         return "momentum" if any(group["momentum"] for group in self._all_groups()) else "gradient_descent"
