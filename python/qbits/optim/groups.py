@@ -97,7 +97,8 @@ class Groups:
     def _check_bits(self, group: Mapping[str, Any], *more: int) -> None:
         """`more`: those that a class with bits of its own takes, too."""
         bits = (8, 32) if self.BITS is None else (self.BITS, *more)
-        self._require(group, "optim_bits", lambda value: value in bits, " or ".join(map(str, bits)))
+        want = " or ".join(map(str, bits)) if len(bits) > 1 else bits[0]
+        self._require(group, "optim_bits", lambda value: value in bits, want)
 
     def _check_all(self) -> None:
         for group in self.param_groups:
@@ -121,11 +122,12 @@ class Groups:
 
     def _require_flags(self, group: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
-            self._require(group, key, lambda flag: flag in (False, True), "True or False")
+            if type(group[key]) is not bool:
+                self._require(group, key, lambda flag: flag in (False, True), "True or False")
 
     def _require(self, group: Mapping[str, Any], key: str, fits: Callable[[Any], bool], want: object) -> None:
         value = group[key]
-        if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1:
+        if type(value) is not float and isinstance(value, Tensor) and value.is_cuda and value.numel() == 1:
             return  # to look at it would wait for the GPU
         error: type[Exception] = ValueError
         try:

@@ -31,6 +31,9 @@ class Muon(Optimizer):
 
     Embeddings, heads and vectors want another optimizer, AdamW for instance.
 
+    Each element of an update depends on the whole gradient: where one is not finite the matrix is left as it
+    is, with its momentum, and all its elements count as skipped.
+
     Args:
         params: matrices [rows, columns], float32, bfloat16 or float16.
         lr: as for torch's optimizers.
@@ -147,27 +150,35 @@ class Muon(Optimizer):
             for (shape, _), batch in batches.items()
         ]
         updates = [update for stack in stacks for update in stack]
+        grads = [param.grad for param in params if param.grad is not None]
+        scales = _scales_of_finite(grads)
+        # What is left here is left, and counted, below.
+        uncounted = torch.zeros((), dtype=torch.int64, device=device)
         _C.optimizer_step_tensors(
             updates,
-            [param.grad for param in params if param.grad is not None],
+            grads,
             [{**state, "step": behind_first} for state in states],
             [len(table.rows) // 2 + row for row in rows],
-            (table.memory, table.skipped, grad_scale, found_inf, None),
+            list(scales.unbind()),
+            (table.memory, uncounted, grad_scale, found_inf, None),
             "momentum",
             "before",
             False,
             0,
         )
         groups = self._all_groups()
-        for (_, row), stack in zip(batches, stacks, strict=True):
-            for part in stack.split(max(_MOST_TOGETHER // stack[0].numel(), 1)):
-                orthogonalize_(part, groups[row])
+        of_stacks = scales.split([len(stack) for stack in stacks])
+        for (_, row), stack, own in zip(batches, stacks, of_stacks, strict=True):
+            most = max(_MOST_TOGETHER // stack[0].numel(), 1)
+            for part, factors in zip(stack.split(most), own.split(most), strict=True):
+                orthogonalize_(part, groups[row], factors)
         first = self.param_groups[0]
         _C.optimizer_step_tensors(
             params,
             updates,
             [{"step": state["step"]} for state in states],
             rows,
+            None,
             (table.memory, table.skipped, None, found_inf, None),
             "gradient_descent",
             self.DECAY,
@@ -176,8 +187,18 @@ class Muon(Optimizer):
         )
 
 
-def orthogonalize_(stack: Tensor, group: Mapping[str, Any]) -> None:
-    """Makes the singular values of bfloat16 matrices [n, rows, columns] about 1, times what adjusts lr."""
+def _scales_of_finite(grads: list[Tensor]) -> Tensor:
+    """float32 [n]: 1 for gradients that are finite, NaN for others."""
+    with torch._C.DisableTorchFunctionSubclass():
+        largest = torch.stack(torch._foreach_norm(grads, math.inf, dtype=torch.float32))
+    return largest * 0 + 1
+
+
+def orthogonalize_(stack: Tensor, group: Mapping[str, Any], factors: Tensor) -> None:
+    """Makes the singular values of bfloat16 matrices [n, rows, columns] about 1, times what adjusts lr.
+
+    `factors`: float32 [n], 1 or NaN; the latter makes all of a matrix NaN.
+    """
     rows, columns = stack.shape[-2:]
     a, b, c = group["ns_coefficients"]
     if group["adjust_lr_fn"] == "match_rms_adamw":
@@ -185,7 +206,8 @@ def orthogonalize_(stack: Tensor, group: Mapping[str, Any]) -> None:
     else:
         factor = math.sqrt(max(1.0, rows / columns))
     x = stack.mT if rows > columns else stack
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    norms = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    x = x / (norms * factors[:, None, None].to(norms.dtype))
     for step in range(group["ns_steps"]):
         # The last one multiplies by the factor, without another rounding.
         last = factor if step == group["ns_steps"] - 1 else 1.0
