@@ -75,8 +75,9 @@ bool is_plain_subclass(PyObject* object) {
   if (PyType_IsSubtype(Py_TYPE(object), torch.tensor) == 0) return false;
   PyObject* const own = PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), torch.dispatch);
   if (own == nullptr) PyErr_Clear();
-  Py_XDECREF(own);  // the class keeps it
-  return own == torch.no_dispatch;
+  const bool is_plain = own == torch.no_dispatch;
+  Py_XDECREF(own);
+  return is_plain;
 }
 
 bool fill_view(PyObject* object, TensorView& out) noexcept {

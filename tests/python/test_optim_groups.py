@@ -27,7 +27,7 @@ def step(optimizer, grad=1.0):
 
 # Of each: the class, a hyperparameter, a value without sense, and what is said.
 WITHOUT_SENSE = [
-    ("AdamW", "lr", "a", TypeError, "got a, want at least 0 and finite"),
+    ("AdamW", "lr", "a", TypeError, "got 'a', want at least 0 and finite"),
     ("AdamW", "lr", None, TypeError, "got None"),
     ("AdamW", "lr", [0.1], TypeError, r"got \[0.1\]"),
     ("AdamW", "lr", math.nan, ValueError, "got nan"),
@@ -42,15 +42,15 @@ WITHOUT_SENSE = [
     ("AdamW", "amsgrad", True, ValueError, "got True, want False"),
     ("AdamW", "maximize", "yes", ValueError, "got yes, want True or False"),
     ("AdamW", "percentile_clipping", 5.0, ValueError, "got 5.0, want 1 to 100, a whole number"),
-    ("AdamW", "percentile_clipping", "5", TypeError, "got 5, want 1 to 100"),
+    ("AdamW", "percentile_clipping", "5", TypeError, "got '5', want 1 to 100"),
     ("AdamW", "optim_bits", 16, ValueError, "got 16, want 8 or 32"),
     ("AdamW", "min_8bit_size", None, TypeError, "got None"),
     ("AdamW", "seed", 1.5, ValueError, "got 1.5"),
     ("AdamW8bit", "optim_bits", 32, ValueError, "got 32, want 8"),
     ("SGD", "momentum", math.nan, ValueError, "got nan"),
-    ("SGD", "dampening", "a", TypeError, "got a, want a finite number"),
+    ("SGD", "dampening", "a", TypeError, "got 'a', want a finite number"),
     ("SGD", "nesterov", "no", ValueError, "got no"),
-    ("RMSprop", "alpha", "a", TypeError, "got a"),
+    ("RMSprop", "alpha", "a", TypeError, "got 'a'"),
     ("Adagrad", "lr_decay", math.inf, ValueError, "got inf"),
     ("AdEMAMix", "t_alpha", math.nan, ValueError, "got nan, want None or at least 1"),
     ("LARS", "trust_coefficient", math.inf, ValueError, "got inf"),
@@ -129,7 +129,7 @@ def test_a_list_that_is_changed_in_place_is_seen():
 
 
 def test_the_clipping_norm_is_checked_when_it_changes():
-    with pytest.raises(TypeError, match=r"\[AdamW\] max_grad_norm: got a, want None or above 0"):
+    with pytest.raises(TypeError, match=r"\[AdamW\] max_grad_norm: got 'a', want None or above 0"):
         optim.AdamW([parameter(3)], max_grad_norm="a")
     optimizer = optim.AdamW([parameter(3)])
     optimizer.max_grad_norm = -1.0

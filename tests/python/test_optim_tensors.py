@@ -85,11 +85,18 @@ def test_subclasses_that_act_on_operators_are_refused(place):
         optim.AdamW([param]).step()
 
 
-def test_sparse_gradients_are_refused(place):
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("AdamW", {}, r"\[optimizer_step\] grad: got a tensor without plain memory"),
+        ("AdamW", {"max_grad_norm": 1.0}, r"\[clipping\] grad: got a sparse gradient, want a dense one"),
+        ("Muon", {}, r"\[Muon\] grad: got a sparse gradient, want a dense one"),
+    ],
+)
+def test_sparse_gradients_are_refused(name, options, message, place):
     table = torch.nn.Embedding(10, 4, sparse=True, device=place)
-    optimizer = optim.AdamW(table.parameters())
+    optimizer = getattr(optim, name)(table.parameters(), **options)
     table(torch.tensor([1, 2], device=place)).sum().backward()
-    message = r"\[optimizer_step\] grad: got a tensor without plain memory"
     with pytest.raises(TypeError, match=message) as refusal:
         optimizer.step()
     assert len(str(refusal.value)) < 200 and "\n" not in str(refusal.value)

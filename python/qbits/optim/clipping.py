@@ -115,7 +115,7 @@ def _scales(
             by_device.setdefault(param.device, []).append(i)
     total = None
     for device, where in by_device.items():
-        own = squares([_grad(params[i][0]) for i in where])
+        own = squares([dense_grad(params[i][0], "clipping") for i in where])
         if most is not None:
             sum_ = torch.stack(own).sum()
             total = sum_ if total is None else total + sum_.to(total.device, non_blocking=True)
@@ -139,8 +139,9 @@ def _scales(
     return result
 
 
-def _grad(param: Tensor) -> Tensor:
+def dense_grad(param: Tensor, name: str) -> Tensor:
+    """The gradient of a parameter. Raises TypeError for a sparse one; `name` stands in the message."""
     grad = param.grad
-    if grad is None or grad.is_sparse:
-        raise TypeError("[clipping] grad: got a sparse gradient, want a dense one")
+    if grad is None or grad.layout != torch.strided:
+        raise TypeError(f"[{name}] grad: got a sparse gradient, want a dense one")
     return grad

@@ -53,8 +53,8 @@ def _copied(settings: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _in_words(value: Any) -> str:
-    is_long = isinstance(value, Tensor) and value.numel() > 1
-    return f"a tensor of shape {list(value.shape)}" if is_long else str(value)
+    """What is no number."""
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 class Groups:
@@ -129,13 +129,13 @@ class Groups:
         value = group[key]
         if type(value) is not float and isinstance(value, Tensor) and value.is_cuda and value.numel() == 1:
             return  # to look at it would wait for the GPU
-        error: type[Exception] = ValueError
+        where = f"[{type(self).__name__}] {key}"
         try:
             if fits(value):
                 return
         except (TypeError, ValueError, RuntimeError):  # it cannot be compared with numbers
-            error = TypeError
-        raise error(f"[{type(self).__name__}] {key}: got {_in_words(value)}, want {want}")
+            raise TypeError(f"{where}: got {_in_words(value)}, want {want}") from None
+        raise ValueError(f"{where}: got {value}, want {want}")
 
     # --- Parameters with overrides --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.optim import sharding
+from qbits.optim.clipping import dense_grad
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Muon(Optimizer):
             for (shape, _), batch in batches.items()
         ]
         updates = [update for stack in stacks for update in stack]
-        grads = [param.grad for param in params if param.grad is not None]
+        grads = [dense_grad(param, type(self).__name__) for param in params]
         scales = _scales_of_finite(grads)
         # What is left here is left, and counted, below.
         uncounted = torch.zeros((), dtype=torch.int64, device=device)
