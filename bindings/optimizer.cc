@@ -24,6 +24,7 @@ namespace qbits::bindings {
 namespace {
 
 constexpr const char* kOp = "optimizer_step";
+constexpr const char* kFloats = "float32, bfloat16 or float16";
 
 // What attributes and keys are looked up by.
 struct Names {
@@ -66,19 +67,31 @@ nb::object local(nb::handle tensor) {
   return nb::borrow(tensor);
 }
 
+// Tensors that users bring may be of subclasses.
+TensorView view_float(nb::handle tensor, const char* argument) {
+  TensorView view;
+  if (!view_subclass(tensor.ptr(), view)) throw_refusal(tensor.ptr(), kOp, argument, kFloats, true);
+  return view;
+}
+
 // As view(), of what this process has.
 TensorView local_view(nb::handle tensor, const char* argument) {
   TensorView view;
-  if (view_tensor(tensor.ptr(), view)) return view;
+  if (view_subclass(tensor.ptr(), view)) return view;
   const nb::object own = local(tensor);
-  if (!view_tensor(own.ptr(), view)) throw_refusal(own.ptr(), kOp, argument);
+  if (!view_subclass(own.ptr(), view)) throw_refusal(own.ptr(), kOp, argument, "float32 or uint8", true);
   return view;
 }
 
 // The part of the gradient that belongs to this process' part of a DTensor.
 nb::object local_grad(nb::handle param, nb::object grad) {
   const nb::object placements = param.attr(names().placements);
-  if (!grad.attr(names().placements).equal(placements)) {
+  const nb::object found = nb::getattr(grad, names().placements, nb::none());
+  if (found.is_none()) {
+    throw Error(ErrorCode::InvalidType,
+                "[" + std::string(kOp) + "] grad: got a plain tensor, want a DTensor, as param is");
+  }
+  if (!found.equal(placements)) {
     grad = grad.attr("redistribute")(nb::none(), placements);
   }
   nb::object own = local(grad);
@@ -132,14 +145,18 @@ class Gathering {
     if (!param_view.is_contiguous()) {
       nb::object copy = nb::steal(PyObject_CallMethodObjArgs(param.ptr(), names().contiguous.ptr(), nullptr));
       if (!copy.is_valid()) throw nb::python_error();
-      param_view = view(copy, kOp, "param");
+      param_view = view_float(copy, "param");
       copied_.emplace_back(nb::borrow(param), std::move(copy));
     }
     OptimizerTensor& tensor = tensors_.emplace_back();
     tensor.param = param_view;
-    Input input(grad, kOp, "grad");
-    tensor.grad = input.view;
-    kept_.push_back(std::move(input.object));
+    nb::object row_major = nb::borrow(grad);
+    tensor.grad = view_float(row_major, "grad");
+    if (!tensor.grad.is_contiguous()) {
+      row_major = grad.attr(names().contiguous)();
+      tensor.grad = view_float(row_major, "grad");
+    }
+    kept_.push_back(std::move(row_major));
     const Names& key = names();
     // Kept, for other threads may put others into their place while the step runs.
     const auto fill_view = [&](const nb::object& name, const char* argument, std::optional<TensorView>& out) {
@@ -255,10 +272,10 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
       if (grad.is_none()) continue;
       nb::object plain = nb::borrow(param);
       TensorView param_view;
-      const bool is_whole = view_tensor(param.ptr(), param_view);
+      const bool is_whole = view_subclass(param.ptr(), param_view);
       if (!is_whole) {
         plain = local(param);
-        param_view = view(plain, kOp, "param");
+        param_view = view_float(plain, "param");
       }
       const auto gathering = std::find_if(gatherings.begin(), gatherings.end(), [&](const Gathering& candidate) {
         return candidate.step.groups.device == param_view.device;
@@ -280,18 +297,20 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
   return missing;
 }
 
-// One step of tensors on one device that an optimizer does not have as parameters: for each its gradient, its state and
-// its row in `groups`. `device` holds what on_device takes.
+// One step of tensors on one device that an optimizer does not have as parameters: for each its gradient, its state,
+// its row in `groups` and, unless there are none, what its gradient is divided by. `device` holds what on_device takes.
 void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const nb::list& states,
-                            const std::vector<int64_t>& rows, const nb::tuple& device, std::string_view algorithm,
-                            std::string_view decay, bool stochastic_rounding, uint64_t seed) {
+                            const std::vector<int64_t>& rows, nb::handle grad_scales, const nb::tuple& device,
+                            std::string_view algorithm, std::string_view decay, bool stochastic_rounding,
+                            uint64_t seed) {
   OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
                         .decay = choice<Decay>("decay", decay, kDecays),
                         .stochastic_rounding = stochastic_rounding,
                         .seed = seed};
   Gathering gathering = on_device(choices, device, rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
-    gathering.add(params[i], view(params[i], kOp, "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i));
+    gathering.add(params[i], view_float(params[i], "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i), 0,
+                  grad_scales.is_none() ? nb::handle() : nb::handle(PyList_GetItem(grad_scales.ptr(), i)));
   }
   gathering.run();
 }
@@ -307,11 +326,11 @@ void init_optimizer(nb::module_& m) {
             "grad_scales: dict | None, "
             "devices: list[tuple], algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
             "list[tuple[int, torch.Tensor]]"));
-  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a, "device"_a,
-        "algorithm"_a, "decay"_a, "stochastic_rounding"_a, "seed"_a,
+  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a,
+        "grad_scales"_a.none(), "device"_a, "algorithm"_a, "decay"_a, "stochastic_rounding"_a, "seed"_a,
         nb::sig("def optimizer_step_tensors(params: list[torch.Tensor], grads: list[torch.Tensor], "
-                "states: list[dict], rows: list[int], device: tuple, algorithm: str, decay: str, "
-                "stochastic_rounding: bool, seed: int) -> None"));
+                "states: list[dict], rows: list[int], grad_scales: list[torch.Tensor] | None, device: tuple, "
+                "algorithm: str, decay: str, stochastic_rounding: bool, seed: int) -> None"));
   m.def(
       "write_optimizer_groups",
       [](const std::vector<double>& values, nb::handle groups) {

@@ -16,6 +16,8 @@ namespace {
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
+  PyObject* dispatch = nullptr;  // the name of what subclasses define to be something else, and what tensors have there
+  PyObject* no_dispatch = nullptr;
   const dlpack::ExchangeApi* api = nullptr;
 };
 Torch torch;
@@ -69,31 +71,16 @@ bool is_accepted_type(PyObject* object) {
   return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
 }
 
-std::string text(nb::handle object) { return nb::str(object).c_str(); }
-
-[[noreturn]] void refuse(ErrorCode code, const char* op, const char* argument, const std::string& got,
-                         const std::string& want) {
-  throw Error(code, "[" + std::string(op) + "] " + argument + ": got " + got + ", want " + want);
+bool is_plain_subclass(PyObject* object) {
+  if (PyType_IsSubtype(Py_TYPE(object), torch.tensor) == 0) return false;
+  PyObject* const own = PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), torch.dispatch);
+  if (own == nullptr) PyErr_Clear();
+  const bool is_plain = own == torch.no_dispatch;
+  Py_XDECREF(own);
+  return is_plain;
 }
 
-}  // namespace
-
-void load_torch() {
-  const nb::module_ module = nb::module_::import_("torch");
-  const nb::object tensor = module.attr("Tensor");
-  torch.api = find_api(tensor);
-  if (torch.api == nullptr || torch.api->tensor_from_object == nullptr) {
-    throw nb::import_error(
-        ("qbits needs torch >= 2.10 with DLPack 1, got torch " + text(module.attr("__version__"))).c_str());
-  }
-  // Both types live as long as torch, which is never unloaded.
-  torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.ptr());
-  torch.parameter = reinterpret_cast<PyTypeObject*>(nb::object(module.attr("nn").attr("Parameter")).release().ptr());
-  tensor.inc_ref();
-}
-
-bool view_tensor(PyObject* object, TensorView& out) noexcept {
-  if (!is_accepted_type(object)) return false;
+bool fill_view(PyObject* object, TensorView& out) noexcept {
   dlpack::Tensor tensor;
   if (torch.api->tensor_from_object(object, &tensor) != 0) {
     PyErr_Clear();
@@ -119,21 +106,56 @@ bool view_tensor(PyObject* object, TensorView& out) noexcept {
   return true;
 }
 
-void throw_refusal(PyObject* object, const char* op, const char* argument) {
+std::string text(nb::handle object) { return nb::str(object).c_str(); }
+
+// torch puts a stack trace, or a whole tensor, behind what is wrong.
+std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
+
+[[noreturn]] void refuse(ErrorCode code, const char* op, const char* argument, const std::string& got,
+                         const std::string& want) {
+  throw Error(code, "[" + std::string(op) + "] " + argument + ": got " + got + ", want " + want);
+}
+
+}  // namespace
+
+void load_torch() {
+  const nb::module_ module = nb::module_::import_("torch");
+  const nb::object tensor = module.attr("Tensor");
+  torch.api = find_api(tensor);
+  if (torch.api == nullptr || torch.api->tensor_from_object == nullptr) {
+    throw nb::import_error(
+        ("qbits needs torch >= 2.10 with DLPack 1, got torch " + text(module.attr("__version__"))).c_str());
+  }
+  // Both types live as long as torch, which is never unloaded.
+  torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.ptr());
+  torch.parameter = reinterpret_cast<PyTypeObject*>(nb::object(module.attr("nn").attr("Parameter")).release().ptr());
+  tensor.inc_ref();
+  torch.dispatch = PyUnicode_InternFromString("__torch_dispatch__");
+  torch.no_dispatch = nb::object(tensor.attr("__torch_dispatch__")).release().ptr();
+}
+
+bool view_tensor(PyObject* object, TensorView& out) noexcept {
+  return is_accepted_type(object) && fill_view(object, out);
+}
+
+bool view_subclass(PyObject* object, TensorView& out) noexcept {
+  return (is_accepted_type(object) || is_plain_subclass(object)) && fill_view(object, out);
+}
+
+void throw_refusal(PyObject* object, const char* op, const char* argument, const char* dtypes, bool subclasses) {
   constexpr auto kWrongType = ErrorCode::InvalidType;
-  if (!is_accepted_type(object)) {
+  if (!is_accepted_type(object) && !(subclasses && is_plain_subclass(object))) {
     refuse(kWrongType, op, argument, text(nb::handle(object).type().attr("__name__")),
            "torch.Tensor or torch.nn.Parameter");
   }
   dlpack::Tensor tensor;
   if (torch.api->tensor_from_object(object, &tensor) != 0) {
     const nb::python_error error;
-    refuse(kWrongType, op, argument, "a tensor without plain memory (" + text(error.value()) + ")",
+    refuse(kWrongType, op, argument, "a tensor without plain memory (" + first_line(text(error.value())) + ")",
            "a dense tensor on cpu or cuda");
   }
   if (!to_dtype(tensor.dtype)) {
-    refuse(kWrongType, op, argument, "dtype " + text(nb::handle(object).attr("dtype")),
-           "float32, bfloat16, float16, uint8, int8, int32 or int64");
+    refuse(kWrongType, op, argument, "dtype " + text(nb::handle(object).attr("dtype")), dtypes);
   }
   if (!to_device(tensor.device)) {
     refuse(kWrongType, op, argument, "a tensor on " + text(nb::handle(object).attr("device")), "cpu or cuda");

@@ -20,8 +20,14 @@ void load_torch();
 // no Python error. Neg and conj bits are ignored: the dispatcher has resolved them before _C is called.
 bool view_tensor(PyObject* object, TensorView& out) noexcept;
 
-// Throws the Error that says why view_tensor refused `object`.
-[[noreturn]] void throw_refusal(PyObject* object, const char* op, const char* argument);
+// The same, and from subclasses without a __torch_dispatch__ of their own: their memory is that of a torch.Tensor.
+bool view_subclass(PyObject* object, TensorView& out) noexcept;
+
+// Throws the Error that says why view_tensor, or view_subclass, refused `object`, with the dtypes that it could have
+// had.
+[[noreturn]] void throw_refusal(PyObject* object, const char* op, const char* argument,
+                                const char* dtypes = "float32, bfloat16, float16, uint8, int8, int32 or int64",
+                                bool subclasses = false);
 
 // torch's current stream of `device`; the default Stream for the CPU.
 Stream current_stream(Device device);

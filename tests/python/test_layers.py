@@ -20,6 +20,7 @@ C_USERS = {
     "formats.py",
     "functional/maps.py",
     "functional/plan.py",
+    "optim/groups.py",
     "optim/muon.py",
     "optim/optimizer.py",
     "optim/paging.py",

@@ -98,22 +98,6 @@ def test_no_gradient_at_all_is_no_step(place):
     assert optimizer.step() is None and not optimizer.state
 
 
-def test_sparse_gradients_are_refused(place):
-    table = torch.nn.Embedding(10, 4, sparse=True, device=place)
-    optimizer = optim.AdamW(table.parameters())
-    table(torch.tensor([1, 2], device=place)).sum().backward()
-    with pytest.raises(TypeError, match=r"\[optimizer_step\] grad: got a tensor without plain memory"):
-        optimizer.step()
-
-
-def test_dtypes_that_are_refused(place):
-    for dtype in (torch.float64, torch.complex64):
-        param = torch.nn.Parameter(torch.zeros(4, dtype=dtype, device=place))
-        param.grad = torch.zeros_like(param)
-        with pytest.raises(TypeError, match="param: got dtype"):
-            optim.AdamW([param]).step()
-
-
 def test_small_parameters_keep_32_bits(place):
     params = [parameter(size, device=place) for size in (4095, 4096)]
     optimizer = optim.AdamW8bit(params)

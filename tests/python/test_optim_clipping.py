@@ -85,7 +85,7 @@ def test_a_norm_that_is_not_finite_is_no_step(place):
 
 def model(norms, percentile, t):
     """The factor of step t, from 1: of the norms of the last 100 steps so far, the last one included."""
-    last = sorted(norms[max(0, t - 100) : t])
+    last = sorted(norm for norm in norms[max(0, t - 100) : t] if norm > 0)
     index = min(percentile * len(last) // 100, len(last) - 1)
     return min(1.0, last[index] / norms[t - 1])
 
@@ -120,6 +120,23 @@ def test_percentiles_leave_norms_that_are_not_finite_out(place):
     optimizer.step()
     assert torch.equal(optimizer.state[params[0]]["gnorm_vec"], history) and optimizer.skipped() == 1
     assert bool(params[0].isfinite().all())
+
+
+@pytest.mark.parametrize("percentile", [1, 30, 99])
+def test_gradients_of_zero_freeze_no_parameter(percentile, place):
+    torch.manual_seed(1)
+    sizes = torch.exp(torch.randn(90))
+    sizes[[0, 1, 2, *range(10, 80, 2)]] = 0.0
+    param = parameter((8,), device=place)
+    optimizer = optim.SGD([param], lr=1.0, percentile_clipping=percentile)
+    for t, size in enumerate(sizes.tolist(), 1):
+        before = param.detach().clone()
+        param.grad = torch.full_like(param, size / math.sqrt(8))
+        optimizer.step()
+        want = size * model(sizes.tolist(), percentile, t) if size > 0 else 0.0
+        assert float((before - param.detach()).norm()) == pytest.approx(want, rel=1e-3, abs=1e-5)
+        assert size == 0 or want > 0
+    assert int((optimizer.state[param]["gnorm_vec"] > 0).sum()) == int((sizes > 0).sum())
 
 
 def test_clipped_runs_resume_bit_for_bit(place):

@@ -106,13 +106,40 @@ def test_grad_scale_found_inf_and_maximize(bits, place):
     assert float(other.state[sets[1][0]]["step"]) == 2
 
 
-def test_elements_that_are_not_finite_are_skipped(place):
-    params = make_params(place)
-    optimizer = optim.Muon(params, **OPTIONS, check_finite=True)
-    step(optimizer, params, 0)
-    params[1].grad[3, 4] = math.nan
-    with pytest.raises(FloatingPointError, match=r"\[Muon\] gradients: got 1 elements"):
-        optimizer.step()
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_matrices_whose_gradients_are_not_finite_are_left(bits, bad, place):
+    params, others = make_params(place), make_params(place)
+    pair = [optim.Muon(p, **OPTIONS, optim_bits=bits, min_8bit_size=0) for p in (params, others)]
+    pair[0].check_finite = True
+    for params_, optimizer in zip((params, others), pair, strict=True):
+        step(optimizer, params_, 0)
+    # One of two of a shape, and one with blocks that are not full.
+    places = {1: (3, 4), 3: (95, 32)}
+    before = [
+        [param.detach().clone(), *(pair[0].state[param][key].clone() for key in pair[0].state[param])]
+        for param in params
+    ]
+    keys = list(pair[0].state[params[0]])
+    for i, (param, other) in enumerate(zip(params, others, strict=True)):
+        (param.grad,) = (grad.to(place) for grad in gradients(param.shape, 1, seed=50 + i))
+        other.grad = None if i in places else param.grad.clone()
+        if i in places:
+            param.grad[places[i]] = bad
+    skipped = sum(params[i].numel() for i in places)
+    with pytest.raises(FloatingPointError, match=rf"\[Muon\] gradients: got {skipped} elements"):
+        pair[0].step()
+    pair[1].step()
+    for i, (param, other) in enumerate(zip(params, others, strict=True)):
+        now = [param, *(pair[0].state[param][key] for key in keys)]
+        for key, a, b in zip(["param", *keys], now, before[i], strict=True):
+            assert torch.equal(a, b) == (i in places and key != "step"), (i, key)
+        torch.testing.assert_close(param, other, rtol=1e-2, atol=1e-3)
+    pair[0].found_inf = torch.ones((), device=place)
+    pair[0].step()
+    assert pair[0].skipped() == skipped
+    pair[0].found_inf = None
+    step(pair[0], params, 1)
     assert all(bool(param.isfinite().all()) for param in params)
 
 

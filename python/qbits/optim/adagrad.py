@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qbits.optim.groups import at_least_0
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Adagrad(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     ALGORITHM = "adagrad"
@@ -49,7 +50,7 @@ class Adagrad(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
         for key in ("lr_decay", "initial_accumulator_value", "eps"):
-            self._require(group, key, lambda value: value >= 0, "at least 0")
+            self._require(group, key, at_least_0, "at least 0 and finite")
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
         return {"lr_decay": group["lr_decay"], "eps": group["eps"], "weight_decay": group["weight_decay"]}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from qbits.optim.groups import at_least_0
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class AdamBase(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
         self._require_betas(group, 2)
-        self._require(group, "eps", lambda eps: eps >= 0, "at least 0")
+        self._require(group, "eps", at_least_0, "at least 0 and finite")
         if "amsgrad" in group:
             self._require(group, "amsgrad", lambda amsgrad: not amsgrad, "False")
 
@@ -41,7 +42,7 @@ class Adam(AdamBase):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     DECAY = "coupled"
@@ -99,7 +100,7 @@ class AdamW(AdamBase):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     def __init__(

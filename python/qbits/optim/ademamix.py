@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from qbits.optim.groups import at_least_0
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class AdEMAMix(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     ALGORITHM = "ademamix"
@@ -51,9 +53,11 @@ class AdEMAMix(Optimizer):
         super()._check(group)
         self._require_betas(group, 3)
         for key in ("alpha", "eps"):
-            self._require(group, key, lambda value: value >= 0, "at least 0")
+            self._require(group, key, at_least_0, "at least 0 and finite")
         for key in ("t_alpha", "t_beta3"):
-            self._require(group, key, lambda steps: steps is None or steps >= 1, "None or at least 1")
+            self._require(
+                group, key, lambda steps: steps is None or 1 <= steps < math.inf, "None or at least 1"
+            )
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
         beta1, beta2, beta3 = group["betas"]

@@ -68,7 +68,8 @@ def percentile_scales(current: Tensor, states: Sequence[dict[str, Any]], percent
     """What makes norms of gradients at most a percentile of the last norms of the same parameters.
 
     The history of a parameter is `gnorm_vec` of its state, float32 [100]: squared norms, that of step t,
-    counted from 1, in slot t % 100, as in bitsandbytes up to 0.49. A norm that is not finite leaves it alone.
+    counted from 1, in slot t % 100, as in bitsandbytes up to 0.49. A norm that is 0 or not finite leaves it
+    alone: with a limit of 0 the parameter would never move again.
 
     Args:
         current: float64 [n], squared norms.
@@ -78,15 +79,15 @@ def percentile_scales(current: Tensor, states: Sequence[dict[str, Any]], percent
     history = torch.stack([state["gnorm_vec"] for state in states])
     steps = torch.stack([state["step"] for state in states]).long() + 1
     squared = current.float()
-    is_finite = squared.isfinite()
+    is_norm = squared.isfinite() & (squared > 0)
     slot = (steps % HISTORY)[:, None]
-    history.scatter_(1, slot, torch.where(is_finite[:, None], squared[:, None], history.gather(1, slot)))
+    history.scatter_(1, slot, torch.where(is_norm[:, None], squared[:, None], history.gather(1, slot)))
     torch._foreach_copy_([state["gnorm_vec"] for state in states], list(history.unbind()))
     # Slots without a norm hold 0 and come first. (bitsandbytes took them for norms.)
-    count = steps.clamp(max=HISTORY)
+    count = (history > 0).sum(dim=1)
     index = HISTORY - count + torch.minimum(percentile * count // 100, count - 1)
     limit = history.sort(dim=1).values.gather(1, index[:, None])[:, 0]
-    clips = is_finite & (squared > limit)
+    clips = is_norm & (squared > limit)
     return list(torch.where(clips, (squared / limit).sqrt(), 1.0).unbind())
 
 
@@ -97,6 +98,16 @@ def scales(
     found_inf: Tensor | None,
 ) -> Scales:
     """Those of a step of parameters that have gradients, each with its hyperparameters and its state."""
+    with torch._C.DisableTorchFunctionSubclass():  # gradients of subclasses would make norms of subclasses
+        return _scales(params, most, grad_scale, found_inf)
+
+
+def _scales(
+    params: Sequence[tuple[Tensor, Mapping[str, Any], dict[str, Any]]],
+    most: float | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Scales:
     result = Scales(grad_scale, found_inf)
     by_device: dict[torch.device, list[int]] = {}
     for i, (param, group, _) in enumerate(params):
@@ -104,7 +115,7 @@ def scales(
             by_device.setdefault(param.device, []).append(i)
     total = None
     for device, where in by_device.items():
-        own = squares([_grad(params[i][0]) for i in where])
+        own = squares([dense_grad(params[i][0], "clipping") for i in where])
         if most is not None:
             sum_ = torch.stack(own).sum()
             total = sum_ if total is None else total + sum_.to(total.device, non_blocking=True)
@@ -128,8 +139,9 @@ def scales(
     return result
 
 
-def _grad(param: Tensor) -> Tensor:
+def dense_grad(param: Tensor, name: str) -> Tensor:
+    """The gradient of a parameter. Raises TypeError for a sparse one; `name` stands in the message."""
     grad = param.grad
-    if grad is None or grad.is_sparse:
-        raise TypeError("[clipping] grad: got a sparse gradient, want a dense one")
+    if grad is None or grad.layout != torch.strided:
+        raise TypeError(f"[{name}] grad: got a sparse gradient, want a dense one")
     return grad

@@ -27,7 +27,7 @@ class LAMB(AdamBase):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     SCALING = "trust_ratio"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,11 @@ class LARS(SGDBase):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     SCALING = "trust_ratio"
+    KIND = "lars"
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class LARS(SGDBase):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
-        self._require(group, "trust_coefficient", lambda c: c > 0, "above 0")
+        self._require(group, "trust_coefficient", lambda c: 0 < c < math.inf, "above 0 and finite")
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
         return {**super()._hyperparameters(group), "scaling": group["trust_coefficient"]}

@@ -25,7 +25,7 @@ class Lion(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     ALGORITHM = "lion"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qbits import _C
 from qbits.optim import sharding
-from qbits.optim.optimizer import Optimizer, Params, overridden
+from qbits.optim.clipping import dense_grad
+from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,6 +32,9 @@ class Muon(Optimizer):
 
     Embeddings, heads and vectors want another optimizer, AdamW for instance.
 
+    Each element of an update depends on the whole gradient: where one is not finite the matrix is left as it
+    is, with its momentum, and all its elements count as skipped.
+
     Args:
         params: matrices [rows, columns], float32, bfloat16 or float16.
         lr: as for torch's optimizers.
@@ -46,10 +50,11 @@ class Muon(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a parameter that is no matrix, or a hyperparameter without sense.
+        ValueError, TypeError: a parameter that is no matrix, or a hyperparameter without sense.
     """
 
     ALGORITHM = "momentum"
+    KIND = "muon"  # a running mean, not a sum
 
     def __init__(
         self,
@@ -73,9 +78,12 @@ class Muon(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
         self._require(group, "momentum", lambda m: 0 <= m < 1, "at least 0 and below 1")
-        self._require(group, "ns_coefficients", lambda abc: len(abc) == 3, "3 numbers")
-        self._require(group, "eps", lambda eps: eps > 0, "above 0")
-        self._require(group, "ns_steps", lambda steps: 1 <= steps < 100, "1 to 99")
+        self._require_flags(group, "nesterov")
+        self._require(
+            group, "ns_coefficients", lambda abc: len(abc) == 3 and all(map(math.isfinite, abc)), "3 numbers"
+        )
+        self._require(group, "eps", lambda eps: 0 < eps < math.inf, "above 0 and finite")
+        self._require_whole(group, "ns_steps", 1, 99)
         self._require(group, "percentile_clipping", lambda p: p == 100, "100")
         known = (None, "original", "match_rms_adamw")
         self._require(group, "adjust_lr_fn", lambda name: name in known, "original or match_rms_adamw")
@@ -109,6 +117,7 @@ class Muon(Optimizer):
     def _update(self) -> None:
         if not self._tables:
             self._begin()
+        self._look_at_groups()
         own_rows = self._rows_of_their_own()
         batches: dict[tuple[torch.device, torch.Size, int], list[Tensor]] = {}
         for row, group in enumerate(self.param_groups):
@@ -122,7 +131,7 @@ class Muon(Optimizer):
                     key = (param.device, param.shape, own_rows.get(param, row))
                     batches.setdefault(key, []).append(param)
         self._clip()
-        self.write_groups()
+        self._write_groups()
         for device in self._tables:
             own = {key[1:]: batch for key, batch in batches.items() if key[0] == device}
             if own:
@@ -142,27 +151,35 @@ class Muon(Optimizer):
             for (shape, _), batch in batches.items()
         ]
         updates = [update for stack in stacks for update in stack]
+        grads = [dense_grad(param, type(self).__name__) for param in params]
+        scales = _scales_of_finite(grads)
+        # What is left here is left, and counted, below.
+        uncounted = torch.zeros((), dtype=torch.int64, device=device)
         _C.optimizer_step_tensors(
             updates,
-            [param.grad for param in params if param.grad is not None],
+            grads,
             [{**state, "step": behind_first} for state in states],
             [len(table.rows) // 2 + row for row in rows],
-            (table.memory, table.skipped, grad_scale, found_inf, None),
+            list(scales.unbind()),
+            (table.memory, uncounted, grad_scale, found_inf, None),
             "momentum",
             "before",
             False,
             0,
         )
-        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
-        for (_, row), stack in zip(batches, stacks, strict=True):
-            for part in stack.split(max(_MOST_TOGETHER // stack[0].numel(), 1)):
-                orthogonalize_(part, groups[row])
+        groups = self._all_groups()
+        of_stacks = scales.split([len(stack) for stack in stacks])
+        for (_, row), stack, own in zip(batches, stacks, of_stacks, strict=True):
+            most = max(_MOST_TOGETHER // stack[0].numel(), 1)
+            for part, factors in zip(stack.split(most), own.split(most), strict=True):
+                orthogonalize_(part, groups[row], factors)
         first = self.param_groups[0]
         _C.optimizer_step_tensors(
             params,
             updates,
             [{"step": state["step"]} for state in states],
             rows,
+            None,
             (table.memory, table.skipped, None, found_inf, None),
             "gradient_descent",
             self.DECAY,
@@ -171,8 +188,18 @@ class Muon(Optimizer):
         )
 
 
-def orthogonalize_(stack: Tensor, group: Mapping[str, Any]) -> None:
-    """Makes the singular values of bfloat16 matrices [n, rows, columns] about 1, times what adjusts lr."""
+def _scales_of_finite(grads: list[Tensor]) -> Tensor:
+    """float32 [n]: 1 for gradients that are finite, NaN for others."""
+    with torch._C.DisableTorchFunctionSubclass():
+        largest = torch.stack(torch._foreach_norm(grads, math.inf, dtype=torch.float32))
+    return largest * 0 + 1
+
+
+def orthogonalize_(stack: Tensor, group: Mapping[str, Any], factors: Tensor) -> None:
+    """Makes the singular values of bfloat16 matrices [n, rows, columns] about 1, times what adjusts lr.
+
+    `factors`: float32 [n], 1 or NaN; the latter makes all of a matrix NaN.
+    """
     rows, columns = stack.shape[-2:]
     a, b, c = group["ns_coefficients"]
     if group["adjust_lr_fn"] == "match_rms_adamw":
@@ -180,7 +207,8 @@ def orthogonalize_(stack: Tensor, group: Mapping[str, Any]) -> None:
     else:
         factor = math.sqrt(max(1.0, rows / columns))
     x = stack.mT if rows > columns else stack
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    norms = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    x = x / (norms * factors[:, None, None].to(norms.dtype))
     for step in range(group["ns_steps"]):
         # The last one multiplies by the factor, without another rounding.
         last = factor if step == group["ns_steps"] - 1 else 1.0

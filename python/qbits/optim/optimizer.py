@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from qbits import _C
-from qbits.optim import clipping, sharding, state_dict
-from qbits.optim.overrides import OVERRIDES, refresh_overrides
+from qbits.optim import clipping, overrides, sharding, state_dict
+from qbits.optim.groups import Groups, Table
 from qbits.optim.paging import Paging
-from qbits.optim.state_dict import hide_tensors
-
-FIELDS = tuple(_C.optimizer_fields())
-ALGORITHMS = _C.optimizer_algorithms()
+from qbits.optim.state_dict import hidden
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
+NOT_FOR_GROUPS = {"max_grad_norm", "check_finite", "is_paged", "device_budget", "device_reserve"}
+
+
 class Options(TypedDict, total=False):
     """What every optimizer takes beside its own hyperparameters, also as a key of a parameter group.
+
+    Those that are not for groups are refused there. What is changed in groups is checked by the next step.
 
     optim_bits: 32 or 8 for the state of parameters; by default 32. Classes named after a number keep it.
     min_8bit_size: parameters of fewer elements keep 32-bit state; by default 4096.
@@ -34,7 +36,8 @@ class Options(TypedDict, total=False):
         device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
         an attribute of the optimizer, not for groups; by default None.
     percentile_clipping: the gradient of a parameter is divided by what makes its norm at most this percentile
-        of the norms of its last 100 steps, 1 to 99; by default 100 for no clipping.
+        of the norms of its last 100 steps, 1 to 99, without those that are 0 or not finite; by default 100
+        for no clipping.
     check_finite: after each step, raise FloatingPointError if elements were skipped because they were not
         finite. It waits for the GPU. Not for groups.
     is_paged: state of parameters on a GPU lies in page-locked host memory and passes through buffers of the
@@ -63,43 +66,13 @@ class Options(TypedDict, total=False):
     differentiable: bool
 
 
-class Table:
-    """The hyperparameters of all groups in the memory of one device, and what else its step needs there."""
-
-    def __init__(self, device: torch.device, rows: int) -> None:
-        self.rows = torch.zeros(rows, _C.OPTIMIZER_FIELDS, dtype=torch.float64, device=device)
-        self.memory = self.rows.view(torch.uint8)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.values: list[float] | None = None  # what is in `rows`, if that is known
-        self.is_captured = False  # a graph writes it, whenever it is replayed
-
-    def write(self, values: list[float], rates: Mapping[int, Tensor]) -> None:
-        """Makes `values` those of the table, the learning rate of some rows being a tensor on a GPU."""
-        if values != self.values:
-            _C.write_optimizer_groups(values, self.memory)
-            self.is_captured |= self.rows.is_cuda and torch.cuda.is_current_stream_capturing()
-            self.values = None if self.is_captured else values
-        for row, rate in rates.items():
-            self.rows[row, 0].copy_(rate, non_blocking=True)
-
-
-def overridden(group: Mapping[str, Any], param: Tensor) -> Mapping[str, Any]:
-    """The hyperparameters of a parameter that has some of its own."""
-    return {**group, **OVERRIDES.get(param, {})}
-
-
-def _row(own: Mapping[str, float]) -> list[float]:
-    """A row of the table."""
-    free = [0.0] * (_C.OPTIMIZER_FIELDS - len(FIELDS))
-    return [float(own.get(name, 0.0)) for name in FIELDS] + free
-
-
-class Optimizer(Paging, torch.optim.Optimizer):
+class Optimizer(Groups, Paging, torch.optim.Optimizer):
     """One step of all parameters in a few launches, with state in 32 bits or in blockwise 8 bits.
 
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
-    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements.
+    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements. `state_of` in groups
+    names the kind of state, so that other kinds of the same shape are not loaded.
 
     State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
     its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
@@ -121,6 +94,7 @@ class Optimizer(Paging, torch.optim.Optimizer):
     DECAY: ClassVar[str] = "before"
     SCALING: ClassVar[str] = "none"
     BITS: ClassVar[int | None] = None  # of classes that leave no choice
+    KIND: ClassVar[str | None] = None  # of state that others with the same algorithm cannot go on with
 
     _step_supports_amp_scaling = True
 
@@ -134,10 +108,11 @@ class Optimizer(Paging, torch.optim.Optimizer):
         self.check_finite = options.get("check_finite", False)
         self._init_paging(options)
         self.max_grad_norm = options.get("max_grad_norm")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"[{name}] max_grad_norm: got {self.max_grad_norm}, want None or above 0")
+        self._check_norm()
+        self._begin_to_count()
         self._forget()
         bits = options.get("optim_bits")
+        defaults["state_of"] = self._kind()
         defaults["optim_bits"] = (self.BITS or 32) if bits is None else bits
         defaults["min_8bit_size"] = options.get("min_8bit_size", 4096)
         defaults["maximize"] = options.get("maximize", False)
@@ -146,86 +121,36 @@ class Optimizer(Paging, torch.optim.Optimizer):
         defaults["percentile_clipping"] = options.get("percentile_clipping", 100)
         super().__init__(params, defaults)
 
+    def _begin_to_count(self) -> None:
+        """Elements skipped by this optimizer, whatever it loads."""
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._reported = 0
+
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
-        self._tables: dict[torch.device, Table] = {}
-        self._own_rows: dict[Tensor, Mapping[str, Any]] = {}  # parameters with overrides, and their groups
+        self._forget_groups()
         self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
-        self._reported = 0
         self._forget_pages()
         self._scales = clipping.Scales()
 
     # --- Groups ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. Raises ValueError for hyperparameters without sense."""
+        """As torch's; keys that no optimizer knows are kept.
+
+        Raises:
+            ValueError, TypeError: hyperparameters without sense, and options that are not for groups.
+        """
+        if isinstance(param_group, dict) and (refused := param_group.keys() & NOT_FOR_GROUPS):
+            name, got = type(self).__name__, ", ".join(sorted(refused))
+            raise ValueError(f"[{name}] param_group: got {got}, want that as an argument of the optimizer")
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
+            self._check_bits(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
             raise
-
-    def _check(self, group: Mapping[str, Any]) -> None:
-        """Raises ValueError unless the hyperparameters of a group have sense."""
-        self._require(group, "lr", lambda lr: lr >= 0, "at least 0")
-        self._require(group, "weight_decay", lambda decay: decay >= 0, "at least 0")
-        bits = (8, 32) if self.BITS is None else (self.BITS,)
-        self._require(group, "optim_bits", lambda value: value in bits, " or ".join(map(str, bits)))
-        self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
-        self._require(group, "percentile_clipping", lambda p: p in range(1, 101), "1 to 100")
-        self._require(group, "seed", lambda seed: 0 <= seed < 2**64, "0 to 2^64 - 1")
-        for key in ("stochastic_rounding", "seed"):
-            value, first = group[key], self.param_groups[0][key]
-            if value != first:
-                name = type(self).__name__
-                raise ValueError(f"[{name}] {key}: got {value}, want {first}, as in the first group")
-
-    def _require_betas(self, group: Mapping[str, Any], count: int) -> None:
-        def fits(betas: Any) -> bool:
-            return len(betas) == count and all(0 <= beta < 1 for beta in betas)
-
-        self._require(group, "betas", fits, f"{count} numbers of at least 0 and below 1")
-
-    def _require(self, group: Mapping[str, Any], key: str, fits: Callable[[Any], bool], want: object) -> None:
-        value = group[key]
-        # A tensor on a GPU is not looked at: that would wait for it.
-        if not (isinstance(value, Tensor) and value.is_cuda) and not fits(value):
-            raise ValueError(f"[{type(self).__name__}] {key}: got {value}, want {want}")
-
-    def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """Those of the algorithm, by the names of the table's columns."""
-        raise NotImplementedError
-
-    def write_groups(self) -> None:
-        """Writes the hyperparameters of `param_groups` into device memory, where graphs read them.
-
-        step() does it by itself; call it between replays, after a learning rate scheduler for instance.
-        """
-        values: list[float] = []
-        rates: dict[int, Tensor] = {}
-        groups = [*self.param_groups, *(overridden(g, p) for p, g in self._own_rows.items())]
-        for row, group in enumerate(groups):
-            own = {"maximize": group["maximize"], **self._hyperparameters(group)}
-            rate = group["lr"]
-            if isinstance(rate, Tensor) and rate.is_cuda:
-                rates[row] = rate
-                rate = 0.0
-            own["lr"] = rate
-            values += _row(own)
-        for own in self._more_rows(groups):
-            values += _row(own)
-        rows = len(values) // _C.OPTIMIZER_FIELDS
-        for device, table in self._tables.items():
-            if len(table.rows) != rows:
-                fresh = Table(device, rows)
-                fresh.skipped = table.skipped
-                self._tables[device] = table = fresh
-            table.write(values, rates)
-
-    def _more_rows(self, groups: list[Mapping[str, Any]]) -> list[dict[str, float]]:
-        """What the table has behind the rows of the groups."""
-        return []
 
     # --- State ----------------------------------------------------------------------------------------------
 
@@ -256,10 +181,16 @@ class Optimizer(Paging, torch.optim.Optimizer):
     def _algorithm(self) -> str:
         return self.ALGORITHM
 
+    def _kind(self) -> str:
+        return self.KIND or self.ALGORITHM
+
     @property
     def skipped_counters(self) -> dict[torch.device, Tensor]:
-        """For each device an int64 tensor: the elements skipped so far because they were not finite."""
-        return {device: table.skipped for device, table in self._tables.items()}
+        """For each device an int64 tensor: the elements skipped so far because they were not finite.
+
+        They go on over load_state_dict(). Those of a copy start at 0.
+        """
+        return dict(self._skipped)
 
     def skipped(self) -> int:
         """The number of elements skipped so far on all devices. Waits for them."""
@@ -279,7 +210,9 @@ class Optimizer(Paging, torch.optim.Optimizer):
 
         Raises:
             TypeError: a sparse gradient, or a dtype that is not supported; DTensors that hold parts of sums,
-                and sharded ones with LAMB or LARS, which need norms of whole tensors.
+                and sharded ones with LAMB or LARS, which need norms of whole tensors; an override of what the
+                optimizer does not have.
+            ValueError, TypeError: groups or overrides that were changed to what makes no sense.
             RuntimeError: parameters without state while a CUDA graph is captured.
             FloatingPointError: with check_finite, if elements were skipped.
         """
@@ -294,9 +227,10 @@ class Optimizer(Paging, torch.optim.Optimizer):
     def _update(self) -> None:
         if not self._tables:
             self._begin()
+        self._look_at_groups()
         self._clip()
         while True:
-            self.write_groups()
+            self._write_groups()
             self._place_pages()
             missing = _C.optimizer_step(
                 self.param_groups,
@@ -324,9 +258,9 @@ class Optimizer(Paging, torch.optim.Optimizer):
         """Finds what gradients are divided by in this step."""
         given = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         self._scales = clipping.Scales(*given)
-        own = [overridden(group, param)["percentile_clipping"] for param, group in self._own_rows.items()]
+        self._check_norm()
         if self.max_grad_norm is None and all(
-            percentile == 100 for percentile in (*own, *(g["percentile_clipping"] for g in self.param_groups))
+            group["percentile_clipping"] == 100 for group in self._all_groups()
         ):
             return
         params = []
@@ -336,11 +270,15 @@ class Optimizer(Paging, torch.optim.Optimizer):
                     continue
                 if param.device not in self._tables or "step" not in self.state.get(param, {}):
                     self._prepare(group, param)
-                hyperparameters = overridden(group, param) if param in self._own_rows else group
-                params.append((param, hyperparameters, self.state[param]))
+                params.append((param, self._own.get(param, group), self.state[param]))
         self._scales = clipping.scales(params, self.max_grad_norm, *given)
         if (count := self._scales.not_finite) is not None:
             self._tables[count.device].skipped.add_(count)
+
+    def _check_norm(self) -> None:
+        norm = self.max_grad_norm
+        if norm is not None:
+            self._require({"max_grad_norm": norm}, "max_grad_norm", lambda most: most > 0, "None or above 0")
 
     def _report(self) -> None:
         """Raises FloatingPointError for elements skipped since the last time, if that is wanted."""
@@ -352,11 +290,10 @@ class Optimizer(Paging, torch.optim.Optimizer):
 
     def _begin(self) -> None:
         """What the first step of all needs, and the first one after loading."""
-        refresh_overrides()
+        self._find_overrides()
+        self._look_at_groups()
         for group in self.param_groups:
             for param in group["params"]:
-                if param in OVERRIDES:
-                    self._own_rows[param] = group
                 if sharding.as_dtensor(param) is not None:
                     self._offsets[param] = sharding.offset(param)
                 if param.grad is not None:
@@ -369,19 +306,19 @@ class Optimizer(Paging, torch.optim.Optimizer):
                 f"[{type(self).__name__}] capture: got parameters without state, want a step() before it"
             )
         if param.device not in self._tables:
-            self._tables[param.device] = Table(param.device, len(self.param_groups))
-        if param in OVERRIDES:
-            self._own_rows[param] = group
-            group = overridden(group, param)
+            if param.device not in self._skipped:
+                self._skipped[param.device] = torch.zeros((), dtype=torch.int64, device=param.device)
+            rows = len(self.param_groups)
+            self._tables[param.device] = Table(param.device, rows, self._skipped[param.device])
+        if overrides.of(param):
+            self._homes[param] = group
+            self._look_at_groups()
+            group = self._own[param]
         if sharding.as_dtensor(param) is not None:
             self._offsets[param] = sharding.offset(param)
         if self.SCALING != "none" and sharding.is_split(param):
             raise TypeError(f"[{type(self).__name__}] param: got a sharded one, want whole tensors")
         self._init_state(group, param)
-
-    def _rows_of_their_own(self) -> dict[Tensor, int]:
-        """The rows of parameters with overrides, behind those of groups."""
-        return {param: len(self.param_groups) + i for i, param in enumerate(self._own_rows)}
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
         """What GradScaler or clipping has left for this step, on the device: grad_scale and found_inf."""
@@ -408,11 +345,13 @@ class Optimizer(Paging, torch.optim.Optimizer):
         """As torch's, but that dtypes of the state stay what they are. Takes what bitsandbytes saved, too.
 
         Raises:
-            ValueError: saved by another algorithm or by torch.optim, or for other sizes. Nothing is loaded.
+            ValueError, TypeError: saved by another algorithm or by torch.optim, or for other sizes; values
+                that make no sense. Nothing is loaded. What was saved by bitsandbytes does not name its
+                algorithm; those with the same state cannot be told apart.
         """
         before = {"state": self.state, "param_groups": self.param_groups}
-        # The last hook before torch looks at tensors, which it would cast to the dtype of their parameter.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hide_tensors(saved))
+        # The last hook before torch looks at the state.
+        handle = self.register_load_state_dict_pre_hook(lambda _, saved: hidden(saved))
         try:
             super().load_state_dict(state_dict)
         except Exception:
@@ -425,20 +364,32 @@ class Optimizer(Paging, torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         kept = ("check_finite", "max_grad_norm", "is_paged", "device_budget", "device_reserve")
         state = super().__getstate__() | {key: getattr(self, key) for key in kept}
+        state["overrides"] = overrides.of_groups(self.param_groups)
         return {**state, "state": defaultdict(dict, self._host_state())} if self._pages else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        for param, own in state.get("overrides", {}).items():  # the parameters of a copy are others
+            overrides.override(param, **own)
+        super().__setstate__({key: value for key, value in state.items() if key != "overrides"})
+        if "_skipped" not in self.__dict__:
+            self._begin_to_count()
         self._forget()
+        kind = self._kind()
+        for group in self.param_groups:
+            if (got := group.setdefault("state_of", kind)) != kind:
+                raise ValueError(f"[{type(self).__name__}] state: got that of {got}, want that of {kind}")
         for group in self.param_groups:  # those of another version or library may lack some
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+            if self.BITS is not None:  # of state that is yet to be made
+                group["optim_bits"] = self.BITS
+        self._find_overrides()
         for param, own in self.state.items():
             if isinstance(param, Tensor):
                 pages = self._pages_of(param)
                 home = param.device if pages is None else torch.device("cpu")
-                shown = state_dict.show_tensors(own, param, home)
-                state_dict.check(shown, param, self._algorithm(), type(self).__name__)
+                shown = state_dict.loaded(own, param, home, self._algorithm(), type(self).__name__)
                 if pages is not None:
                     shown = pages.adopt(param, shown, self._algorithm(), self.SCALING == "none")
                 self.state[param] = shown
+        self._look_at_groups()

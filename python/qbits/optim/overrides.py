@@ -10,24 +10,50 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Of each parameter, for as long as it lives.
-OVERRIDES: Any = WeakTensorKeyDictionary()
+_OF_PARAMS: Any = WeakTensorKeyDictionary()
 # Of parameters by module and name: sharding puts other parameters in the place of a module's.
 _OF_MODULES: WeakKeyDictionary[nn.Module, dict[str, dict[str, Any]]] = WeakKeyDictionary()
 
 
-def override(params: Tensor | Iterable[Tensor], **hyperparameters: Any) -> None:
+def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> None:
     """Gives parameters hyperparameters of their own, in place of their group's, in every optimizer of qbits.
 
     `optim_bits` and `min_8bit_size` count when an optimizer makes a parameter's state, with its first step;
     others (`lr`, `weight_decay`, `betas`, ...) at each step, if there were any by the first one. Learning
     rate schedulers do not see them.
 
+    The step checks them as it checks groups: names and values that its optimizer would not take in a group
+    raise TypeError or ValueError there. `optim_bits` may be 32 in classes of 8 bits too, for embeddings for
+    instance, but not 8 in those of 32.
+
+    Copies and pickles of an optimizer keep the overrides of its parameters. Copies of a parameter, or of a
+    module, and state dicts do not have them.
+
     Args:
         params: a parameter, or several.
-        hyperparameters: by the names they have in parameter groups.
+        hyperparameters: by the names they have in parameter groups; none to take back what there was.
+
+    Raises:
+        TypeError: what is no tensor.
     """
-    for param in (params,) if isinstance(params, Tensor) else params:
-        OVERRIDES[param] = {**OVERRIDES.get(param, {}), **hyperparameters}
+    for param in (params,) if isinstance(params, Tensor) else tuple(params):
+        if not isinstance(param, Tensor):
+            raise TypeError(f"[override] params: got {type(param).__name__}, want tensors")
+        if hyperparameters:
+            _OF_PARAMS[param] = {**of(param), **hyperparameters}
+        else:
+            _OF_PARAMS.pop(param, None)
+
+
+def of(param: Tensor) -> dict[str, Any]:
+    """The overrides of a parameter."""
+    return _OF_PARAMS.get(param, {})
+
+
+def of_groups(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, dict[str, Any]]:
+    """Those of the parameters of groups that have any, after a look at what modules have now."""
+    _refresh()
+    return {param: own for group in groups for param in group["params"] if (own := of(param))}
 
 
 def override_of_module(module: nn.Module, name: str, **hyperparameters: Any) -> None:
@@ -37,13 +63,12 @@ def override_of_module(module: nn.Module, name: str, **hyperparameters: Any) -> 
     own[name] = {**own.get(name, {}), **hyperparameters}
 
 
-def refresh_overrides() -> None:
-    """Finds the parameters that modules have now."""
+def _refresh() -> None:
     for module, names in list(_OF_MODULES.items()):
         for name, hyperparameters in names.items():
             param = getattr(module, name, None)
             if isinstance(param, Tensor):
-                OVERRIDES[param] = {**hyperparameters, **OVERRIDES.get(param, {})}
+                _OF_PARAMS[param] = {**hyperparameters, **of(param)}
 
 
 class GlobalOptimManager:
@@ -72,7 +97,8 @@ class GlobalOptimManager:
         own = dict(key_value_dict or {})
         if key is not None:
             own[key] = value
-        override(parameters, **own)
+        if own:
+            override(parameters, **own)
 
     def register_module_override(self, module: nn.Module, param_name: str, config: Mapping[str, Any]) -> None:
         """`override(module.<param_name>, **config)`, also for the parameter that sharding puts there."""

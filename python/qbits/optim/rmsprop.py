@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from qbits.optim.groups import at_least_0
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class RMSprop(Optimizer):
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     ALGORITHM = "rmsprop"
@@ -48,7 +49,7 @@ class RMSprop(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
         self._require(group, "alpha", lambda alpha: 0 <= alpha < 1, "at least 0 and below 1")
-        self._require(group, "eps", lambda eps: eps >= 0, "at least 0")
+        self._require(group, "eps", at_least_0, "at least 0 and finite")
         self._require(group, "momentum", lambda momentum: momentum == 0, "0")
         self._require(group, "centered", lambda centered: not centered, "False")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from qbits.optim.groups import at_least_0
 from qbits.optim.optimizer import Optimizer, Params
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ class SGDBase(Optimizer):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
-        self._require(group, "momentum", lambda momentum: momentum >= 0, "at least 0")
+        self._require(group, "momentum", at_least_0, "at least 0 and finite")
+        self._require(group, "dampening", math.isfinite, "a finite number")
+        self._require_flags(group, "nesterov")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"[{type(self).__name__}] nesterov: got True, want momentum above 0, dampening 0"
@@ -41,12 +45,16 @@ class SGDBase(Optimizer):
 class SGD(SGDBase):
     """torch.optim.SGD: weight decay joins the gradient. Without momentum in any group there is no state.
 
+    The first gradient with momentum is not dampened, and `step` counts from there, also where momentum is
+    switched on later. Beside groups with momentum those without it keep their last gradient as state, from
+    which momentum goes on when it is switched on; torch's begins with the next one.
+
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov: as for torch.optim.SGD.
         options: see qbits.optim.Options.
 
     Raises:
-        ValueError: a hyperparameter without sense.
+        ValueError, TypeError: a hyperparameter without sense.
     """
 
     def __init__(
@@ -62,8 +70,15 @@ class SGD(SGDBase):
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov}, options)
 
+    def _init_state(self, group: Mapping[str, Any], param: Tensor) -> None:
+        own = self.state[param]
+        is_late = "step" in own and "state1" not in own and self._algorithm() == "momentum"
+        super()._init_state(group, param)
+        if is_late:
+            own["step"].zero_()
+
     def _algorithm(self) -> str:
-        return "momentum" if any(group["momentum"] for group in self.param_groups) else "gradient_descent"
+        return "momentum" if any(group["momentum"] for group in self._all_groups()) else "gradient_descent"
 
 
 class SGD8bit(SGD):

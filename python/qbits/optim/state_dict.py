@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,12 +12,14 @@ from torch import Tensor
 from qbits import _C
 from qbits.formats import FORMATS
 from qbits.optim import sharding
+from qbits.optim.clipping import HISTORY
 
 BLOCK = _C.STATE_BLOCK_SIZE
 ALGORITHMS = _C.optimizer_algorithms()
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
 _OLD_BLOCK = 2048  # of bitsandbytes before 0.44
 _KEYS = {"step", "state1", "state2", "absmax1", "absmax2", "gnorm_vec"}
+_UNUSED = {"qmap1", "qmap2", "unorm_vec"}  # of bitsandbytes
 
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -34,16 +38,16 @@ def layout(param: Tensor, algorithm: str, is_8bit: bool) -> Layout:
 
 
 class Hidden:
-    """A tensor that torch.optim takes for something else, and leaves alone."""
+    """What torch.optim leaves alone when it loads it: it would cast tensors, and take strings apart."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("value",)
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
-def hide_tensors(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose state holds no tensors."""
+def hidden(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose state is hidden."""
     return {**saved, "state": {key: _flat(own) for key, own in saved["state"].items()}}
 
 
@@ -51,43 +55,86 @@ def _flat(own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     flat = {key: value for key, value in own.items() if key != BITSANDBYTES} | own.get(BITSANDBYTES, {})
-    return {key: Hidden(value) if isinstance(value, Tensor) else value for key, value in flat.items()}
+    return {key: Hidden(value) for key, value in flat.items()}
 
 
-def show_tensors(own: dict[str, Any], param: Tensor, device: torch.device) -> dict[str, Any]:
-    """The state of a parameter as the step needs it: on a device, a step count in a tensor, no maps."""
-    shown = {key: _shown(value, device) for key, value in own.items()}
-    if "step" in shown and not isinstance(shown["step"], Tensor):
-        shown["step"] = torch.tensor(float(shown["step"]), dtype=torch.float32, device=device)
-    for key in ("qmap1", "qmap2", "unorm_vec"):  # bitsandbytes': the maps are the same for all
-        shown.pop(key, None)
-    blocks = (param.numel() + BLOCK - 1) // BLOCK
-    for i in (1, 2):
-        scales = shown.get(f"absmax{i}")
-        if scales is None:
-            continue
-        is_flat = scales.ndim - sharding.lead(shown, i) == 1
-        if is_flat and scales.shape[-1] < blocks:
-            wide = scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., :blocks].contiguous()
-            shown[f"absmax{i}"] = wide
+def loaded(
+    own: dict[str, Any], param: Tensor, device: torch.device, algorithm: str, name: str
+) -> dict[str, Any]:
+    """What was saved of a parameter as the step needs it: on a device, steps in a tensor, blocks of 256.
+
+    Raises:
+        ValueError, TypeError: it cannot be the state of this parameter in this algorithm. None at all may be.
+    """
+    if not isinstance(own, dict):
+        raise TypeError(f"[{name}] state: got {type(own).__name__}, want a dict")
+    shown = {key: _shown(value, device) for key, value in own.items() if key not in _UNUSED}
+    if "step" in own:
+        shown["step"] = _steps(own["step"], device, name)
+    _check(shown, param, algorithm, name)
+    for i, numbers in enumerate(ALGORITHMS[algorithm][1:], 1):
+        codes, scales = shown.get(f"state{i}"), shown.get(f"absmax{i}")
+        if numbers > 0 and codes is not None and (codes.dtype == torch.uint8 or scales is not None):
+            lead = (numbers,) if numbers > 1 else ()
+            shown[f"absmax{i}"] = _scales(scales, param, lead, f"[{name}] absmax{i}")
     return sharding.fitted(shown, param)
 
 
-def check(own: dict[str, Any], param: Tensor, algorithm: str, name: str) -> None:
-    """Raises ValueError unless what is loaded, as shown, can be the state of a parameter, or is none."""
+def _shown(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Hidden):
+        return value.value.to(device, copy=True) if isinstance(value.value, Tensor) else value.value
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _steps(value: Any, device: torch.device, name: str) -> Tensor:
+    tensor = value.value if isinstance(value, Hidden) else value
+    is_tensor = isinstance(tensor, Tensor)
+    if tensor.numel() != 1 if is_tensor else not isinstance(tensor, Real):
+        got = f"a tensor of shape {list(tensor.shape)}" if is_tensor else repr(tensor)
+        raise TypeError(f"[{name}] step: got {got}, want a number")
+    # One on a GPU is not looked at: that would wait for it.
+    if not (is_tensor and tensor.is_cuda) and not 0 <= float(tensor) < math.inf:
+        raise ValueError(f"[{name}] step: got {float(tensor)}, want a finite number of at least 0")
+    if not is_tensor:
+        return torch.tensor(float(tensor), dtype=torch.float32, device=device)
+    is_saved = isinstance(value, Hidden)
+    return tensor.to(device, torch.float32, copy=True).reshape(()) if is_saved else tensor
+
+
+def _scales(scales: Tensor | None, param: Tensor, lead: tuple[int, ...], what: str) -> Tensor:
+    """Those of blocks of 256, over the flat parameter or by its rows."""
+    numel = param.numel()
+    flat, old = ((*lead, math.ceil(numel / block)) for block in (BLOCK, _OLD_BLOCK))
+    by_row = (*lead, param.shape[0], math.ceil(param.shape[1:].numel() / BLOCK)) if param.ndim > 1 else flat
+    shape = None if scales is None else tuple(scales.shape)
+    if scales is None or shape not in (flat, old, by_row):
+        got = "none" if shape is None else f"shape {list(shape)}"
+        want = f"{list(flat)} for blocks of {BLOCK}, or {list(old)} for blocks of {_OLD_BLOCK}"
+        raise ValueError(f"{what}: got {got}, want {want}")
+    if shape in (flat, by_row):
+        return scales
+    return scales.repeat_interleave(_OLD_BLOCK // BLOCK, -1)[..., : flat[-1]].contiguous()
+
+
+def _check(own: dict[str, Any], param: Tensor, algorithm: str, name: str) -> None:
     if unknown := sorted(map(str, own.keys() - _KEYS)):
         raise ValueError(
             f"[{name}] state: got {', '.join(unknown)}, want what optimizers of qbits or bitsandbytes have"
         )
+    for key, value in own.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"[{name}] {key}: got {type(value).__name__}, want a tensor")
     wanted = {f"state{i}": count for i, count in enumerate(ALGORITHMS[algorithm][1:], 1) if count > 0}
     found = {"state1", "state2"} & own.keys()
     if wanted and found and found != wanted.keys():
         got, want = " and ".join(sorted(found)), " and ".join(wanted)
         raise ValueError(f"[{name}] state: got {got}, want {want}, as this algorithm has")
-    for key in sorted(found & wanted.keys()):
-        numbers, due = own[key].numel(), wanted[key] * param.numel()
-        if numbers != due:
-            raise ValueError(f"[{name}] {key}: got {numbers} numbers, want {due} for {list(param.shape)}")
+    due = {key: wanted[key] * param.numel() for key in sorted(found & wanted.keys())}
+    if "gnorm_vec" in own:
+        due["gnorm_vec"] = HISTORY
+    for key, count in due.items():
+        if (numbers := own[key].numel()) != count:
+            raise ValueError(f"[{name}] {key}: got {numbers} numbers, want {count} for {list(param.shape)}")
 
 
 def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, Any]:
@@ -117,9 +164,3 @@ def _theirs(own: Any, wrapped: bool) -> Any:
             tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
     steps = int(own["step"])
     return {"step": steps, BITSANDBYTES: tensors} if wrapped else {"step": steps, **tensors}
-
-
-def _shown(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Hidden):
-        return value.tensor.to(device, copy=True)
-    return value.to(device) if isinstance(value, Tensor) else value
