@@ -28,7 +28,7 @@ constexpr const char* kFloats = "float32, bfloat16 or float16";
 
 // What attributes and keys are looked up by.
 struct Names {
-  nb::object grad, params, step, state1, state2, absmax1, absmax2, contiguous, copy, increment_version;
+  nb::object grad, params, step, state1, state2, absmax1, absmax2, kahan_comp, contiguous, copy, increment_version;
   nb::object local_tensor, placements;
 };
 
@@ -42,6 +42,7 @@ const Names& names() {
                      .state2 = intern("state2"),
                      .absmax1 = intern("absmax1"),
                      .absmax2 = intern("absmax2"),
+                     .kahan_comp = intern("kahan_comp"),
                      .contiguous = intern("contiguous"),
                      .copy = intern("copy_"),
                      .increment_version = nb::module_::import_("torch._C").attr("_increment_version"),
@@ -135,7 +136,7 @@ class Gathering {
  public:
   Gathering(const OptimizerStep& choices, Pager* pager, size_t most) : step(choices), pager_(pager) {
     tensors_.reserve(most);
-    kept_.reserve(6 * most);
+    kept_.reserve(7 * most);
   }
 
   // `param` and `grad` are what this process has of them.
@@ -171,6 +172,7 @@ class Gathering {
       fill_view(key.absmax1, "absmax1", tensor.absmax1);
       if (step.algorithm->second > 0) fill_view(key.absmax2, "absmax2", tensor.absmax2);
     }
+    if (param_view.dtype != DType::Float32) fill_view(key.kahan_comp, "kahan_comp", tensor.compensation);
     tensor.row = row_of(tensor, *step.algorithm, param_view);
     const nb::handle step_count = find(state, key.step);
     tensor.step = local_view(step_count, "step");

@@ -13,69 +13,22 @@ namespace qbits {
 namespace {
 
 using test::Buffer;
+using test::Problem;
+using test::view;
 
-constexpr DType kFloats[] = {DType::Float32, DType::BFloat16, DType::Float16};
-
-TensorView view(Buffer& buffer) {
-  return TensorView::contiguous(buffer.bytes.data(), buffer.dtype, {std::ssize(buffer.bytes) / itemsize(buffer.dtype)});
-}
-
-// Tensors of all sizes, dtypes in turn, and their steps.
-struct Problem {
-  Problem(std::string_view algorithm, bool is_8bit, std::vector<double> groups, bool only_float32 = false)
-      : groups(test::as_bytes(groups)), skipped(test::filled(DType::Int64, 1, 0)) {
-    step.algorithm = &optimizer_algorithm(algorithm);
-    step.groups = view(this->groups);
-    step.skipped = view(skipped);
-    uint32_t seed = 0;
-    for (int64_t n : test::kSizes) {
-      const DType dtype = only_float32 ? DType::Float32 : kFloats[seed % 3];
-      params.push_back(test::random_buffer(dtype, n, ++seed));
-      grads.push_back(test::random_buffer(only_float32 ? dtype : kFloats[seed % 3], n, 100 + seed, 0.01F));
-      states.emplace_back(*step.algorithm, n, is_8bit);
-    }
-  }
-
-  std::vector<OptimizerTensor> tensors() {
-    std::vector<OptimizerTensor> all;
-    for (size_t i = 0; i < params.size(); ++i) {
-      auto& s = states[i];
-      all.push_back(test::optimizer_tensor({view(params[i]), view(grads[i]), view(s.state1), view(s.state2),
-                                            view(s.absmax1), view(s.absmax2), view(s.step)}));
-      all.back().id = static_cast<uint32_t>(i);
-    }
-    return all;
-  }
-
-  void run(int steps = 1) {
-    const std::vector<OptimizerTensor> all = tensors();
-    std::vector<std::max_align_t> workspace(optimizer_step_workspace(step, all) / sizeof(std::max_align_t) + 1);
-    const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
-    for (int i = 0; i < steps; ++i) {
-      optimizer_step(step, all, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
-    }
-  }
-
-  int64_t count_skipped() { return *reinterpret_cast<int64_t*>(skipped.bytes.data()); }
-
-  OptimizerStep step;
-  Buffer groups;
-  Buffer skipped;
-  std::vector<Buffer> params, grads;
-  std::vector<test::StateBuffers> states;
-};
+enum class Rounding : uint8_t { Nearest, Stochastic, Compensated };
 
 TEST(OptimizerStep, EveryInstructionSetWritesTheSameBits) {
   const std::string own = isa();
   for (const OptimizerAlgorithm& algorithm : optimizer_algorithms()) {
     for (bool is_8bit : {false, true}) {
       if (is_8bit && algorithm.first == 0) continue;
-      for (bool stochastic : {false, true}) {
+      for (Rounding rounding : {Rounding::Nearest, Rounding::Stochastic, Rounding::Compensated}) {
         set_isa("scalar");
-        Problem want(algorithm.name, is_8bit, test::any_row());
-        Problem got(algorithm.name, is_8bit, test::any_row());
+        Problem want(algorithm.name, is_8bit, test::any_row(), false, rounding == Rounding::Compensated);
+        Problem got(algorithm.name, is_8bit, test::any_row(), false, rounding == Rounding::Compensated);
         for (Problem* p : {&want, &got}) {
-          p->step.stochastic_rounding = stochastic;
+          p->step.stochastic_rounding = rounding == Rounding::Stochastic;
           p->step.decay = algorithm.second > 0 ? Decay::Before : Decay::Coupled;
           p->grads[9].set(1234, NAN);
           p->run(3);
@@ -86,10 +39,9 @@ TEST(OptimizerStep, EveryInstructionSetWritesTheSameBits) {
         EXPECT_EQ(got.count_skipped(), 3) << where;
         for (size_t i = 0; i < want.params.size(); ++i) {
           EXPECT_EQ(want.params[i].bytes, got.params[i].bytes) << where << " param " << i;
-          EXPECT_EQ(want.states[i].state1.bytes, got.states[i].state1.bytes) << where << " state1 " << i;
-          EXPECT_EQ(want.states[i].state2.bytes, got.states[i].state2.bytes) << where << " state2 " << i;
-          EXPECT_EQ(want.states[i].absmax1.bytes, got.states[i].absmax1.bytes) << where << " absmax1 " << i;
-          EXPECT_EQ(want.states[i].absmax2.bytes, got.states[i].absmax2.bytes) << where << " absmax2 " << i;
+          for (size_t k = 0; k < want.states[i].all().size(); ++k) {
+            EXPECT_EQ(want.states[i].all()[k]->bytes, got.states[i].all()[k]->bytes) << where << " state " << i << k;
+          }
         }
       }
     }
@@ -173,8 +125,7 @@ TEST(OptimizerStep, StochasticRoundingIsRightOnAverageAndRepeats) {
     p.step.seed = seed;
     auto all = p.tensors();
     all[0].id = id;
-    std::vector<std::max_align_t> workspace(100);
-    optimizer_step(p.step, all, TensorView::contiguous(workspace.data(), DType::UInt8, {1600}));
+    p.run(all);
     return p.params[0].bytes;
   };
   const auto bytes = run(1, 0);
@@ -188,6 +139,59 @@ TEST(OptimizerStep, StochasticRoundingIsRightOnAverageAndRepeats) {
   EXPECT_EQ(bytes, run(1, 0));
   EXPECT_NE(bytes, run(2, 0));
   EXPECT_NE(bytes, run(1, 1));
+}
+
+// A step with compensations is one of float32 parameters that are the sums, whatever scales it; what it skips stays.
+TEST(OptimizerStep, CompensationTakesWhatRoundingLeaves) {
+  const auto check = [](const OptimizerAlgorithm& algorithm, bool is_8bit, LayerScaling scaling) {
+    Problem narrow(algorithm.name, is_8bit, test::any_row(), false, true);
+    Problem wide(algorithm.name, is_8bit, test::any_row(), true);
+    narrow.grads[7].set(100, NAN);  // of bfloat16 and float16 parameters
+    narrow.grads[11].set(8192, INFINITY);
+    wide.grads = narrow.grads;
+    for (Problem* p : {&narrow, &wide}) {
+      p->step.scaling = scaling;
+      p->step.decay = algorithm.second > 0 ? Decay::Before : Decay::Coupled;
+    }
+    for (int step = 0; step < 3; ++step) {
+      const auto before = narrow.params;
+      const auto rests = narrow.states;
+      for (size_t i = 0; i < before.size(); ++i) {
+        const bool is_narrow = before[i].dtype != DType::Float32;
+        for (int64_t j = 0; j < test::kSizes[i]; ++j) {
+          wide.params[i].set(j, before[i].get(j) + (is_narrow ? rests[i].compensation.get(j) : 0.0F));
+        }
+      }
+      narrow.run();
+      wide.run();
+      for (size_t i = 0; i < before.size(); ++i) {
+        const std::string where = std::string(algorithm.name) + (is_8bit ? " 8 " : " 32 ") + std::to_string(i);
+        Buffer param = wide.params[i];
+        Buffer rest = rests[i].compensation;
+        if (before[i].dtype != DType::Float32) {
+          param = before[i];
+          for (int64_t j = 0; j < test::kSizes[i]; ++j) {
+            const int64_t bad = i == 7 ? 100 : i == 11 ? 8192 : -1;
+            if (bad >= 0 && (is_8bit ? j / 256 == bad / 256 : j == bad)) continue;
+            const float next = wide.params[i].get(j);
+            param.set(j, test::rounded(next, param.dtype));
+            rest.set(j, test::rounded(next - param.get(j), param.dtype));
+          }
+        }
+        ASSERT_EQ(narrow.params[i].bytes, param.bytes) << where;
+        ASSERT_EQ(narrow.states[i].compensation.bytes, rest.bytes) << where;
+        EXPECT_EQ(narrow.states[i].state1.bytes, wide.states[i].state1.bytes) << where;
+        EXPECT_EQ(narrow.states[i].state2.bytes, wide.states[i].state2.bytes) << where;
+      }
+    }
+    EXPECT_EQ(narrow.count_skipped(), 6);
+  };
+  for (const OptimizerAlgorithm& algorithm : optimizer_algorithms()) {
+    check(algorithm, false, LayerScaling::None);
+    if (algorithm.first > 0) check(algorithm, true, LayerScaling::None);
+  }
+  check(optimizer_algorithm("adam"), true, LayerScaling::TrustRatio);
+  check(optimizer_algorithm("momentum"), false, LayerScaling::TrustRatio);
 }
 
 // Blocks that start anew at each row are those of rows that are tensors by themselves.
@@ -206,27 +210,20 @@ TEST(OptimizerStep, RowsAreTensorsOfTheirOwn) {
       whole.states = {test::StateBuffers(algorithm, n, true, row)};
       parts.states.assign(kRows, test::StateBuffers(algorithm, row, true));
       for (Problem* p : {&whole, &parts}) p->step.stochastic_rounding = true;
-      const auto run = [](Problem& p, const std::vector<OptimizerTensor>& all) {
-        std::vector<std::max_align_t> workspace(optimizer_step_workspace(p.step, all) / sizeof(std::max_align_t) + 1);
-        const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
-        for (int i = 0; i < 3; ++i) {
-          optimizer_step(p.step, all, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
-        }
-      };
       auto all = whole.tensors();
       all[0].row = row;
-      run(whole, all);
+      whole.run(all, 3);
       all.clear();
       for (int64_t i = 0; i < kRows; ++i) {
         auto& s = parts.states[i];
-        auto& t =
-            all.emplace_back(test::optimizer_tensor({view(parts.params[0]), view(parts.grads[0]), view(s.state1),
-                                                     view(s.state2), view(s.absmax1), view(s.absmax2), view(s.step)}));
+        std::vector<TensorView> views = {view(parts.params[0]), view(parts.grads[0])};
+        for (Buffer* buffer : s.all()) views.push_back(view(*buffer));
+        auto& t = all.emplace_back(test::optimizer_tensor(views));
         t.param = TensorView::contiguous(parts.params[0].bytes.data() + 2 * i * row, DType::BFloat16, {row});
         t.grad = TensorView::contiguous(parts.grads[0].bytes.data() + 4 * i * row, DType::Float32, {row});
         t.offset = i * row;
       }
-      run(parts, all);
+      parts.run(all, 3);
       const std::string where = std::string(algorithm.name) + " " + std::to_string(row);
       EXPECT_EQ(whole.params[0].bytes, parts.params[0].bytes) << where;
       EXPECT_EQ(whole.count_skipped(), parts.count_skipped()) << where;
@@ -261,10 +258,7 @@ TEST(OptimizerStep, GradientsAreDividedByScales) {
   scaled.step.grad_scale = view(all);
   auto tensors = scaled.tensors();
   tensors[7].grad_scale = view(own);
-  std::vector<std::max_align_t> workspace(optimizer_step_workspace(scaled.step, tensors) / sizeof(std::max_align_t) +
-                                          1);
-  const auto bytes = static_cast<int64_t>(workspace.size() * sizeof(std::max_align_t));
-  optimizer_step(scaled.step, tensors, TensorView::contiguous(workspace.data(), DType::UInt8, {bytes}));
+  scaled.run(tensors);
   plain.run();
   for (size_t i = 0; i < plain.params.size(); ++i) EXPECT_EQ(plain.params[i].bytes, scaled.params[i].bytes) << i;
 }
@@ -311,6 +305,19 @@ TEST(OptimizerStep, WhatDoesNotFitIsRefused) {
             "[optimizer_step] row: got 2, want 0 or a divisor of 127 (tensor 2)");
   EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[8].row = 10; }),
             "[optimizer_step] absmax1: got float32[4] on cpu, want 100 elements (tensor 8)");
+  EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[0].compensation = t[0].param; }),
+            "[optimizer_step] compensation: got one of a float32 parameter, want none: it is for those of 16 bits "
+            "(tensor 0)");
+  EXPECT_EQ(refused(InvalidType, [](Problem&, Tensors& t) { t[1].compensation = t[1].grad; }),
+            "[optimizer_step] compensation: got float16[3] on cpu, want bfloat16 (tensor 1)");
+  EXPECT_EQ(refused(InvalidArgument, [](Problem&, Tensors& t) { t[1].compensation = t[4].param; }),
+            "[optimizer_step] compensation: got bfloat16[129] on cpu, want 3 elements (tensor 1)");
+  EXPECT_EQ(refused(InvalidArgument,
+                    [](Problem& p, Tensors& t) {
+                      t[1].compensation = t[1].param;
+                      p.step.stochastic_rounding = true;
+                    }),
+            "[optimizer_step] compensation: got one with stochastic rounding, want only one of the two (tensor 1)");
   EXPECT_EQ(refused(InvalidArgument, [](Problem& p, Tensors&) { p.step.groups.shape[0] = 100; }),
             "[optimizer_step] groups: got uint8[100] on cpu, want rows of 128 bytes, on an 8-byte boundary");
   EXPECT_EQ(refused(InvalidArgument, [](Problem& p, Tensors&) { p.step.algorithm = nullptr; }),

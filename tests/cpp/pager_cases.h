@@ -91,12 +91,11 @@ class PagedProblem {
     uint32_t seed = 0;
     for (int64_t n : {1, 257, 20'000, 3, 8193, 120'001, 256, 50'000, 8192}) {
       const DType dtype = choice.stochastic_rounding || seed % 3 == 1 ? DType::BFloat16 : DType::Float32;
-      StateBuffers state(*step_.algorithm, n, choice.is_8bit);
+      const DType compensated = choice.stochastic_rounding ? DType::Float32 : dtype;
+      StateBuffers state(*step_.algorithm, n, choice.is_8bit, 0, compensated);
       std::vector<TensorView> views = {upload(random_buffer(dtype, n, ++seed)),
                                        upload(random_buffer(DType::Float32, n, 100 + seed, 0.01F))};
-      for (Buffer* buffer : {&state.state1, &state.state2, &state.absmax1, &state.absmax2, &state.step}) {
-        views.push_back(upload(*buffer));
-      }
+      for (Buffer* buffer : state.all()) views.push_back(upload(*buffer));
       tensors_.push_back(optimizer_tensor(views));
       tensors_.back().id = seed;
     }
@@ -197,7 +196,7 @@ class PagedProblem {
     for (const OptimizerTensor& t : all) {
       add(t.param);
       add(t.step);
-      for (const auto* state : {&t.state1, &t.state2, &t.absmax1, &t.absmax2}) {
+      for (const auto* state : {&t.state1, &t.state2, &t.absmax1, &t.absmax2, &t.compensation}) {
         if (*state) add(**state);
       }
     }

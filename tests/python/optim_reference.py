@@ -104,10 +104,11 @@ ALGORITHMS = {
 class Model:
     """A parameter and its state, stepped by the formula."""
 
-    def __init__(self, name, param, hyperparameters, is_8bit):
+    def __init__(self, name, param, hyperparameters, is_8bit, kahan=False):
         self.formula, self.first, self.second, self.coupled = ALGORITHMS[name]
         self.h, self.is_8bit, self.t = hyperparameters, is_8bit, 0
         self.dtype, self.param = param.dtype, param.detach().cpu().float().clone()
+        self.rest = torch.zeros_like(self.param) if kahan and self.dtype != torch.float32 else None
         states = [torch.zeros(self.param.shape) for _ in range(self.first + self.second)]
         self.states = [self._kept(k, state) for k, state in enumerate(states)]
 
@@ -123,12 +124,16 @@ class Model:
         if self.is_8bit:
             states = [decode(*kept, self._map(k)) for k, kept in enumerate(states)]
         g, decay = grad.cpu().float(), self.h["weight_decay"]
+        p = self.param if self.rest is None else self.param + self.rest
         if self.coupled and decay:
-            g = g + f32(decay) * self.param
+            g = g + f32(decay) * p
         states, u, rate = self.formula(states, g, self.t, self.h)
         self.states = [self._kept(k, state) for k, state in enumerate(states)]
         shrink = 0.0 if self.coupled else self.h["lr"] * decay
-        self.param = (self.param - (f32(shrink) * self.param + f32(rate) * u)).to(self.dtype).float()
+        p = p - (f32(shrink) * p + f32(rate) * u)
+        self.param = p.to(self.dtype).float()
+        if self.rest is not None:
+            self.rest = (p - self.param).to(self.dtype).float()
 
     def state1(self):
         """Codes and scales, or the numbers, of state1 as the optimizer has them."""

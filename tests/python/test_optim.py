@@ -285,13 +285,15 @@ def test_one_cycle_turns_momentum_on(place):
 # --- Saving ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kahan"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_resumes_bit_for_bit(name, bits, dtype, place):
+def test_a_run_resumes_bit_for_bit(name, bits, dtype, kahan, place):
     shapes = [(300,), (0,), (20, 30), ()]
     params = [parameter(shape, dtype, place, seed=i) for i, shape in enumerate(shapes)]
-    optimizer = make(name, params, optim_bits=bits, min_8bit_size=0)
+    optimizer = make(name, params, optim_bits=bits, min_8bit_size=0, kahan_sum=kahan)
     for seed in range(3):
         step(optimizer, params, seed)
     file = io.BytesIO()
@@ -374,9 +376,13 @@ REFUSED = {
     "optim_bits": ("AdamW", {"optim_bits": 4}, "optim_bits: got 4, want 8 or 32"),
     "no optim_bits": ("AdamW", {"optim_bits": 0}, "optim_bits: got 0, want 8 or 32"),
     "seed": ("AdamW", {"seed": -1}, "seed: got -1"),
+    "kahan_sum": (
+        "AdamW", {"kahan_sum": True, "stochastic_rounding": True},
+        r"\[AdamW\] kahan_sum: got True, want False with stochastic_rounding",
+    ),
     "bits of the name": ("AdamW8bit", {"optim_bits": 32}, r"\[AdamW8bit\] optim_bits: got 32, want 8"),
     "differentiable": ("AdamW", {"differentiable": True}, "differentiable: got True, want False"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -22,6 +22,10 @@ def same_bits(got, want):
 
 def check(param, state, model):
     same_bits(param.float(), model.param)
+    assert ("kahan_comp" in state) == (model.rest is not None)
+    if model.rest is not None:
+        assert state["kahan_comp"].dtype == param.dtype
+        same_bits(state["kahan_comp"].float(), model.rest)
     for key, absmax, want in (("state1", "absmax1", model.state1), ("state2", "absmax2", model.state2)):
         if key not in state:
             continue
@@ -50,16 +54,17 @@ def test_every_size_follows_the_formula(name, bits, device):
     assert optimizer.skipped() == 0
 
 
+@pytest.mark.parametrize("kahan", [False, True])
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_dtypes_may_be_mixed(name, bits, device):
+def test_dtypes_may_be_mixed(name, bits, kahan, device):
     if not hasattr(torch.Tensor, "grad_dtype"):
         pytest.skip("this torch wants gradients in the dtype of their parameters")
     size = 3 * 256 + 17
     pairs = list(itertools.product(DTYPES, DTYPES))
     params = [parameter(size, dtype, device, seed=i) for i, (dtype, _) in enumerate(pairs)]
-    models = [Model(name, param, HYPERPARAMETERS[name], bits == 8) for param in params]
-    optimizer = make(name, params, optim_bits=bits, min_8bit_size=0)
+    models = [Model(name, param, HYPERPARAMETERS[name], bits == 8, kahan) for param in params]
+    optimizer = make(name, params, optim_bits=bits, min_8bit_size=0, kahan_sum=kahan)
     for t in range(3):
         for i, (param, model, (_, dtype)) in enumerate(zip(params, models, pairs, strict=True)):
             (grad,) = gradients(size, 1, dtype, seed=100 * t + i)

@@ -30,12 +30,13 @@ def pair(gpu, name, sizes, dtypes=(torch.float32,), **changes):
     return both
 
 
+@pytest.mark.parametrize("kahan", [False, True])
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_the_cpu_and_the_gpu_write_the_same_bits(name, bits, gpu):
+def test_the_cpu_and_the_gpu_write_the_same_bits(name, bits, kahan, gpu):
     sizes = [(i * 7919) % 70_000 + 1 for i in range(40)] + [300_007]
     (cpu_params, on_cpu), (gpu_params, on_gpu) = pair(
-        gpu, name, sizes, DTYPES, optim_bits=bits, min_8bit_size=0
+        gpu, name, sizes, DTYPES, optim_bits=bits, min_8bit_size=0, kahan_sum=kahan
     )
     for t in range(3):
         for i, (a, b) in enumerate(zip(cpu_params, gpu_params, strict=True)):

@@ -1,4 +1,4 @@
-"""Optimizers that scale the step of a tensor, rounding at random, overrides, and embeddings."""
+"""Optimizers that scale the step of a tensor, rounding at random, compensation, overrides, and embeddings."""
 
 import copy
 import pickle
@@ -173,6 +173,85 @@ def test_tensors_and_steps_are_rounded_apart(place):
         param.data.fill_(1.0)
     optimizer.step()
     assert not torch.equal(first[0], params[0])
+
+
+# --- Kahan summation -------------------------------------------------------------------------------------
+
+
+def train(place, dtype, steps=300, **options):
+    """A model of bfloat16 whose steps are far below the last bit of most parameters: where they end."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 48), torch.nn.Tanh(), torch.nn.Linear(48, 8)).bfloat16()
+    x = torch.randn(64, 24).bfloat16().to(place)
+    y = torch.randn(64, 8).bfloat16().to(place)
+    model = model.to(place, dtype)
+    optimizer = optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0, **options)
+    for _ in range(steps):
+        narrow = {name: param.bfloat16() for name, param in model.named_parameters()}
+        out = torch.func.functional_call(model, narrow, x)
+        optimizer.zero_grad()
+        (out - y).float().square().mean().backward()
+        optimizer.step()
+    ends = []
+    for param in model.parameters():
+        rest = optimizer.state[param].get("kahan_comp", torch.zeros_like(param))
+        ends.append((param.detach().float() + rest.float()).flatten())
+    return torch.cat(ends)
+
+
+def test_bfloat16_follows_float32(place):
+    start, wide = train(place, torch.float32, 0), train(place, torch.float32)
+    moved = (wide - start).norm()
+    assert (train(place, torch.bfloat16, kahan_sum=True) - wide).norm() < 0.03 * moved
+    assert (train(place, torch.bfloat16) - wide).norm() > 0.9 * moved
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_add_up(dtype, place):
+    for kahan in (False, True):
+        param = torch.nn.Parameter(torch.ones(1000, dtype=dtype, device=place))
+        optimizer = optim.SGD([param], lr=1e-4, kahan_sum=kahan)
+        param.grad = torch.ones_like(param)
+        for _ in range(400):
+            optimizer.step()
+        assert ((param - 0.96).abs() < 0.003).all() == kahan and (param == 1).all() != kahan
+
+
+def test_float32_takes_no_compensation(place):
+    params = [parameter(300, device=place) for _ in range(2)]
+    pair = [optim.AdamW([p], kahan_sum=on) for p, on in zip(params, (False, True), strict=True)]
+    for grad in gradients(300, 3):
+        for param, optimizer in zip(params, pair, strict=True):
+            param.grad = grad.to(place)
+            optimizer.step()
+    assert torch.equal(*params) and "kahan_comp" not in pair[1].state[params[1]]
+
+
+def test_groups_and_parameters_have_their_own_compensation(place):
+    params, alone = ([parameter(5000, torch.bfloat16, place, seed=i) for i in range(4)] for _ in range(2))
+    optim.override(params[2], kahan_sum=True)
+    optim.override(params[3], kahan_sum=False)
+    groups = [{"params": params[::2]}, {"params": params[1::2], "kahan_sum": True}]
+    together = optim.AdamW8bit(groups)
+    with_sums = (False, True, True, False)
+    apart = [optim.AdamW8bit([p], kahan_sum=on) for p, on in zip(alone, with_sums, strict=True)]
+    for grad in gradients(5000, 4, torch.bfloat16):
+        for param in (*params, *alone):
+            param.grad = grad.to(place)
+        for optimizer in (together, *apart):
+            optimizer.step()
+    for a, b, on, own in zip(params, alone, with_sums, apart, strict=True):
+        assert torch.equal(a, b) and ("kahan_comp" in together.state[a]) == on
+        assert not on or torch.equal(together.state[a]["kahan_comp"], own.state[b]["kahan_comp"])
+
+
+def test_not_with_stochastic_rounding(place):
+    param = parameter(300, torch.bfloat16, place)
+    optim.override(param, kahan_sum=True)
+    param.grad = torch.ones_like(param)
+    optimizer = optim.AdamW([param], stochastic_rounding=True)
+    with pytest.raises(ValueError, match=r"\[AdamW\] kahan_sum: got True, want False with stochastic"):
+        optimizer.step()
 
 
 # --- Overrides and embeddings ----------------------------------------------------------------------------

@@ -199,6 +199,29 @@ def test_state_of_another_shape_is_refused():
         optimizer.load_state_dict(saved)
 
 
+def test_compensations_are_loaded_where_they_fit():
+    def kahan(shape, dtype, kahan_sum=True):
+        return optim.AdamW([parameter(shape, dtype)], kahan_sum=kahan_sum)
+
+    saved = saved_by(kahan((80, 80), torch.bfloat16))
+    with pytest.raises(ValueError, match=r"\[AdamW\] kahan_comp: got 6400 numbers, want 4800"):
+        small = copy.deepcopy(saved)
+        del small["state"][0]["state1"], small["state"][0]["state2"]
+        kahan((80, 60), torch.bfloat16).load_state_dict(small)
+    for dtype in (torch.float32, torch.float16):  # theirs is another: it starts anew
+        optimizer = kahan((80, 80), dtype)
+        optimizer.load_state_dict(saved)
+        assert "kahan_comp" not in next(iter(optimizer.state.values()))
+        optimizer.step()
+    plain = saved_by(kahan((80, 80), torch.bfloat16, kahan_sum=False))
+    del plain["param_groups"][0]["kahan_sum"]  # as saved before there was such a thing
+    optimizer = kahan((80, 80), torch.bfloat16)
+    optimizer.load_state_dict(plain)
+    saved_by(optimizer, 1)
+    assert "kahan_comp" in next(iter(optimizer.state.values()))
+    assert "kahan_comp" not in optim.to_bitsandbytes(saved, wrapped=False)["state"][0]
+
+
 def test_steps_do_not_depend_on_the_default_dtype():
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -106,10 +106,11 @@ def test_every_paged_class(name, place):
         getattr(optim, name)(others, is_paged=False)
 
 
-def test_stochastic_rounding(place):
+@pytest.mark.parametrize("rounding", ["stochastic_rounding", "kahan_sum"])
+def test_rounding(rounding, place):
     params, others = parameters(place, torch.bfloat16), parameters(place, torch.bfloat16)
-    plain = optim.AdamW8bit(params, stochastic_rounding=True, seed=3)
-    paged = optim.PagedAdamW8bit(others, stochastic_rounding=True, seed=3, device_budget=0)
+    plain = optim.AdamW8bit(params, **{rounding: True}, seed=3)
+    paged = optim.PagedAdamW8bit(others, **{rounding: True}, seed=3, device_budget=0)
     for seed in range(3):
         step(plain, params, seed)
         step(paged, others, seed)

@@ -76,7 +76,8 @@ def sharded(mesh):
 
 
 def options(name):
-    return {**optim_cases.HYPERPARAMETERS[name], "optim_bits": 8, "stochastic_rounding": True}
+    rounding = "kahan_sum" if name == "AdEMAMix" else "stochastic_rounding"
+    return {**optim_cases.HYPERPARAMETERS[name], "optim_bits": 8, rounding: True}
 
 
 def saves(mesh, folder):
@@ -99,6 +100,10 @@ def saves(mesh, folder):
             assert states[key]["absmax2"].placements == getattr(model, key).placements
             local = getattr(model, key).to_local().shape[0]
             assert states[key]["absmax1"].to_local().shape == (*lead, local, blocks)
+        compensated = [key for key, state in states.items() if "kahan_comp" in state]
+        assert compensated == (["bfloat"] if name == "AdEMAMix" else [])
+        for key in compensated:
+            assert states[key]["kahan_comp"].placements == getattr(model, key).placements
         own, state = get_state_dict(model, optimizer)
         dcp.save({"model": own, "optim": state}, checkpoint_id=folder / name)
         full = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
@@ -116,7 +121,9 @@ def loads(mesh, folder):
     for name in ("AdamW", "AdEMAMix"):
         saved = torch.load(folder / f"{name}.pt", weights_only=False)
         model = sharded(mesh)
-        optimizer = getattr(optim, name)(model.parameters(), lr=123.0, optim_bits=8)
+        # A checkpoint is read into the tensors there are.
+        kahan = name == "AdEMAMix"
+        optimizer = getattr(optim, name)(model.parameters(), lr=123.0, optim_bits=8, kahan_sum=kahan)
         own, state = get_state_dict(model, optimizer)
         dcp.load({"model": own, "optim": state}, checkpoint_id=folder / name)
         set_state_dict(model, optimizer, model_state_dict=own, optim_state_dict=state)

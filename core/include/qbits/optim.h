@@ -77,12 +77,16 @@ inline constexpr int64_t kStateBlockSize = 256;
 // One parameter. Its state is float32, or uint8 codes with one scale a block; state starts as zeros (codes of zero are
 // 127 in state1 and 0 in state2).
 struct OptimizerTensor {
-  TensorView param;                      // float, n elements
-  TensorView grad;                       // float, n elements; its dtype may be another
-  std::optional<TensorView> state1;      // first * n elements, one number of all elements after the other
-  std::optional<TensorView> state2;      // second * n elements
-  std::optional<TensorView> absmax1;     // 8-bit: float32[first * blocks]
-  std::optional<TensorView> absmax2;     // 8-bit: float32[second * blocks]
+  TensorView param;                   // float, n elements
+  TensorView grad;                    // float, n elements; its dtype may be another
+  std::optional<TensorView> state1;   // first * n elements, one number of all elements after the other
+  std::optional<TensorView> state2;   // second * n elements
+  std::optional<TensorView> absmax1;  // 8-bit: float32[first * blocks]
+  std::optional<TensorView> absmax2;  // 8-bit: float32[second * blocks]
+  // Of a parameter of 16 bits, in its dtype: n elements, zeros at first. Then p in the formulas is param + compensation
+  // in float32; a new p is rounded to param, and p - param to the compensation (Kahan, CACM 8(1), 1965; of parameters:
+  // Zamirai et al., arXiv 2010.06192). Not with stochastic rounding.
+  std::optional<TensorView> compensation;
   TensorView step;                       // float32, one element: steps taken, which the call counts up
   std::optional<TensorView> grad_scale;  // float32, one element: this gradient is divided by it, too
   int64_t group = 0;                     // its row in the group table

@@ -74,13 +74,13 @@ class BlockUpdate {
       load_states();
       const int64_t skipped = update<true>();
       store_states();
-      store_param();
+      store_param(skipped > 0);
       return skipped;
     }
     decode_states(block);
     update<false>();
     if (!encode_states(block)) return count_skipped();
-    store_param();
+    store_param(false);
     return 0;
   }
 
@@ -94,6 +94,10 @@ class BlockUpdate {
     start_ = at.start;
     n_ = at.size;
     widen(b_.p, entry_.param, entry_.param_dtype, start_);
+    if (entry_.compensation != nullptr) {
+      widen(b_.g, entry_.compensation, entry_.param_dtype, start_);
+      for (int64_t i = 0; i < kBlock; i += F32::kLanes) store(b_.p + i, load(b_.p + i) + load(b_.g + i));
+    }
     widen(b_.g, entry_.grad, entry_.grad_dtype, start_);
   }
 
@@ -135,7 +139,7 @@ class BlockUpdate {
   }
 
   // New p and state in the buffers. With kEach elements whose state would not be finite keep what they have, and are
-  // counted.
+  // counted; in place of gradients 0 marks them, and all ones the others.
   template <bool kEach>
   int64_t update() {
     constexpr int kLanes = F32::kLanes;
@@ -153,6 +157,7 @@ class BlockUpdate {
         next = select(mask, next, p);
         for (int k = 0; k < kCount; ++k) s[k] = select(mask, s[k], old[k]);
         skipped = skipped + ((mask ^ set1(-1)) & set1(1));
+        store(b_.g + i, from_bits(mask));
       }
       for (int k = 0; k < kCount; ++k) store(b_.s[k] + i, s[k]);
       store(b_.p + i, next);
@@ -191,7 +196,15 @@ class BlockUpdate {
     return skipped;
   }
 
-  void store_param() {
+  // `some`: update has marked elements to be left alone.
+  void store_param(bool some) {
+    if (entry_.compensation != nullptr) {
+      if (!some) return store_compensated(0, n_);
+      for (int64_t i = 0; i < n_; ++i) {
+        if (__builtin_bit_cast(int32_t, b_.g[i]) != 0) store_compensated(i, 1);
+      }
+      return;
+    }
     if (args_.stochastic_rounding && entry_.param_dtype == DType::BFloat16) {
       for (int64_t i = 0; i < n_; ++i) {
         const uint32_t x = __builtin_bit_cast(uint32_t, b_.p[i]);
@@ -200,6 +213,14 @@ class BlockUpdate {
       }
     }
     from_floats(b_.p, n_, entry_.param, entry_.param_dtype, start_);
+  }
+
+  // Elements of the block from `first` on, and what rounding takes from them. Overwrites gradients.
+  void store_compensated(int64_t first, int64_t n) {
+    from_floats(b_.p + first, n, entry_.param, entry_.param_dtype, start_ + first);
+    to_floats(entry_.param, entry_.param_dtype, start_ + first, n, b_.g + first);
+    for (int64_t i = first; i < first + n; ++i) b_.p[i] -= b_.g[i];
+    from_floats(b_.p + first, n, entry_.compensation, entry_.param_dtype, start_ + first);
   }
 
   const OptimizerStepArgs& args_;

@@ -47,7 +47,14 @@ struct LaneWords {
     if (dtype == DType::Float32) {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) x[j] = __uint_as_float(words[j]);
-    } else if (dtype == DType::BFloat16) {
+    } else {
+      widen16(dtype, x);
+    }
+  }
+
+  // From a type of 16 bits.
+  __device__ void widen16(DType dtype, float (&x)[kPerLane]) const {
+    if (dtype == DType::BFloat16) {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         x[j] = __uint_as_float(j % 2 == 0 ? words[word_of(j)] << 16 : words[word_of(j)] & 0xffff0000U);
@@ -78,10 +85,11 @@ struct LaneWords {
     }
   }
 
+  // All but the elements whose bits are set in `skipped`.
   template <bool kWhole>
-  __device__ void store16(void* data, const BlockPlace& at) const {
+  __device__ void store16(void* data, const BlockPlace& at, uint32_t skipped = 0) const {
     uint16_t* x = global(static_cast<uint16_t*>(data) + at.start);
-    if constexpr (kWhole) {
+    if (kWhole && skipped == 0) {
       for (int h = 0; h < 2; ++h) {
         *reinterpret_cast<uint2*>(x + 128 * h + 4 * at.lane) = make_uint2(words[4 * h], words[4 * h + 1]);
       }
@@ -89,7 +97,7 @@ struct LaneWords {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         const int i = element_of(at.lane, j);
-        if (i < at.valid) x[i] = static_cast<uint16_t>(words[word_of(j)] >> j % 2 * 16);
+        if (i < at.valid && (skipped >> j & 1) == 0) x[i] = static_cast<uint16_t>(words[word_of(j)] >> j % 2 * 16);
       }
     }
   }

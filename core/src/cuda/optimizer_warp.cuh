@@ -155,7 +155,18 @@ class WarpUpdate {
                         float (&s)[kCount][kPerLane]) const {
     widen_states<kWhole>(from, at, s);
     from.param.widen(entry_.param_dtype, p);
+    if (entry_.compensation != nullptr) add_compensation<kWhole>(at, p);
     from.grad.widen(entry_.grad_dtype, g);
+  }
+
+  template <bool kWhole>
+  __device__ void add_compensation(const BlockPlace& at, float (&p)[kPerLane]) const {
+    LaneWords words;
+    float x[kPerLane];
+    words.load<kWhole>(entry_.compensation, false, at);
+    words.widen16(entry_.param_dtype, x);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) p[j] += x[j];
   }
 
   template <bool kWhole>
@@ -203,6 +214,7 @@ class WarpUpdate {
     float s[kCount][kPerLane];
     widen<kWhole>(from, at, p, g, s);
     scale_gradients(p, g);
+    uint32_t skipped = 0;  // a bit for each element
     if constexpr (k8bit) {
       int largest[kCount] = {};
 #pragma unroll
@@ -219,7 +231,6 @@ class WarpUpdate {
       }
       if (!write_codes<kWhole>(block, at, s, largest)) return;
     } else {
-      int skipped = 0;
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         float own[kCount];
@@ -232,15 +243,15 @@ class WarpUpdate {
         p[j] = finite ? next : p[j];
 #pragma unroll
         for (int k = 0; k < kCount; ++k) s[k][j] = finite ? own[k] : s[k][j];
-        skipped += !finite;
+        if (!finite) skipped |= 1U << j;
       }
-      count(skipped);
+      count(__popc(skipped));
       if constexpr (kHasState<Rule>) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) store32<kWhole>(state<float>(k), at, s[k]);
       }
     }
-    write_param<kWhole>(at, p);
+    write_param<kWhole>(at, p, skipped);
   }
 
   template <bool kWhole>
@@ -306,7 +317,7 @@ class WarpUpdate {
   }
 
   template <bool kWhole>
-  __device__ void write_param(const BlockPlace& at, float (&p)[kPerLane]) {
+  __device__ void write_param(const BlockPlace& at, float (&p)[kPerLane], uint32_t skipped) {
     if (entry_.param_dtype == DType::Float32) {
       store32<kWhole>(static_cast<float*>(entry_.param), at, p);
       return;
@@ -321,7 +332,17 @@ class WarpUpdate {
     }
     LaneWords words;
     words.round(entry_.param_dtype, p);
-    words.store16<kWhole>(entry_.param, at);
+    if (entry_.compensation == nullptr) {
+      words.store16<kWhole>(entry_.param, at);
+      return;
+    }
+    words.store16<kWhole>(entry_.param, at, skipped);
+    float rounded[kPerLane];
+    words.widen16(entry_.param_dtype, rounded);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) p[j] -= rounded[j];
+    words.round(entry_.param_dtype, p);
+    words.store16<kWhole>(entry_.compensation, at, skipped);
   }
 
   // Adds the skipped elements of all lanes; there are hardly ever any.

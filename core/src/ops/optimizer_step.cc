@@ -88,6 +88,18 @@ void check_state(std::string_view state_name, std::string_view absmax_name, cons
   }
 }
 
+// Of a parameter that has been checked, or null.
+void* checked_compensation(const OptimizerStep& step, const OptimizerTensor& t) {
+  if (!t.compensation) return nullptr;
+  check::require(t.param.dtype != DType::Float32, ErrorCode::InvalidArgument, kOp, "compensation",
+                 "one of a float32 parameter", "none: it is for those of 16 bits");
+  check::require(!step.stochastic_rounding, ErrorCode::InvalidArgument, kOp, "compensation",
+                 "one with stochastic rounding", "only one of the two");
+  check::tensor(kOp, "compensation", *t.compensation, {t.param.dtype}, t.param.device);
+  check::numel(kOp, "compensation", *t.compensation, t.param.numel());
+  return t.compensation->data;
+}
+
 const float* checked_scalar(std::string_view what, const std::optional<TensorView>& t, Device device) {
   if (!t) return nullptr;
   check::tensor(kOp, what, *t, {DType::Float32}, device);
@@ -124,6 +136,7 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .state2 = data(t.state2),
                        .absmax1 = static_cast<float*>(data(t.absmax1)),
                        .absmax2 = static_cast<float*>(data(t.absmax2)),
+                       .compensation = checked_compensation(step, t),
                        .step = t.step.as<float>(),
                        .grad_scale = checked_scalar("grad_scale", t.grad_scale, device),
                        .numel = n,
@@ -200,7 +213,8 @@ std::vector<OptimizerEntry> check_optimizer_step(const OptimizerStep& step, std:
 
 bool allows_vectors(const OptimizerEntry& e, const OptimizerAlgorithm& algorithm) {
   const uintptr_t all = reinterpret_cast<uintptr_t>(e.param) | reinterpret_cast<uintptr_t>(e.grad) |
-                        reinterpret_cast<uintptr_t>(e.state1) | reinterpret_cast<uintptr_t>(e.state2);
+                        reinterpret_cast<uintptr_t>(e.state1) | reinterpret_cast<uintptr_t>(e.state2) |
+                        reinterpret_cast<uintptr_t>(e.compensation);
   return all % 16 == 0 && (algorithm.first < 2 || e.numel % 4 == 0) && e.row % 4 == 0;
 }
 

@@ -23,6 +23,7 @@ struct OptimizerEntry {
   void* state2;
   float* absmax1;  // null for 32-bit state
   float* absmax2;
+  void* compensation;  // or null
   float* step;
   const float* grad_scale;  // or null
   int64_t numel;

@@ -66,6 +66,9 @@ OptimizerEntry paged_part(const OptimizerEntry& whole, const OptimizerAlgorithm&
   part.state2 = array(1);
   part.absmax1 = reinterpret_cast<float*>(array(2));
   part.absmax2 = reinterpret_cast<float*>(array(3));
+  if (whole.compensation != nullptr) {
+    part.compensation = static_cast<char*>(whole.compensation) + piece.begin * itemsize(whole.param_dtype);
+  }
   part.numel = piece.end - piece.begin;
   part.begin += piece.begin;
   part.counts = part.counts && piece.end == shape.numel;

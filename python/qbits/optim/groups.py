@@ -85,7 +85,9 @@ class Groups:
         self._require(group, "min_8bit_size", lambda size: size >= 0, "at least 0")
         self._require_whole(group, "percentile_clipping", 1, 100)
         self._require_whole(group, "seed", 0, 2**64 - 1)
-        self._require_flags(group, "maximize", "stochastic_rounding")
+        self._require_flags(group, "maximize", "stochastic_rounding", "kahan_sum")
+        rounds = group["stochastic_rounding"]
+        self._require(group, "kahan_sum", lambda on: not (on and rounds), "False with stochastic_rounding")
         if "differentiable" in group:
             self._require(group, "differentiable", lambda flag: not flag, "False")
         for key in ("stochastic_rounding", "seed"):

@@ -144,6 +144,7 @@ class Muon(Optimizer):
         params = [param for batch in batches.values() for param in batch]
         rows = [row for (_, row), batch in batches.items() for _ in batch]
         states = [self.state[param] for param in params]
+        momenta = [{k: v for k, v in state.items() if k != "kahan_comp"} for state in states]
         # Momentum alone does not care how many steps there were, once there was one.
         behind_first = torch.full((), 2.0, dtype=torch.float32, device=device)
         stacks = [
@@ -158,7 +159,7 @@ class Muon(Optimizer):
         _C.optimizer_step_tensors(
             updates,
             grads,
-            [{**state, "step": behind_first} for state in states],
+            [{**momentum, "step": behind_first} for momentum in momenta],
             [len(table.rows) // 2 + row for row in rows],
             list(scales.unbind()),
             (table.memory, uncounted, grad_scale, found_inf, None),
@@ -177,7 +178,7 @@ class Muon(Optimizer):
         _C.optimizer_step_tensors(
             params,
             updates,
-            [{"step": state["step"]} for state in states],
+            [{k: state[k] for k in ("step", "kahan_comp") if k in state} for state in states],
             rows,
             None,
             (table.memory, table.skipped, None, found_inf, None),

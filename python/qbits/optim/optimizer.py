@@ -32,6 +32,10 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bfloat16 parameters are rounded up or down at random, to the nearer neighbour more
         often. One choice for all groups.
     seed: of that rounding, which is the same in every run.
+    kahan_sum: bfloat16 and float16 parameters have a compensation, `kahan_comp` of their state in their shape
+        and dtype, that keeps what rounding takes from them (Kahan summation; Zamirai et al., arXiv
+        2010.06192): small updates add up almost as in float32. float32 parameters need none. It counts when
+        the state of a parameter is made, is not paged, and excludes stochastic_rounding; by default False.
     max_grad_norm: gradients of all groups together are divided by what makes their norm at most this, on the
         device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
         an attribute of the optimizer, not for groups; by default None.
@@ -54,6 +58,7 @@ class Options(TypedDict, total=False):
     maximize: bool
     stochastic_rounding: bool
     seed: int
+    kahan_sum: bool
     max_grad_norm: float | None
     percentile_clipping: int
     check_finite: bool
@@ -71,8 +76,9 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
 
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
-    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements. `state_of` in groups
-    names the kind of state, so that other kinds of the same shape are not loaded.
+    or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements; with kahan_sum also
+    `kahan_comp`. `state_of` in groups names the kind of state, so that other kinds of the same shape are not
+    loaded.
 
     State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
     its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
@@ -118,6 +124,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         defaults["maximize"] = options.get("maximize", False)
         defaults["stochastic_rounding"] = options.get("stochastic_rounding", False)
         defaults["seed"] = options.get("seed", 0)
+        defaults["kahan_sum"] = options.get("kahan_sum", False)
         defaults["percentile_clipping"] = options.get("percentile_clipping", 100)
         super().__init__(params, defaults)
 
@@ -164,6 +171,8 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         """Gives a parameter what it lacks of its state."""
         state, device = self.state[param], param.device
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
+        if group["kahan_sum"] and param.dtype != torch.float32 and "kahan_comp" not in state:
+            state["kahan_comp"] = sharding.full_like(param, 0, tuple(param.shape), 0, param.dtype)
         algorithm, is_8bit = self._algorithm(), self._bits(group, param) == 8
         layout = state_dict.layout(param, algorithm, is_8bit)
         lacking = {key: want for key, want in layout.items() if f"state{key[-1]}" not in state}

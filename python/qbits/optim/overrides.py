@@ -18,9 +18,9 @@ _OF_MODULES: WeakKeyDictionary[nn.Module, dict[str, dict[str, Any]]] = WeakKeyDi
 def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> None:
     """Gives parameters hyperparameters of their own, in place of their group's, in every optimizer of qbits.
 
-    `optim_bits` and `min_8bit_size` count when an optimizer makes a parameter's state, with its first step;
-    others (`lr`, `weight_decay`, `betas`, ...) at each step, if there were any by the first one. Learning
-    rate schedulers do not see them.
+    `optim_bits`, `min_8bit_size` and `kahan_sum` count when an optimizer makes a parameter's state, with its
+    first step; others (`lr`, `weight_decay`, `betas`, ...) at each step, if there were any by the first one.
+    Learning rate schedulers do not see them.
 
     The step checks them as it checks groups: names and values that its optimizer would not take in a group
     raise TypeError or ValueError there. `optim_bits` may be 32 in classes of 8 bits too, for embeddings for

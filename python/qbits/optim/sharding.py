@@ -193,11 +193,11 @@ def fitted(own: dict[str, Any], param: Tensor) -> dict[str, Any]:
     own = convert(own, by_row=True)
     if not allows_8_bits(param):
         own = _widened(own)
-    for i in (1, 2):
-        if f"state{i}" not in own:
+    for first, *rest in (("state1", "absmax1"), ("state2", "absmax2"), ("kahan_comp",)):
+        if first not in own:
             continue
-        placements = _placements(dtensor, own[f"state{i}"].ndim - param.ndim)
-        for key in (f"state{i}", f"absmax{i}"):
+        placements = _placements(dtensor, own[first].ndim - param.ndim)
+        for key in (first, *rest):
             if key in own:  # whole on every process: none sends
                 own[key] = distribute_tensor(own[key], dtensor.device_mesh, placements, src_data_rank=None)
     return own

@@ -18,7 +18,7 @@ BLOCK = _C.STATE_BLOCK_SIZE
 ALGORITHMS = _C.optimizer_algorithms()
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
 _OLD_BLOCK = 2048  # of bitsandbytes before 0.44
-_KEYS = {"step", "state1", "state2", "absmax1", "absmax2", "gnorm_vec"}
+_KEYS = {"step", "state1", "state2", "absmax1", "absmax2", "kahan_comp", "gnorm_vec"}
 _UNUSED = {"qmap1", "qmap2", "unorm_vec"}  # of bitsandbytes
 
 
@@ -77,6 +77,8 @@ def loaded(
         if numbers > 0 and codes is not None and (codes.dtype == torch.uint8 or scales is not None):
             lead = (numbers,) if numbers > 1 else ()
             shown[f"absmax{i}"] = _scales(scales, param, lead, f"[{name}] absmax{i}")
+    if "kahan_comp" in shown and shown["kahan_comp"].dtype != param.dtype:
+        del shown["kahan_comp"]  # it goes on where the bits of another dtype end
     return sharding.fitted(shown, param)
 
 
@@ -130,6 +132,8 @@ def _check(own: dict[str, Any], param: Tensor, algorithm: str, name: str) -> Non
         got, want = " and ".join(sorted(found)), " and ".join(wanted)
         raise ValueError(f"[{name}] state: got {got}, want {want}, as this algorithm has")
     due = {key: wanted[key] * param.numel() for key in sorted(found & wanted.keys())}
+    if "kahan_comp" in own:
+        due["kahan_comp"] = param.numel()
     if "gnorm_vec" in own:
         due["gnorm_vec"] = HISTORY
     for key, count in due.items():
@@ -157,7 +161,7 @@ def _theirs(own: Any, wrapped: bool) -> Any:
     if not isinstance(own, dict) or "step" not in own:
         return own
     own = sharding.convert(own, by_row=False)
-    tensors = {key: value for key, value in own.items() if key != "step"}
+    tensors = {key: value for key, value in own.items() if key not in ("step", "kahan_comp")}
     for i, name in ((1, "dynamic"), (2, "dynamic_unsigned")):
         if f"absmax{i}" in tensors:
             device = tensors[f"absmax{i}"].device

@@ -40,6 +40,7 @@ struct Choice {
   bool stochastic_rounding = false;
   LayerScaling scaling = LayerScaling::None;
   bool by_row = false;
+  bool compensated = false;
 };
 
 // One tensor of each size, of all dtypes in turn, with some numbers that are not finite.
@@ -50,11 +51,11 @@ void check_same_bits(const Choice& choice, Run run, int steps = 2) {
   uint32_t seed = 0;
   for (int64_t n : kSizes) {
     in.push_back(test_data(kFloats[seed % 3], {n}, 50 + seed, n % 2 == 0));
-    out.push_back(HostTensor(random_buffer(kFloats[seed / 3 % 3], n, seed)));
-    StateBuffers state(algorithm, n, choice.is_8bit, row_of(n, choice.by_row));
-    for (Buffer* buffer : {&state.state1, &state.state2, &state.absmax1, &state.absmax2, &state.step}) {
-      out.push_back(HostTensor(std::move(*buffer)));
-    }
+    const DType dtype = kFloats[seed / 3 % 3];
+    out.push_back(HostTensor(random_buffer(dtype, n, seed)));
+    const DType compensated = choice.compensated ? dtype : DType::Float32;
+    StateBuffers state(algorithm, n, choice.is_8bit, row_of(n, choice.by_row), compensated);
+    for (Buffer* buffer : state.all()) out.push_back(HostTensor(std::move(*buffer)));
     ++seed;
   }
   const Op op = [&](const Tensors& i, const Tensors& o, Stream stream) {
@@ -67,8 +68,8 @@ void check_same_bits(const Choice& choice, Run run, int steps = 2) {
                        .skipped = o[0]};
     std::vector<OptimizerTensor> tensors;
     for (size_t k = 0; k + 1 < i.size(); ++k) {
-      const auto* t = &o[1 + 6 * k];
-      tensors.push_back(optimizer_tensor({t[0], i[k + 1], t[1], t[2], t[3], t[4], t[5]}));
+      const auto* t = &o[1 + 7 * k];
+      tensors.push_back(optimizer_tensor({t[0], i[k + 1], t[1], t[2], t[3], t[4], t[5], t[6]}));
       tensors.back().id = static_cast<uint32_t>(k);
       tensors.back().row = row_of(tensors.back().param.numel(), choice.by_row);
       tensors.back().offset = choice.by_row ? 1000 : 0;
@@ -90,6 +91,7 @@ TEST(CudaOptimizerStep, SameBitsAsCpu) {
       for (bool by_row : {false, true}) {
         check_same_bits(
             {.algorithm = algorithm.name, .is_8bit = is_8bit, .stochastic_rounding = true, .by_row = by_row}, {});
+        check_same_bits({.algorithm = algorithm.name, .is_8bit = is_8bit, .by_row = by_row, .compensated = true}, {});
       }
     }
   }
@@ -99,7 +101,7 @@ TEST(CudaOptimizerStep, SameBitsAsCpu) {
 TEST(CudaOptimizerStep, UnalignedTensors) {
   QBITS_NEEDS_GPU();
   for (bool is_8bit : {false, true}) {
-    check_same_bits({.algorithm = "adam", .is_8bit = is_8bit}, {.offset = 8});
+    check_same_bits({.algorithm = "adam", .is_8bit = is_8bit, .compensated = true}, {.offset = 8});
     check_same_bits({.algorithm = "ademamix", .is_8bit = is_8bit}, {.offset = 8});
   }
 }
