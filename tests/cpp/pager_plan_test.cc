@@ -7,7 +7,6 @@
 #include <map>
 #include <set>
 
-#include "ops/optimizer_rules.h"
 
 namespace qbits {
 namespace {
@@ -118,15 +117,6 @@ TEST(PagerPlan, WindowsHoldEverythingOnce) {
   }
 }
 
-TEST(PagerPlan, PiecesDoNotCrossMultiplesOf2To32) {
-  const std::vector<PagedShape> shapes = {adam_8bit((int64_t{1} << 33) + 12'345)};
-  const PagerPlan plan = pager_plan(shapes, 0, {.staging_bytes = int64_t{100} << 20});
-  for (const PagerWindow& window : plan.windows) {
-    for (const PagerPiece& piece : window.pieces) EXPECT_EQ(piece.begin >> 32, (piece.end - 1) >> 32);
-  }
-  EXPECT_LT(plan.windows.size(), 180);
-}
-
 TEST(PagerPlan, LargeTensorsFillTheirBuffers) {
   const std::vector<PagedShape> shapes = {adam_8bit(1 << 30)};
   const PagerPlan plan = pager_plan(shapes, 0, {});
@@ -146,15 +136,6 @@ TEST(PagerPlan, LittleStatePassesInManyWindows) {
   const std::vector<PagedShape> less(200, adam_8bit(65'536));
   EXPECT_LE(pager_plan(less, 0, {}).buffer_bytes, 4 << 20);
   EXPECT_GE(pager_plan(less, 0, {}).buffer_bytes, 3 << 20);
-}
-
-TEST(PagerPlan, RandomBitsOfAPieceAreThoseOfItsElements) {
-  constexpr uint32_t kStart[2] = {0x12345678, 0x9abcdef0};
-  for (int64_t begin : {int64_t{0}, int64_t{8192}, (int64_t{1} << 32) - 8192, int64_t{1} << 32, int64_t{5} << 33}) {
-    uint32_t random[2] = {kStart[0], kStart[1]};
-    begin_random(random, begin);
-    for (int64_t i = 0; i < kChunk; i += 7) EXPECT_EQ(random_bits(random, i), random_bits(kStart, begin + i));
-  }
 }
 
 // --- The order of work ----------------------------------------------------------------------------------------------

@@ -95,10 +95,6 @@ struct OptimizerTensor {
   // n / row * ceil(row / 256) blocks, fewer than 2^32. 0: there are ceil(n / 256), over the flattened tensor.
   int64_t row = 0;
   int64_t offset = 0;  // of a part of a tensor: the elements before it, which stochastic rounding counts
-  // Of a tensor that is stepped in slices, which begin at multiples of kStateBlockSize and do not reach across a
-  // multiple of 2^32: where this one begins, and whether it is the one that counts up the step, which is the last.
-  int64_t begin = 0;
-  bool counts = true;
 };
 
 struct OptimizerStep {

@@ -12,7 +12,7 @@ namespace {
 constexpr std::string_view kOp = "optimizer_step";
 
 // Entries travel as kernel parameters: no pinned memory that must outlive the copy, and a captured graph keeps them.
-constexpr int kMostPrepared = 264;
+constexpr int kMostPrepared = 288;
 constexpr int kPrepareThreads = 8;  // parameters are read one address at a time: few threads in many blocks
 
 struct Preparation {

@@ -133,7 +133,6 @@ QBITS_HOST_DEVICE inline OptimizerRecord begin_step(const OptimizerStepArgs& arg
   if (entry.grad_scale != nullptr) grad_scale *= static_cast<double>(*entry.grad_scale);
   record.c = coefficients(args, args.groups + static_cast<int64_t>(entry.group) * kOptimizerFields, entry.id,
                           static_cast<double>(t), grad_scale);
-  begin_random(record.c.random, entry.begin);
   return record;
 }
 

@@ -118,13 +118,6 @@ QBITS_HOST_DEVICE F normed(const Coefficients& c, F p, F g, F (&s)[kStates<Rule>
   return Ops::set(c.norm_unit) * u + Ops::set(c.norm_decay) * p;
 }
 
-// What random_bits takes for elements counted from `begin`, if no i + begin lies past a multiple of 2^32 that begin
-// does not lie past.
-QBITS_HOST_DEVICE inline void begin_random(uint32_t (&random)[2], int64_t begin) {
-  random[0] += static_cast<uint32_t>(begin) * 0x9e3779b9U;
-  random[1] += static_cast<uint32_t>(begin >> 32);
-}
-
 // 16 random bits for element i: those below a bfloat16 in a float32 (the finalizer of MurmurHash3 over a counter).
 // Static, so that the linker cannot merge copies compiled for different instruction sets.
 QBITS_HOST_DEVICE static inline uint32_t random_bits(const uint32_t (&random)[2], int64_t i) {

@@ -140,7 +140,6 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .step = t.step.as<float>(),
                        .grad_scale = checked_scalar("grad_scale", t.grad_scale, device),
                        .numel = n,
-                       .begin = t.begin,
                        .row = row_of(t),
                        .offset = t.offset,
                        .group = static_cast<int32_t>(t.group),
@@ -149,7 +148,7 @@ OptimizerEntry checked(const OptimizerStep& step, const OptimizerTensor& t, int6
                        .param_dtype = t.param.dtype,
                        .grad_dtype = t.grad.dtype,
                        .vectors = false,
-                       .counts = t.counts};
+                       .counts = true};
   entry.vectors = allows_vectors(entry, algorithm);
   return entry;
 }

@@ -27,7 +27,6 @@ struct OptimizerEntry {
   float* step;
   const float* grad_scale;  // or null
   int64_t numel;
-  int64_t begin;
   int64_t row;  // 0 for 32-bit state
   int64_t offset;
   int32_t group;
@@ -36,7 +35,7 @@ struct OptimizerEntry {
   DType param_dtype;
   DType grad_dtype;
   bool vectors;  // all pointers allow loads of 16 bytes at every fourth element
-  bool counts;
+  bool counts;   // up the step, as of several parts of a tensor the last does
 
   bool is_8bit() const { return absmax1 != nullptr; }
 };

@@ -70,8 +70,8 @@ OptimizerEntry paged_part(const OptimizerEntry& whole, const OptimizerAlgorithm&
     part.compensation = static_cast<char*>(whole.compensation) + piece.begin * itemsize(whole.param_dtype);
   }
   part.numel = piece.end - piece.begin;
-  part.begin += piece.begin;
-  part.counts = part.counts && piece.end == shape.numel;
+  part.offset += piece.begin;
+  part.counts = piece.end == shape.numel;
   part.vectors = allows_vectors(part, algorithm);
   return part;
 }

@@ -17,17 +17,14 @@ constexpr int64_t kLeastWindow = int64_t{4} << 20;
 
 int64_t rounded(int64_t bytes) { return ceil_div(bytes, kBoundary) * kBoundary; }
 
-// The end of the largest piece from `begin` that has no more than `room` bytes; `begin` if there is none. A piece does
-// not cross a multiple of 2^32, see OptimizerTensor.
+// The end of the largest piece from `begin` that has no more than `room` bytes; `begin` if there is none.
 int64_t end_of_piece(const PagedShape& shape, int64_t begin, int64_t room) {
   const int64_t left = shape.numel - begin;
-  if (!shape.divisible) return paged_layout(shape, left).bytes <= room ? shape.numel : begin;
-  constexpr int64_t kBlock = int64_t{1} << 32;
-  const int64_t most = std::min(left, kBlock - begin % kBlock);
-  if (paged_layout(shape, most).bytes <= room) return begin + most;
+  if (paged_layout(shape, left).bytes <= room) return shape.numel;
+  if (!shape.divisible) return begin;
   // Bisection, for what is rounded up in each array does not grow with the piece.
   int64_t fits = 0;
-  for (int64_t above = most / kOptimizerChunk + 1; above - fits > 1;) {
+  for (int64_t above = left / kOptimizerChunk + 1; above - fits > 1;) {
     const int64_t middle = (fits + above) / 2;
     (paged_layout(shape, middle * kOptimizerChunk).bytes <= room ? fits : above) = middle;
   }

@@ -72,7 +72,7 @@ void check_same_bits(const Choice& choice, Run run, int steps = 2) {
       tensors.push_back(optimizer_tensor({t[0], i[k + 1], t[1], t[2], t[3], t[4], t[5], t[6]}));
       tensors.back().id = static_cast<uint32_t>(k);
       tensors.back().row = row_of(tensors.back().param.numel(), choice.by_row);
-      tensors.back().offset = choice.by_row ? 1000 : 0;
+      tensors.back().offset = choice.by_row ? (int64_t{1} << 32) - 500 : 0;
     }
     const Workspace workspace(optimizer_step_workspace(step, tensors), i[0].device);
     for (int s = 0; s < steps; ++s) optimizer_step(step, tensors, workspace.view, stream);
