@@ -107,6 +107,19 @@ class WarpUpdate {
     return {.start = at.start, .lane = static_cast<int>(threadIdx.x) % 32, .valid = static_cast<int>(at.size)};
   }
 
+  // The numbers of element `j`, as rules take them.
+  __device__ static void gather(const float (&s)[kCount][kPerLane], int j, float (&own)[kCount]) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
+  }
+
+  __device__ static bool are_finite(const float (&own)[kCount]) {
+    bool finite = true;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) finite = finite && is_finite(own[k]);
+    return finite;
+  }
+
   // Number `k` of an element's state.
   template <class T>
   __device__ T* state(int k) const {
@@ -183,12 +196,9 @@ class WarpUpdate {
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) {
       float own[kCount];
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
+      gather(s, j, own);
       const float u = normed<Rule, FloatOps>(c_, p[j], g[j], own);
-      bool finite = true;
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) finite = finite && is_finite(own[k]);
+      const bool finite = are_finite(own);
       all = all && finite;
       if (finite && (kWhole || element_of(at.lane, j) < at.valid)) {
         p_squares += p[j] * p[j];
@@ -220,8 +230,7 @@ class WarpUpdate {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         float own[kCount];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
+        gather(s, j, own);
         p[j] = stepped<Rule, FloatOps>(c_, p[j], g[j], own);
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -234,12 +243,9 @@ class WarpUpdate {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         float own[kCount];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own[k] = s[k][j];
+        gather(s, j, own);
         const float next = stepped<Rule, FloatOps>(c_, p[j], g[j], own);
-        bool finite = true;
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) finite = finite && is_finite(own[k]);
+        const bool finite = are_finite(own);
         p[j] = finite ? next : p[j];
 #pragma unroll
         for (int k = 0; k < kCount; ++k) s[k][j] = finite ? own[k] : s[k][j];
@@ -294,10 +300,9 @@ class WarpUpdate {
       int skipped = 0;
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
-        bool own = true;
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) own = own && is_finite(s[k][j]);
-        skipped += !own;
+        float own[kCount];
+        gather(s, j, own);
+        skipped += !are_finite(own);
       }
       count(skipped);
       return false;
