@@ -13,8 +13,10 @@ namespace qbits::cuda {
 
 inline constexpr int kOptimizerThreads = 256;
 inline constexpr int kOptimizerWarps = kOptimizerThreads / 32;
-// On a multiprocessor: 128 registers hold two blocks of any rule, one read while the other is computed.
-inline constexpr int kOptimizerBlocks = 2;
+// On a multiprocessor: 128 registers hold two blocks of any rule, one read while the other is computed. Without state
+// 80 do, and more warps share a multiprocessor.
+template <class Rule>
+inline constexpr int kOptimizerBlocks = kHasState<Rule> ? 2 : 3;
 
 // The tensor that `chunk` belongs to: a search of the whole warp, 32 parts at a time.
 __device__ inline int find_tensor(const int32_t* first_chunks, int tensors, int chunk) {
@@ -79,7 +81,7 @@ __device__ void prepare_tables(const StateMapValues& maps, TablesOf<Rule, k8bit>
 }
 
 template <class Rule, bool k8bit>
-__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
+__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks<Rule>)
     optimizer_update(const __grid_constant__ OptimizerWork work, const __grid_constant__ StateMapValues maps) {
   __shared__ TablesOf<Rule, k8bit> tables;
   __shared__ WarpRecord records[kOptimizerWarps];
@@ -97,7 +99,7 @@ __device__ inline double warp_sum(double x) {
 }
 
 template <class Rule, bool k8bit>
-__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks)
+__global__ void __launch_bounds__(kOptimizerThreads, kOptimizerBlocks<Rule>)
     optimizer_norms(const __grid_constant__ OptimizerWork work, const __grid_constant__ StateMapValues maps) {
   __shared__ TablesOf<Rule, k8bit> tables;
   __shared__ WarpRecord records[kOptimizerWarps];
