@@ -14,6 +14,12 @@ hypothesis.settings.register_profile("default", max_examples=200, deadline=None,
 hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Processes that share a machine share its cores, too: references on the CPU otherwise wait for one another.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    share = max(1, len(os.sched_getaffinity(0)) // workers)
+    torch.set_num_threads(share)
+    qbits.set_num_threads(share)
+
 
 def _why_no_gpu():
     if not torch.cuda.is_available():

@@ -240,7 +240,7 @@ def columns(mesh, folder):
     partial.grad = partial.detach().clone()
     with pytest.raises(TypeError, match="param: got a DTensor of P"):
         optim.AdamW([partial]).step()
-    param.grad = torch.ones(4, 4)
+    param.grad = torch.ones(4, 4, device=mesh.device_type)
     with pytest.raises(TypeError, match="grad: got a plain tensor, want a DTensor, as param is"):
         optim.AdamW([param]).step()
 

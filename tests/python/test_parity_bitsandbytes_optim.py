@@ -48,6 +48,14 @@ def step(optimizer, params, t):
     optimizer.step()
 
 
+def assert_same_step(ours, theirs, before):
+    """On the GPU bitsandbytes' fast powf leaves 1 - beta^t, and with it the update, a relative error."""
+    bound = 1e-5 + 1e-5 * theirs.abs()
+    if before.is_cuda:
+        bound += 2e-4 * (theirs - before).abs()
+    assert ((ours - theirs).abs() <= bound).all()
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def place(request):
     return torch.device(request.param)
@@ -61,12 +69,13 @@ def test_a_run_of_bitsandbytes_goes_on_here(name, bits, place):
         step(peer, theirs, t)
     for a, b in zip(ours, theirs, strict=True):
         a.data.copy_(b.data)
+    before = [b.detach().clone() for b in theirs]
     own.load_state_dict(copy.deepcopy(peer.state_dict()))
     step(peer, theirs, 3)
     step(own, ours, 3)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b, start in zip(ours, theirs, before, strict=True):
         assert float(own.state[a]["step"]) == 4
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_same_step(a, b, start)
 
 
 @pytest.mark.parametrize("layout", ["wrapped", "flat", "by row"])
@@ -86,8 +95,9 @@ def test_a_run_of_here_goes_on_in_bitsandbytes(name, bits, layout, place):
         own.load_state_dict(optim.flat_state(own.state_dict()))
     groups = peer.state_dict()["param_groups"]
     peer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    before = [b.detach().clone() for b in theirs]
     step(own, ours, 4)
     step(peer, theirs, 4)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b, start in zip(ours, theirs, before, strict=True):
         assert peer.state[b]["step"] == (5 if layout == "by row" else 4)
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_same_step(a, b, start)

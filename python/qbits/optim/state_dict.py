@@ -100,7 +100,7 @@ def _steps(value: Any, device: torch.device, name: str) -> Tensor:
     if not is_tensor:
         return torch.tensor(float(tensor), dtype=torch.float32, device=device)
     is_saved = isinstance(value, Hidden)
-    return tensor.to(device, torch.float32, copy=True).reshape(()) if is_saved else tensor
+    return tensor.to(device, torch.float32, copy=True).reshape(()) if is_saved else tensor.to(device)
 
 
 def _scales(scales: Tensor | None, param: Tensor, lead: tuple[int, ...], what: str) -> Tensor:
