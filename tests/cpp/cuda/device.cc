@@ -50,6 +50,7 @@ std::vector<uint8_t> DeviceTensor::download() const {
 namespace {
 
 void run_on_gpu(const Op& op, const Tensors& in, const Tensors& out, Launch how) {
+  check(cudaDeviceSynchronize());  // uploads from pageable memory may still be on their way
   if (how == Launch::DefaultStream) {
     op(in, out, Stream{});
     check(cudaDeviceSynchronize());
