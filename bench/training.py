@@ -13,6 +13,7 @@ import pydoc_data.topics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -189,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the losses")
     parser.add_argument("--chart", type=Path, help="draw docs/training.png")
     args = parser.parse_args(argv)
+    if args.chart and find_spec("matplotlib") is None:
+        parser.error("--chart: needs matplotlib, as pip install matplotlib brings it")
     runs = compare(Size(steps=args.steps), range(args.seeds))
     print(table(runs))
     print(f"{sum(run.seconds for run in runs):.0f} s in all")

@@ -300,18 +300,19 @@ nb::list optimizer_step(const nb::list& param_groups, const nb::dict& state, nb:
 }
 
 // One step of tensors on one device that an optimizer does not have as parameters: for each its gradient, its state,
-// its row in `groups` and, unless there are none, what its gradient is divided by. `device` holds what on_device takes.
+// its row in `groups`, its id and, unless there are none, what its gradient is divided by. `device` holds what
+// on_device takes.
 void optimizer_step_tensors(const nb::list& params, const nb::list& grads, const nb::list& states,
-                            const std::vector<int64_t>& rows, nb::handle grad_scales, const nb::tuple& device,
-                            std::string_view algorithm, std::string_view decay, bool stochastic_rounding,
-                            uint64_t seed) {
+                            const std::vector<int64_t>& rows, const std::vector<uint32_t>& ids, nb::handle grad_scales,
+                            const nb::tuple& device, std::string_view algorithm, std::string_view decay,
+                            bool stochastic_rounding, uint64_t seed) {
   OptimizerStep choices{.algorithm = &optimizer_algorithm(algorithm),
                         .decay = choice<Decay>("decay", decay, kDecays),
                         .stochastic_rounding = stochastic_rounding,
                         .seed = seed};
   Gathering gathering = on_device(choices, device, rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
-    gathering.add(params[i], view_float(params[i], "param"), grads[i], states[i], rows[i], static_cast<uint32_t>(i), 0,
+    gathering.add(params[i], view_float(params[i], "param"), grads[i], states[i], rows[i], ids.at(i), 0,
                   grad_scales.is_none() ? nb::handle() : nb::handle(PyList_GetItem(grad_scales.ptr(), i)));
   }
   gathering.run();
@@ -328,11 +329,11 @@ void init_optimizer(nb::module_& m) {
             "grad_scales: dict | None, "
             "devices: list[tuple], algorithm: str, decay: str, scaling: str, stochastic_rounding: bool, seed: int) -> "
             "list[tuple[int, torch.Tensor]]"));
-  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a,
+  m.def("optimizer_step_tensors", &optimizer_step_tensors, "params"_a, "grads"_a, "states"_a, "rows"_a, "ids"_a,
         "grad_scales"_a.none(), "device"_a, "algorithm"_a, "decay"_a, "stochastic_rounding"_a, "seed"_a,
         nb::sig("def optimizer_step_tensors(params: list[torch.Tensor], grads: list[torch.Tensor], "
-                "states: list[dict], rows: list[int], grad_scales: list[torch.Tensor] | None, device: tuple, "
-                "algorithm: str, decay: str, stochastic_rounding: bool, seed: int) -> None"));
+                "states: list[dict], rows: list[int], ids: list[int], grad_scales: list[torch.Tensor] | None, "
+                "device: tuple, algorithm: str, decay: str, stochastic_rounding: bool, seed: int) -> None"));
   m.def(
       "write_optimizer_groups",
       [](const std::vector<double>& values, nb::handle groups) {

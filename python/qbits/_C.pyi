@@ -207,6 +207,7 @@ def optimizer_step_tensors(
     grads: list[torch.Tensor],
     states: list[dict],
     rows: list[int],
+    ids: list[int],
     grad_scales: list[torch.Tensor] | None,
     device: tuple,
     algorithm: str,

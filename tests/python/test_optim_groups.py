@@ -152,6 +152,26 @@ def test_options_of_the_optimizer_are_not_for_groups(key):
         optimizer.add_param_group({"params": [parameter(3)], "differentiable": True})
 
 
+@pytest.mark.parametrize("how", ["late", "loaded"])
+def test_options_of_the_optimizer_are_not_for_groups_later(how):
+    param = parameter(3)
+    optimizer = optim.AdamW([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = param.detach().clone()
+    saved = optimizer.state_dict()
+    with pytest.raises(
+        ValueError, match=r"\[AdamW\] param_group: got max_grad_norm, want that as an argument"
+    ):
+        if how == "late":
+            optimizer.param_groups[0]["max_grad_norm"] = 1.0
+            optimizer.step()
+        else:
+            saved["param_groups"][0]["max_grad_norm"] = 1.0
+            optimizer.load_state_dict(saved)
+    assert torch.equal(param, before)
+
+
 def test_keys_of_users_and_of_torch_are_kept():
     keys = {"name": "head", "lr_scale": 0.5, "foreach": None, "capturable": True, "differentiable": False}
     optimizer = optim.AdamW([{"params": [parameter(3)], **keys}])
@@ -261,3 +281,22 @@ def test_copies_of_an_optimizer_keep_what_single_parameters_have(how):
     for a, b in zip(model.parameters(), again.param_groups[0]["params"], strict=True):
         assert torch.equal(a, b) and a is not b
     assert again.state[again.param_groups[0]["params"][0]]["state1"].dtype == torch.float32
+
+
+def test_overrides_count_whenever_they_come(place):
+    """In a run and in a copy of it alike."""
+    params = [parameter(300, device=place, seed=i) for i in range(3)]
+    optimizer = optim.SGD(params, lr=0.1)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for rate, other in ((0.0, params[1]), (0.5, params[2])):
+        before = [param.detach().clone() for param in params]
+        optim.override(other, lr=rate)
+        optimizer.step()
+        assert torch.equal(params[0], before[0] - 0.1) and torch.equal(params[1], before[1])
+    torch.testing.assert_close(params[2].detach(), before[2] - 0.5)
+    optim.override(params[1])
+    before = params[1].detach().clone()
+    optimizer.step()
+    assert torch.equal(params[1], before - 0.1)

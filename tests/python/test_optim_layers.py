@@ -245,6 +245,28 @@ def test_groups_and_parameters_have_their_own_compensation(place):
         assert not on or torch.equal(together.state[a]["kahan_comp"], own.state[b]["kahan_comp"])
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_compensation_that_is_turned_on_and_off(late, place):
+    """Copies go on as the original does, and parameters without gradients have it, too."""
+    params = [parameter((70, 70), torch.bfloat16, place, seed=i) for i in range(3)]
+    optimizer = optim.AdamW8bit(params, kahan_sum=not late)
+    for param in params:
+        param.grad = torch.full_like(param, 1e-3)
+    optimizer.step()
+    optimizer.param_groups[0]["kahan_sum"] = late
+    again = copy.deepcopy(optimizer)
+    others = again.param_groups[0]["params"]
+    for t in range(5):
+        for own in (params, others):
+            for i, param in enumerate(own):
+                param.grad = None if t == 0 and i == 1 else torch.full_like(param, 1e-3)
+        optimizer.step()
+        again.step()
+        assert all(("kahan_comp" in optimizer.state[param]) == late for param in params)
+    for a, b in zip(params, others, strict=True):
+        assert torch.equal(a, b) and optimizer.state[a].keys() == again.state[b].keys()
+
+
 def test_not_with_stochastic_rounding(place):
     param = parameter(300, torch.bfloat16, place)
     optim.override(param, kahan_sum=True)
@@ -326,3 +348,4 @@ def test_a_stable_embedding_of_16_bits(place):
     embedding = nn.StableEmbedding(10, 8, device=place, dtype=torch.bfloat16)
     out = embedding(torch.tensor([1, 2], device=place))
     assert out.dtype == torch.bfloat16 and embedding.norm.weight.dtype == torch.float32
+    assert embedding.half()(torch.tensor([1, 2], device=place)).dtype == torch.float16

@@ -147,6 +147,14 @@ def test_scales_have_as_many_blocks_as_there_are(size):
         ("step", torch.tensor(float("nan")), ValueError, "step: got nan"),
         ("state1", [1.0], TypeError, "state1: got list, want a tensor"),
         ("gnorm_vec", torch.zeros(7), ValueError, "gnorm_vec: got 7 numbers, want 100"),
+        (
+            "gnorm_vec",
+            torch.zeros(100).double(),
+            TypeError,
+            "gnorm_vec: got torch.float64, want torch.float32",
+        ),
+        ("state1", torch.zeros(80, 80).half(), TypeError, "state1: got torch.float16, want torch.float32"),
+        ("state2", torch.zeros(80, 80).long(), TypeError, "state2: got torch.int64, want torch.float32"),
         (None, [1.0], TypeError, "state: got list, want a dict"),
     ],
 )
@@ -158,6 +166,20 @@ def test_values_that_no_state_has_are_refused(key, value, error, message):
     else:
         saved["state"][0][key] = value
     refuses(optimizer, saved, rf"\[AdamW\] {message}", error)
+
+
+def test_state_with_gaps_is_loaded():
+    param, other = parameter((80, 80)), parameter((80, 80))
+    optimizer, fresh = optim.AdamW([param]), optim.AdamW([other])
+    saved = copy.deepcopy(saved_by(optimizer))
+    other.data.copy_(param.data)
+    for key in ("state1", "state2"):
+        saved["state"][0][key] = saved["state"][0][key].t().contiguous().t()
+    fresh.load_state_dict(saved)
+    param.grad = other.grad = torch.ones_like(param)
+    optimizer.step()
+    fresh.step()
+    assert torch.equal(param, other)
 
 
 @pytest.mark.parametrize("steps", [3, 3.0, torch.tensor(3), torch.tensor([3.0], dtype=torch.float64)])
@@ -211,14 +233,18 @@ def test_compensations_are_loaded_where_they_fit():
     for dtype in (torch.float32, torch.float16):  # theirs is another: it starts anew
         optimizer = kahan((80, 80), dtype)
         optimizer.load_state_dict(saved)
-        assert "kahan_comp" not in next(iter(optimizer.state.values()))
-        optimizer.step()
+        (state,) = optimizer.state.values()
+        assert ("kahan_comp" in state) == (dtype == torch.float16)
+        if dtype == torch.float16:
+            assert state["kahan_comp"].dtype == dtype and not state["kahan_comp"].any()
     plain = saved_by(kahan((80, 80), torch.bfloat16, kahan_sum=False))
     del plain["param_groups"][0]["kahan_sum"]  # as saved before there was such a thing
     optimizer = kahan((80, 80), torch.bfloat16)
     optimizer.load_state_dict(plain)
-    saved_by(optimizer, 1)
     assert "kahan_comp" in next(iter(optimizer.state.values()))
+    plain["param_groups"][0]["kahan_sum"] = False
+    optimizer.load_state_dict(plain)
+    assert "kahan_comp" not in next(iter(optimizer.state.values()))  # as the group that was loaded says
     assert "kahan_comp" not in optim.to_bitsandbytes(saved, wrapped=False)["state"][0]
 
 

@@ -145,6 +145,18 @@ def test_matrices_whose_gradients_are_not_finite_are_left(bits, bad, place):
     assert all(bool(param.isfinite().all()) for param in params)
 
 
+def test_random_bits_depend_on_no_other_matrix(place):
+    results = []
+    for both in (False, True):
+        params = [parameter((40, 60), torch.bfloat16, place, seed=i) for i in range(2)]
+        optimizer = optim.Muon(params, stochastic_rounding=True)
+        for param in params if both else params[1:]:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        results.append(params[1].detach().clone())
+    assert torch.equal(*results)
+
+
 def test_groups_overrides_and_learning_rates(place):
     params, alone = make_params(place)[:3], make_params(place)[:3]
     optim.override(params[2], ns_steps=2, momentum=0.5)

@@ -194,6 +194,20 @@ def test_state_may_be_replaced(place):
     assert float(paged.state[other]["step"]) == 1
 
 
+def test_a_single_array_of_paged_state_may_not_be_replaced(place):
+    param = parameter(5000, device=place)
+    optimizer = optim.PagedAdamW8bit([param], device_budget=0, min_8bit_size=0)
+    step(optimizer, [param])
+    state, before = optimizer.state[param], param.detach().clone()
+    kept = state["absmax2"]
+    state["absmax2"] = kept.clone()
+    with pytest.raises(ValueError, match="arrays of several places for tensor 0, want all that state"):
+        step(optimizer, [param])
+    assert torch.equal(param, before)
+    state["absmax2"] = kept
+    step(optimizer, [param])
+
+
 @pytest.mark.parametrize("budget", [0, 1 << 40])
 def test_state_that_is_thrown_away_leaves_its_place(budget, place):
     params, others = parameters(place), parameters(place)
@@ -326,6 +340,23 @@ def test_a_backward_pass_starts_to_prefetch(budget, place):
     assert not others[-1]._post_accumulate_grad_hooks
 
 
+def test_parameters_that_are_watched_may_be_swapped(place):
+    """As conversions of modules do where torch is told so; weak references would forbid it."""
+    layer = torch.nn.Linear(40, 50, device=place)
+    optimizer = optim.PagedAdamW8bit(layer.parameters(), device_reserve=1 << 60, min_8bit_size=0)
+    for _ in range(2):
+        layer(torch.ones(3, 40, device=place)).sum().backward()
+        optimizer.step()
+        optimizer.page_out()
+    assert len(layer.bias._post_accumulate_grad_hooks) == 1
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.bfloat16()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert layer.bias.dtype == torch.bfloat16
+
+
 def test_prefetched_state_may_be_paged_out(place):
     params, others = parameters(place), parameters(place)
     plain, paged = optim.AdamW8bit(params), optim.PagedAdamW8bit(others, device_budget=0)
@@ -426,9 +457,14 @@ def test_failing_memory_is_reported(place, monkeypatch):
     assert_equal(snapshot(optimizer, params), snapshot(plain, others))
 
 
-def test_a_budget_below_zero_is_refused():
-    with pytest.raises(ValueError, match=r"\[PagedLion\] device_budget: got -1, want None or at least 0"):
-        optim.PagedLion([parameter(3)], device_budget=-1)
+@pytest.mark.parametrize("key", ["device_budget", "device_reserve"])
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (1 << 63, ValueError), (1.5, ValueError), ("1", TypeError)]
+)
+def test_sizes_without_sense_are_refused(key, value, error):
+    with pytest.raises(error, match=rf"\[PagedLion\] {key}: got .*{value}.*, want a whole number from 0"):
+        optim.PagedLion([parameter(3)], **{key: value})
+    assert getattr(optim.PagedLion([parameter(3)], **{key: 1e9}), key) == 10**9
 
 
 def test_on_the_cpu_there_is_nothing_to_page():

@@ -93,11 +93,34 @@ def test_a_run_of_here_goes_on_in_bitsandbytes(name, bits, layout, place):
     saved = optim.to_bitsandbytes(own.state_dict(), wrapped=layout != "flat")
     if layout == "by row":
         own.load_state_dict(optim.flat_state(own.state_dict()))
-    groups = peer.state_dict()["param_groups"]
-    peer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    peer.load_state_dict(saved)
     before = [b.detach().clone() for b in theirs]
     step(own, ours, 4)
     step(peer, theirs, 4)
     for a, b, start in zip(ours, theirs, before, strict=True):
         assert peer.state[b]["step"] == (5 if layout == "by row" else 4)
         assert_same_step(a, b, start)
+
+
+@pytest.mark.parametrize("name", ["LAMB", "LARS"])
+def test_scaled_layers_are_loaded_there(name):
+    """Their steps are others; what they start from is the same."""
+    param, other = parameter((80, 80)), parameter((80, 80))
+    own = getattr(optim, f"{name}8bit")([param])
+    momentum = {"momentum": 0.9} if name == "LARS" else {}
+    peer = getattr(bnb.optim, f"{name}8bit")([other], lr=0.1, **momentum)
+    step(own, [param], 0)
+    peer.load_state_dict(optim.to_bitsandbytes(own.state_dict()))
+    assert torch.equal(peer.state[other]["state1"], own.state[param]["state1"])
+    step(peer, [other], 1)
+    assert peer.state[other]["step"] == 2
+
+
+@pytest.mark.parametrize(("name", "key"), [("SGD", "momentum"), ("RMSprop", "alpha")])
+def test_what_betas_hold_there_is_loaded(name, key):
+    param, other = parameter((80, 80)), parameter((80, 80))
+    peer = getattr(bnb.optim, f"{name}32bit")([param], lr=0.1, **{key: 0.75})
+    step(peer, [param], 0)
+    own = getattr(optim, name)([other], lr=0.1)
+    own.load_state_dict(copy.deepcopy(peer.state_dict()))
+    assert own.param_groups[0][key] == 0.75 and "betas" not in own.param_groups[0]

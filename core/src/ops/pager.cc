@@ -40,6 +40,16 @@ const void* state_address(const OptimizerTensor& t) {
   return t.state2 ? t.state2->data : nullptr;
 }
 
+// Whether the state of `t`, whose first array lies in the host memory of `entry`, lies there whole.
+bool has_all_of(const OptimizerTensor& t, const PagerEntry& entry) {
+  const std::optional<TensorView>* const arrays[] = {&t.state1, &t.state2, &t.absmax1, &t.absmax2};
+  for (size_t a = 0; a < entry.layout.arrays.size(); ++a) {
+    const PagedArray& array = entry.layout.arrays[a];
+    if (array.rows > 0 && *arrays[a] && (*arrays[a])->data != entry.host + array.offset) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 class Pager::Impl {
@@ -260,6 +270,10 @@ class Pager::Impl {
           placed_ && entry.resident == nullptr && !seen[found->second], ErrorCode::InvalidArgument, kOp, "state",
           [&] { return "state of the host for tensor " + std::to_string(i); },
           "one tensor with each state, place() after add, and what state() says since then");
+      check::require(
+          has_all_of(tensors[i], entry), ErrorCode::InvalidArgument, kOp, "state",
+          [&] { return "arrays of several places for tensor " + std::to_string(i); },
+          "all that state() says, or others in place of all");
       check::require(step.scaling == LayerScaling::None || !entry.shape.divisible, ErrorCode::InvalidArgument, kOp,
                      "scaling", "one of layers for a tensor that is updated in parts", "divisible = false");
       check::numel(kOp, "param", tensors[i].param, entry.shape.numel);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qbits.optim.overrides import override_of_module
@@ -38,7 +37,7 @@ class Embedding(nn.Embedding):
 
 
 class StableEmbedding(Embedding):
-    """An Embedding and a layer norm, the latter in torch's default dtype (arXiv 2110.02861, section 2.3).
+    """An Embedding and a layer norm, which is made in torch's default dtype (arXiv 2110.02861, section 2.3).
 
     Args:
         num_embeddings, embedding_dim, options: as for nn.Embedding.
@@ -50,5 +49,5 @@ class StableEmbedding(Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """[*input.shape, embedding_dim] in the dtype of the table."""
-        rows = super().forward(input).to(torch.get_default_dtype())
+        rows = super().forward(input).to(self.norm.weight.dtype)
         return self.norm(rows).to(self.weight.dtype)

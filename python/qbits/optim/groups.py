@@ -15,6 +15,7 @@ from qbits import _C
 from qbits.optim import overrides
 
 FIELDS = tuple(_C.optimizer_fields())
+NOT_FOR_GROUPS = {"max_grad_norm", "check_finite", "is_paged", "device_budget", "device_reserve"}
 
 
 class Table:
@@ -66,9 +67,11 @@ class Groups:
 
     def _forget_groups(self) -> None:
         self._tables: dict[torch.device, Table] = {}
+        self._former_tables: list[Table] = []
         self._homes: dict[Tensor, Mapping[str, Any]] = {}  # of parameters with overrides: their groups
         self._own: dict[Tensor, Mapping[str, Any]] = {}  # and what they have in this step
         self._seen: list[Any] | None = None  # hyperparameters that have been checked
+        self._changes = -1  # of overrides that have been seen
 
     def _kind(self) -> str:
         """What the state belongs to, the same for all that may go on with each other's."""
@@ -78,6 +81,7 @@ class Groups:
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raises unless the hyperparameters of a group have sense: TypeError where one is no number."""
+        self._refuse_options(group)
         kind = self._kind()
         self._require(group, "state_of", lambda got: got == kind, kind)
         self._require(group, "lr", at_least_0, "at least 0 and finite")
@@ -95,6 +99,11 @@ class Groups:
             if value != first:
                 name = type(self).__name__
                 raise ValueError(f"[{name}] {key}: got {value}, want {first}, as in the first group")
+
+    def _refuse_options(self, group: Mapping[str, Any]) -> None:
+        if refused := group.keys() & NOT_FOR_GROUPS:
+            name, got = type(self).__name__, ", ".join(sorted(refused))
+            raise ValueError(f"[{name}] param_group: got {got}, want that as an argument of the optimizer")
 
     def _check_bits(self, group: Mapping[str, Any], *more: int) -> None:
         """`more`: those that a class with bits of its own takes, too."""
@@ -142,6 +151,7 @@ class Groups:
     # --- Parameters with overrides --------------------------------------------------------------------------
 
     def _find_overrides(self) -> None:
+        self._changes = overrides.changes()
         found = overrides.of_groups(self.param_groups)
         for group in self.param_groups:
             self._homes |= {param: group for param in group["params"] if param in found}
@@ -166,25 +176,32 @@ class Groups:
 
     def _look_at_groups(self) -> None:
         """Finds the hyperparameters there are now, and checks those that are new."""
-        self._take_overrides()
+        if overrides.changes() != self._changes:
+            self._find_overrides()
+        else:
+            self._take_overrides()
         if self._seen is None:
             self._settings = itemgetter(
                 *(key for key in self.defaults if key not in ("lr", "differentiable"))
             )
         groups = self._all_groups()
-        settings = [self._settings(group) for group in groups]
+        settings = [(len(group), *self._settings(group)) for group in groups]
         try:
             is_new = settings != self._seen
         except (TypeError, ValueError, RuntimeError):  # no numbers
             is_new = True
         if is_new:
             self._check_all()
+            self._take_settings()
             self._seen = [_copied(own) for own in settings]
             return
         for group in groups:  # learning rates change in every step
             rate = group["lr"]
             if type(rate) is not float or not 0.0 <= rate < math.inf:
                 self._require(group, "lr", at_least_0, "at least 0 and finite")
+
+    def _take_settings(self) -> None:
+        """What else follows from hyperparameters that are new."""
 
     def _all_groups(self) -> list[Mapping[str, Any]]:
         """What the rows of the table hold: groups, and parameters with overrides."""
@@ -222,6 +239,7 @@ class Groups:
         rows = len(values) // _C.OPTIMIZER_FIELDS
         for device, table in self._tables.items():
             if len(table.rows) != rows:
+                self._former_tables.append(table)  # which graphs may read
                 self._tables[device] = table = Table(device, rows, table.skipped)
             table.write(values, rates)
 

@@ -35,6 +35,8 @@ class Muon(Optimizer):
     Each element of an update depends on the whole gradient: where one is not finite the matrix is left as it
     is, with its momentum, and all its elements count as skipped.
 
+    There is no paged state and no percentile clipping, and DTensors are refused.
+
     Args:
         params: matrices [rows, columns], float32, bfloat16 or float16.
         lr: as for torch's optimizers.
@@ -120,8 +122,10 @@ class Muon(Optimizer):
         self._look_at_groups()
         own_rows = self._rows_of_their_own()
         batches: dict[tuple[torch.device, torch.Size, int], list[Tensor]] = {}
+        places: dict[Tensor, int] = {}  # among all parameters
         for row, group in enumerate(self.param_groups):
             for param in group["params"]:
+                places[param] = len(places)
                 if param.grad is None:
                     continue
                 if param.device not in self._tables or "state1" not in self.state.get(param, {}):
@@ -135,14 +139,20 @@ class Muon(Optimizer):
         for device in self._tables:
             own = {key[1:]: batch for key, batch in batches.items() if key[0] == device}
             if own:
-                self._update_on(device, own)
+                self._update_on(device, own, places)
         self._report()
 
-    def _update_on(self, device: torch.device, batches: dict[tuple[torch.Size, int], list[Tensor]]) -> None:
+    def _update_on(
+        self,
+        device: torch.device,
+        batches: dict[tuple[torch.Size, int], list[Tensor]],
+        places: Mapping[Tensor, int],
+    ) -> None:
         table = self._tables[device]
         grad_scale, found_inf = self._scalers(device)
         params = [param for batch in batches.values() for param in batch]
         rows = [row for (_, row), batch in batches.items() for _ in batch]
+        ids = [places[param] for param in params]
         states = [self.state[param] for param in params]
         momenta = [{k: v for k, v in state.items() if k != "kahan_comp"} for state in states]
         # Momentum alone does not care how many steps there were, once there was one.
@@ -161,6 +171,7 @@ class Muon(Optimizer):
             grads,
             [{**momentum, "step": behind_first} for momentum in momenta],
             [len(table.rows) // 2 + row for row in rows],
+            ids,
             list(scales.unbind()),
             (table.memory, uncounted, grad_scale, found_inf, None),
             "momentum",
@@ -180,6 +191,7 @@ class Muon(Optimizer):
             updates,
             [{k: state[k] for k in ("step", "kahan_comp") if k in state} for state in states],
             rows,
+            ids,
             None,
             (table.memory, table.skipped, None, found_inf, None),
             "gradient_descent",

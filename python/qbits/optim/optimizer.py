@@ -18,9 +18,6 @@ from qbits.optim.state_dict import hidden
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-NOT_FOR_GROUPS = {"max_grad_norm", "check_finite", "is_paged", "device_budget", "device_reserve"}
-
-
 class Options(TypedDict, total=False):
     """What every optimizer takes beside its own hyperparameters, also as a key of a parameter group.
 
@@ -34,8 +31,9 @@ class Options(TypedDict, total=False):
     seed: of that rounding, which is the same in every run.
     kahan_sum: bfloat16 and float16 parameters have a compensation, `kahan_comp` of their state in their shape
         and dtype, that keeps what rounding takes from them (Kahan summation; Zamirai et al., arXiv
-        2010.06192): small updates add up almost as in float32. float32 parameters need none. It counts when
-        the state of a parameter is made, is not paged, and excludes stochastic_rounding; by default False.
+        2010.06192): small updates add up almost as in float32. float32 parameters need none. It starts at 0
+        when this is turned on, goes when it is turned off, is not paged, and excludes stochastic_rounding; by
+        default False.
     max_grad_norm: gradients of all groups together are divided by what makes their norm at most this, on the
         device. A norm that is not finite leaves everything as it is, and counts as an element skipped. It is
         an attribute of the optimizer, not for groups; by default None.
@@ -100,6 +98,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     DECAY: ClassVar[str] = "before"
     SCALING: ClassVar[str] = "none"
     BITS: ClassVar[int | None] = None  # of classes that leave no choice
+    BETA: ClassVar[str | None] = None  # what bitsandbytes keeps as the first of `betas`
     KIND: ClassVar[str | None] = None  # of state that others with the same algorithm cannot go on with
 
     _step_supports_amp_scaling = True
@@ -133,6 +132,13 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         self._skipped: dict[torch.device, Tensor] = {}
         self._reported = 0
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__.startswith("qbits.") and cls.__doc__ and "Args:" not in cls.__doc__:
+            cls.__doc__ += (
+                f"\n\n    Takes what {cls.__mro__[1].__name__} takes, see there and qbits.optim.Options."
+            )
+
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
         self._forget_groups()
@@ -148,9 +154,8 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: hyperparameters without sense, and options that are not for groups.
         """
-        if isinstance(param_group, dict) and (refused := param_group.keys() & NOT_FOR_GROUPS):
-            name, got = type(self).__name__, ", ".join(sorted(refused))
-            raise ValueError(f"[{name}] param_group: got {got}, want that as an argument of the optimizer")
+        if isinstance(param_group, dict):
+            self._refuse_options(param_group)
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
@@ -171,8 +176,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         """Gives a parameter what it lacks of its state."""
         state, device = self.state[param], param.device
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
-        if group["kahan_sum"] and param.dtype != torch.float32 and "kahan_comp" not in state:
-            state["kahan_comp"] = sharding.full_like(param, 0, tuple(param.shape), 0, param.dtype)
+        self._compensate(group, param, state)
         algorithm, is_8bit = self._algorithm(), self._bits(group, param) == 8
         layout = state_dict.layout(param, algorithm, is_8bit)
         lacking = {key: want for key, want in layout.items() if f"state{key[-1]}" not in state}
@@ -186,6 +190,23 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         for key, (shape, dtype) in lacking.items():
             before = len(layout[f"state{key[-1]}"][0]) - param.ndim
             state[key] = sharding.full_like(param, before, shape, zeros.get(key, 0), dtype)
+
+    def _compensate(self, group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+        """Lets there be a compensation where kahan_sum asks for one."""
+        wanted = group["kahan_sum"] and param.dtype != torch.float32
+        if wanted == ("kahan_comp" in state):
+            return
+        self._refuse_capture(param)
+        if wanted:
+            state["kahan_comp"] = sharding.full_like(param, 0, tuple(param.shape), 0, param.dtype)
+        else:
+            del state["kahan_comp"]
+
+    def _take_settings(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if "step" in (state := self.state.get(param, {})):
+                    self._compensate(self._own.get(param, group), param, state)
 
     def _algorithm(self) -> str:
         return self.ALGORITHM
@@ -202,7 +223,11 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         return dict(self._skipped)
 
     def skipped(self) -> int:
-        """The number of elements skipped so far on all devices. Waits for them."""
+        """The elements skipped so far on all devices, for which it waits.
+
+        Of an 8-bit block those that are not finite count, of a matrix of Muon all, of a norm that is not
+        finite (max_grad_norm) one.
+        """
         return sum(int(counter) for counter in self.skipped_counters.values())
 
     # --- The step -------------------------------------------------------------------------------------------
@@ -310,10 +335,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
 
     def _prepare(self, group: Mapping[str, Any], param: Tensor) -> None:
         """What the first step of a parameter needs."""
-        if param.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"[{type(self).__name__}] capture: got parameters without state, want a step() before it"
-            )
+        self._refuse_capture(param)
         if param.device not in self._tables:
             if param.device not in self._skipped:
                 self._skipped[param.device] = torch.zeros((), dtype=torch.int64, device=param.device)
@@ -328,6 +350,12 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         if self.SCALING != "none" and sharding.is_split(param):
             raise TypeError(f"[{type(self).__name__}] param: got a sharded one, want whole tensors")
         self._init_state(group, param)
+
+    def _refuse_capture(self, param: Tensor) -> None:
+        if param.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"[{type(self).__name__}] capture: got parameters without state, want a step() before it"
+            )
 
     def _scalers(self, device: torch.device) -> list[Tensor | None]:
         """What GradScaler or clipping has left for this step, on the device: grad_scale and found_inf."""
@@ -388,6 +416,8 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
             if (got := group.setdefault("state_of", kind)) != kind:
                 raise ValueError(f"[{type(self).__name__}] state: got that of {got}, want that of {kind}")
         for group in self.param_groups:  # those of another version or library may lack some
+            if self.BETA is not None and self.BETA not in group and "betas" in group:
+                group[self.BETA] = group.pop("betas")[0]
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             if self.BITS is not None:  # of state that is yet to be made

@@ -13,14 +13,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _OF_PARAMS: Any = WeakTensorKeyDictionary()
 # Of parameters by module and name: sharding puts other parameters in the place of a module's.
 _OF_MODULES: WeakKeyDictionary[nn.Module, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+_changes = 0  # so far, to both
 
 
 def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> None:
     """Gives parameters hyperparameters of their own, in place of their group's, in every optimizer of qbits.
 
-    `optim_bits`, `min_8bit_size` and `kahan_sum` count when an optimizer makes a parameter's state, with its
-    first step; others (`lr`, `weight_decay`, `betas`, ...) at each step, if there were any by the first one.
-    Learning rate schedulers do not see them.
+    `optim_bits` and `min_8bit_size` count when an optimizer makes a parameter's state, with its first step;
+    others (`lr`, `weight_decay`, `betas`, ...) from the next step on. Graphs that were captured before the
+    first override of a parameter do not see it, nor do learning rate schedulers.
 
     The step checks them as it checks groups: names and values that its optimizer would not take in a group
     raise TypeError or ValueError there. `optim_bits` may be 32 in classes of 8 bits too, for embeddings for
@@ -36,6 +37,8 @@ def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> No
     Raises:
         TypeError: what is no tensor.
     """
+    global _changes
+    _changes += 1
     for param in (params,) if isinstance(params, Tensor) else tuple(params):
         if not isinstance(param, Tensor):
             raise TypeError(f"[override] params: got {type(param).__name__}, want tensors")
@@ -48,6 +51,11 @@ def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> No
 def of(param: Tensor) -> dict[str, Any]:
     """The overrides of a parameter."""
     return _OF_PARAMS.get(param, {})
+
+
+def changes() -> int:
+    """How often there have been new ones."""
+    return _changes
 
 
 def of_groups(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, dict[str, Any]]:

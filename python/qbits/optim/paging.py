@@ -8,6 +8,7 @@ import mmap
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -95,7 +96,7 @@ class Pages:
         self.is_placed = True
         self.is_captured = False
         self._prefetched: bool | None = None  # whether while a graph was captured
-        self._watched: weakref.ref[Tensor] | None = None  # the parameter whose gradient starts a prefetch
+        self._watched: Tensor | None = None  # the parameter whose gradient starts a prefetch
         self._places: dict[Tensor, tuple[int, dict[str, Tensor]]] = {}
 
     def add(self, param: Tensor, algorithm: str, is_8bit: bool, divisible: bool) -> dict[str, Tensor]:
@@ -181,22 +182,17 @@ class Pages:
         Not with a budget in bytes, which is for steps that may be captured, where nothing must be on its way.
         """
         mine = [param for param in params if param.device == self.device and param.requires_grad]
-        if self.budget is not None or not mine or (self._watched is not None and self._watched() is mine[-1]):
+        if self.budget is not None or not mine or self._watched is mine[-1]:
             return
         pages = weakref.ref(self)
 
         @torch._disable_dynamo
         def start(param: Tensor) -> None:
             own = pages()
-            if (
-                own is not None
-                and own._watched is not None
-                and own._watched() is param
-                and not own._is_capturing()
-            ):
+            if own is not None and own._watched is param and not own._is_capturing():
                 own.prefetch()
 
-        self._watched = weakref.ref(mine[-1])
+        self._watched = mine[-1]
         weakref.finalize(self, mine[-1].register_post_accumulate_grad_hook(start).remove)
 
     def synchronize(self) -> None:
@@ -236,10 +232,9 @@ class Paging:
         if self.PAGED and is_paged is False:
             raise ValueError(f"[{name}] is_paged: got False, want True")
         self.is_paged = self.PAGED or bool(is_paged)
-        self.device_budget = options.get("device_budget")
-        self.device_reserve = options.get("device_reserve", RESERVE)
-        if self.device_budget is not None and self.device_budget < 0:
-            raise ValueError(f"[{name}] device_budget: got {self.device_budget}, want None or at least 0")
+        budget = options.get("device_budget")
+        self.device_budget = None if budget is None else _bytes(budget, f"[{name}] device_budget")
+        self.device_reserve = _bytes(options.get("device_reserve", RESERVE), f"[{name}] device_reserve")
 
     def _forget_pages(self) -> None:
         self._pages: dict[torch.device, Pages] = {}
@@ -320,6 +315,16 @@ class Paging:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return step()
+
+
+def _bytes(size: Any, where: str) -> int:
+    want = "a whole number from 0 to 2^63 - 1"
+    if not isinstance(size, Real):
+        raise TypeError(f"{where}: got {size!r}, want {want}")
+    number: Any = size
+    if not 0 <= number < 2**63 or number != int(number):
+        raise ValueError(f"{where}: got {size}, want {want}")
+    return int(number)
 
 
 def _layout_of(tensors: Mapping[str, Tensor]) -> state_dict.Layout:

@@ -31,6 +31,7 @@ class RMSprop(Optimizer):
 
     ALGORITHM = "rmsprop"
     DECAY = "coupled"
+    BETA = "alpha"
 
     def __init__(
         self,

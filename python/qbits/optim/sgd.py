@@ -22,6 +22,7 @@ class SGDBase(Optimizer):
 
     ALGORITHM = "momentum"
     DECAY = "coupled"
+    BETA = "momentum"
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)

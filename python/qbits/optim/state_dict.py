@@ -72,6 +72,7 @@ def loaded(
     if "step" in own:
         shown["step"] = _steps(own["step"], device, name)
     _check(shown, param, algorithm, name)
+    shown = {key: _packed(value) for key, value in shown.items()}
     for i, numbers in enumerate(ALGORITHMS[algorithm][1:], 1):
         codes, scales = shown.get(f"state{i}"), shown.get(f"absmax{i}")
         if numbers > 0 and codes is not None and (codes.dtype == torch.uint8 or scales is not None):
@@ -86,6 +87,11 @@ def _shown(value: Any, device: torch.device) -> Any:
     if isinstance(value, Hidden):
         return value.value.to(device, copy=True) if isinstance(value.value, Tensor) else value.value
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _packed(value: Tensor) -> Tensor:
+    """Without gaps, as the step wants what this process has."""
+    return value if sharding.as_dtensor(value) is not None else value.contiguous()
 
 
 def _steps(value: Any, device: torch.device, name: str) -> Tensor:
@@ -139,12 +145,18 @@ def _check(own: dict[str, Any], param: Tensor, algorithm: str, name: str) -> Non
     for key, count in due.items():
         if (numbers := own[key].numel()) != count:
             raise ValueError(f"[{name}] {key}: got {numbers} numbers, want {count} for {list(param.shape)}")
+    for key in own.keys() - {"step", "kahan_comp"}:
+        dtype = own[key].dtype
+        is_8bit = key.startswith("state") and (dtype == torch.uint8 or f"absmax{key[-1]}" in own)
+        if dtype != (fits := torch.uint8 if is_8bit else torch.float32):
+            raise TypeError(f"[{name}] {key}: got {dtype}, want {fits}")
 
 
 def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, Any]:
     """A state dict of an optimizer of qbits as bitsandbytes' optimizer of the same name loads it.
 
-    Hyperparameters have the names they have here; where bitsandbytes has others, its loader wants them added.
+    Hyperparameters keep their names, and come under bitsandbytes', too: `betas` holds momentum, or alpha of
+    RMSprop. It has no compensation (kahan_sum), and no trust ratio of LAMB and LARS: steps there differ.
 
     Args:
         saved: of an optimizer here; state of DTensors, whole, gets blocks over flattened parameters.
@@ -154,7 +166,15 @@ def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, An
     Raises:
         TypeError: DTensors in the state.
     """
-    return {**saved, "state": {key: _theirs(own, wrapped) for key, own in saved["state"].items()}}
+    state = {key: _theirs(own, wrapped) for key, own in saved["state"].items()}
+    return {**saved, "state": state, "param_groups": [_their_group(own) for own in saved["param_groups"]]}
+
+
+def _their_group(own: dict[str, Any]) -> dict[str, Any]:
+    betas = (own.get("momentum", 0.0), own.get("dampening", 0.0))
+    if own.get("state_of") == "rmsprop":
+        betas = (own["alpha"], 0.0)
+    return {"betas": betas, "eps": 0.0, **own}
 
 
 def _theirs(own: Any, wrapped: bool) -> Any:
@@ -166,5 +186,8 @@ def _theirs(own: Any, wrapped: bool) -> Any:
         if f"absmax{i}" in tensors:
             device = tensors[f"absmax{i}"].device
             tensors[f"qmap{i}"] = torch.tensor(FORMATS[name].codebook, dtype=torch.float32, device=device)
+    if tensors:
+        device = next(iter(tensors.values())).device
+        tensors["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=device)  # LAMB's and LARS' scratch
     steps = int(own["step"])
     return {"step": steps, BITSANDBYTES: tensors} if wrapped else {"step": steps, **tensors}
