@@ -142,6 +142,7 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     def _forget(self) -> None:
         """Makes tables anew with the next step."""
         self._forget_groups()
+        self._sums: list[bool] = []  # kahan_sum of groups, as parameters have it
         self._offsets: dict[Tensor, int] = {}  # of this process' part of a DTensor
         self._forget_pages()
         self._scales = clipping.Scales()
@@ -203,6 +204,10 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
             del state["kahan_comp"]
 
     def _take_settings(self) -> None:
+        sums = [group["kahan_sum"] for group in self._all_groups()]
+        if self._seen is not None and sums == self._sums:
+            return
+        self._sums = sums
         for group in self.param_groups:
             for param in group["params"]:
                 if "step" in (state := self.state.get(param, {})):
