@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/ceil_div.h"
@@ -239,15 +240,13 @@ int64_t optimizer_step_workspace(const OptimizerStep& step, std::span<const Opti
   return tensors.empty() ? 0 : OptimizerWorkspace(std::ssize(tensors), chunks_of(tensors), step.scaling).bytes;
 }
 
-void run_optimizer_step(const OptimizerStep& step, std::span<const OptimizerEntry> entries, const TensorView& workspace,
+void run_optimizer_step(const OptimizerStep& step, std::vector<OptimizerEntry> entries, const TensorView& workspace,
                         Stream stream) {
   if (entries.empty()) return;
-  std::vector<OptimizerEntry> all(entries.begin(), entries.end());
-  const auto end_8bit =
-      std::stable_partition(all.begin(), all.end(), [](const OptimizerEntry& e) { return e.is_8bit(); });
+  const auto end_8bit = std::ranges::stable_partition(entries, &OptimizerEntry::is_8bit).begin();
   int64_t chunks = 0;
   int64_t chunks_8bit = 0;
-  for (auto entry = all.begin(); entry != all.end(); ++entry) {
+  for (auto entry = entries.begin(); entry != entries.end(); ++entry) {
     entry->first_chunk = static_cast<int32_t>(chunks);
     chunks += chunks_of(entry->numel, entry->row);
     if (entry < end_8bit) chunks_8bit = chunks;
@@ -262,8 +261,8 @@ void run_optimizer_step(const OptimizerStep& step, std::span<const OptimizerEntr
                                .grad_scale = checked_scalar("grad_scale", step.grad_scale, device),
                                .found_inf = checked_scalar("found_inf", step.found_inf, device),
                                .skipped = step.skipped.as<int64_t>(),
-                               .entries = all.data(),
-                               .count = static_cast<int32_t>(all.size()),
+                               .entries = entries.data(),
+                               .count = static_cast<int32_t>(entries.size()),
                                .chunks = static_cast<int32_t>(chunks),
                                .chunks_8bit = static_cast<int32_t>(chunks_8bit),
                                .workspace = workspace.data,
@@ -280,9 +279,9 @@ void check_optimizer_workspace(const OptimizerStep& step, std::span<const Optimi
 
 void optimizer_step(const OptimizerStep& step, std::span<const OptimizerTensor> tensors, const TensorView& workspace,
                     Stream stream) {
-  const std::vector<OptimizerEntry> entries = check_optimizer_step(step, tensors);
+  std::vector<OptimizerEntry> entries = check_optimizer_step(step, tensors);
   check_optimizer_workspace(step, tensors, workspace);
-  run_optimizer_step(step, entries, workspace, stream);
+  run_optimizer_step(step, std::move(entries), workspace, stream);
 }
 
 void write_optimizer_groups(std::span<const double> values, const TensorView& groups, Stream stream) {

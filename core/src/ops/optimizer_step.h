@@ -130,7 +130,7 @@ std::vector<OptimizerEntry> check_optimizer_step(const OptimizerStep& step, std:
                                                  const std::vector<bool>& on_host = {});
 void check_optimizer_workspace(const OptimizerStep& step, std::span<const OptimizerTensor> tensors,
                                const TensorView& workspace);
-void run_optimizer_step(const OptimizerStep& step, std::span<const OptimizerEntry> entries, const TensorView& workspace,
+void run_optimizer_step(const OptimizerStep& step, std::vector<OptimizerEntry> entries, const TensorView& workspace,
                         Stream stream);
 
 namespace cpu {

@@ -147,8 +147,8 @@ class Pager::Impl {
       needed[w] = std::any_of(pieces.begin(), pieces.end(),
                               [&](const PagerPiece& piece) { return passing[piece.index] != nullptr; });
     }
-    const auto update = [&](const std::vector<OptimizerEntry>& some) {
-      run_optimizer_step(step, some, workspace, stream);
+    const auto update = [&](std::vector<OptimizerEntry> some) {
+      run_optimizer_step(step, std::move(some), workspace, stream);
     };
     queues_->use_as_main(stream);
     for (const PagerAction& action : pager_schedule(plan_, needed, prefetched_)) {

@@ -81,7 +81,10 @@ class Groups:
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raises unless the hyperparameters of a group have sense: TypeError where one is no number."""
-        self._refuse_options(group)
+        name = type(self).__name__
+        if refused := group.keys() & NOT_FOR_GROUPS:
+            got = ", ".join(sorted(refused))
+            raise ValueError(f"[{name}] param_group: got {got}, want that as an argument of the optimizer")
         kind = self._kind()
         self._require(group, "state_of", lambda got: got == kind, kind)
         self._require(group, "lr", at_least_0, "at least 0 and finite")
@@ -97,13 +100,7 @@ class Groups:
         for key in ("stochastic_rounding", "seed"):
             value, first = group[key], self.param_groups[0][key]
             if value != first:
-                name = type(self).__name__
                 raise ValueError(f"[{name}] {key}: got {value}, want {first}, as in the first group")
-
-    def _refuse_options(self, group: Mapping[str, Any]) -> None:
-        if refused := group.keys() & NOT_FOR_GROUPS:
-            name, got = type(self).__name__, ", ".join(sorted(refused))
-            raise ValueError(f"[{name}] param_group: got {got}, want that as an argument of the optimizer")
 
     def _check_bits(self, group: Mapping[str, Any], *more: int) -> None:
         """`more`: those that a class with bits of its own takes, too."""

@@ -98,7 +98,6 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     DECAY: ClassVar[str] = "before"
     SCALING: ClassVar[str] = "none"
     BITS: ClassVar[int | None] = None  # of classes that leave no choice
-    BETA: ClassVar[str | None] = None  # what bitsandbytes keeps as the first of `betas`
     KIND: ClassVar[str | None] = None  # of state that others with the same algorithm cannot go on with
 
     _step_supports_amp_scaling = True
@@ -155,8 +154,6 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: hyperparameters without sense, and options that are not for groups.
         """
-        if isinstance(param_group, dict):
-            self._refuse_options(param_group)
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
@@ -421,13 +418,13 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
             if (got := group.setdefault("state_of", kind)) != kind:
                 raise ValueError(f"[{type(self).__name__}] state: got that of {got}, want that of {kind}")
         for group in self.param_groups:  # those of another version or library may lack some
-            if self.BETA is not None and self.BETA not in group and "betas" in group:
-                group[self.BETA] = group.pop("betas")[0]
+            beta = state_dict.FIRST_BETA.get(kind)
+            if beta is not None and beta not in group and "betas" in group:
+                group[beta] = group.pop("betas")[0]
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             if self.BITS is not None:  # of state that is yet to be made
                 group["optim_bits"] = self.BITS
-        self._find_overrides()
         for param, own in self.state.items():
             if isinstance(param, Tensor):
                 pages = self._pages_of(param)

@@ -8,7 +8,6 @@ import mmap
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -226,6 +225,7 @@ class Paging:
     SCALING: ClassVar[str]
     state: Any
     param_groups: list[dict[str, Any]]
+    _require: Callable[..., None]
 
     def _init_paging(self, options: Mapping[str, Any]) -> None:
         name, is_paged = type(self).__name__, options.get("is_paged")
@@ -233,8 +233,13 @@ class Paging:
             raise ValueError(f"[{name}] is_paged: got False, want True")
         self.is_paged = self.PAGED or bool(is_paged)
         budget = options.get("device_budget")
-        self.device_budget = None if budget is None else _bytes(budget, f"[{name}] device_budget")
-        self.device_reserve = _bytes(options.get("device_reserve", RESERVE), f"[{name}] device_reserve")
+        self.device_budget = None if budget is None else self._bytes("device_budget", budget)
+        self.device_reserve = self._bytes("device_reserve", options.get("device_reserve", RESERVE))
+
+    def _bytes(self, key: str, size: Any) -> int:
+        want = "a whole number from 0 to 2^63 - 1"
+        self._require({key: size}, key, lambda got: 0 <= got < 2**63 and got == int(got), want)
+        return int(size)
 
     def _forget_pages(self) -> None:
         self._pages: dict[torch.device, Pages] = {}
@@ -315,16 +320,6 @@ class Paging:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return step()
-
-
-def _bytes(size: Any, where: str) -> int:
-    want = "a whole number from 0 to 2^63 - 1"
-    if not isinstance(size, Real):
-        raise TypeError(f"{where}: got {size!r}, want {want}")
-    number: Any = size
-    if not 0 <= number < 2**63 or number != int(number):
-        raise ValueError(f"{where}: got {size}, want {want}")
-    return int(number)
 
 
 def _layout_of(tensors: Mapping[str, Tensor]) -> state_dict.Layout:

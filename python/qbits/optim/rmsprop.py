@@ -31,7 +31,6 @@ class RMSprop(Optimizer):
 
     ALGORITHM = "rmsprop"
     DECAY = "coupled"
-    BETA = "alpha"
 
     def __init__(
         self,

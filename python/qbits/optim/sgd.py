@@ -22,7 +22,6 @@ class SGDBase(Optimizer):
 
     ALGORITHM = "momentum"
     DECAY = "coupled"
-    BETA = "momentum"
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)

@@ -17,6 +17,8 @@ from qbits.optim.clipping import HISTORY
 BLOCK = _C.STATE_BLOCK_SIZE
 ALGORITHMS = _C.optimizer_algorithms()
 BITSANDBYTES = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps tensors, from 0.49.2 on
+# What bitsandbytes keeps as the first of `betas`, by kinds of state whose optimizers here have none.
+FIRST_BETA = {"momentum": "momentum", "lars": "momentum", "rmsprop": "alpha"}
 _OLD_BLOCK = 2048  # of bitsandbytes before 0.44
 _KEYS = {"step", "state1", "state2", "absmax1", "absmax2", "kahan_comp", "gnorm_vec"}
 _UNUSED = {"qmap1", "qmap2", "unorm_vec"}  # of bitsandbytes
@@ -171,10 +173,8 @@ def to_bitsandbytes(saved: dict[str, Any], wrapped: bool = True) -> dict[str, An
 
 
 def _their_group(own: dict[str, Any]) -> dict[str, Any]:
-    betas = (own.get("momentum", 0.0), own.get("dampening", 0.0))
-    if own.get("state_of") == "rmsprop":
-        betas = (own["alpha"], 0.0)
-    return {"betas": betas, "eps": 0.0, **own}
+    first = FIRST_BETA.get(own.get("state_of", "momentum"), "momentum")
+    return {"betas": (own.get(first, 0.0), own.get("dampening", 0.0)), "eps": 0.0, **own}
 
 
 def _theirs(own: Any, wrapped: bool) -> Any:
