@@ -133,7 +133,8 @@ class Model:
         p = p - (f32(shrink) * p + f32(rate) * u)
         self.param = p.to(self.dtype).float()
         if self.rest is not None:
-            self.rest = (p - self.param).to(self.dtype).float()
+            rest = torch.where(self.param.isfinite(), p - self.param, 0.0)
+            self.rest = rest.to(self.dtype).float()
 
     def state1(self):
         """Codes and scales, or the numbers, of state1 as the optimizer has them."""

@@ -267,6 +267,22 @@ def test_compensation_that_is_turned_on_and_off(late, place):
         assert torch.equal(a, b) and optimizer.state[a].keys() == again.state[b].keys()
 
 
+def test_compensation_ends_with_what_it_was_of(place):
+    """Of a parameter that overflowed and was mended nothing stays behind."""
+    param = torch.nn.Parameter(torch.full((300,), 65504.0, dtype=torch.float16, device=place))
+    optimizer = optim.SGD([param], lr=1e-4, maximize=True, kahan_sum=True)
+    param.grad = torch.full((300,), 60000.0, dtype=torch.float16, device=place)
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step()
+    assert param.isinf().all() and not optimizer.state[param]["kahan_comp"].any()
+    param.data.fill_(1.0)
+    optimizer.param_groups[0]["lr"] = 1e-4
+    param.grad.fill_(-1.0)
+    for _ in range(400):
+        optimizer.step()
+    assert ((param - 0.96).abs() < 0.003).all()
+
+
 def test_not_with_stochastic_rounding(place):
     param = parameter(300, torch.bfloat16, place)
     optim.override(param, kahan_sum=True)

@@ -84,8 +84,8 @@ struct OptimizerTensor {
   std::optional<TensorView> absmax1;  // 8-bit: float32[first * blocks]
   std::optional<TensorView> absmax2;  // 8-bit: float32[second * blocks]
   // Of a parameter of 16 bits, in its dtype: n elements, zeros at first. Then p in the formulas is param + compensation
-  // in float32; a new p is rounded to param, and p - param to the compensation (Kahan, CACM 8(1), 1965; of parameters:
-  // Zamirai et al., arXiv 2010.06192). Not with stochastic rounding.
+  // in float32; a new p is rounded to param, and p - param to the compensation, 0 where param is not finite (Kahan,
+  // CACM 8(1), 1965; of parameters: Zamirai et al., arXiv 2010.06192). Not with stochastic rounding.
   std::optional<TensorView> compensation;
   TensorView step;                       // float32, one element: steps taken, which the call counts up
   std::optional<TensorView> grad_scale;  // float32, one element: this gradient is divided by it, too

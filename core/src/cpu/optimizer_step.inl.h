@@ -18,6 +18,7 @@ struct VectorOps {
 
 // All ones where x is finite, else zero.
 inline I32 finite_mask(F32 x) { return sign_mask((bits(x) & set1(0x7fffffff)) - set1(0x7f800000)); }
+inline bool is_finite(float x) { return (__builtin_bit_cast(int32_t, x) & 0x7fffffff) < 0x7f800000; }
 inline F32 select(I32 mask, F32 a, F32 b) { return from_bits(bits(b) ^ ((bits(a) ^ bits(b)) & mask)); }
 
 constexpr int kBlock = static_cast<int>(kStateBlockSize);
@@ -190,7 +191,7 @@ class BlockUpdate {
     int64_t skipped = 0;
     for (int64_t i = 0; i < n_; ++i) {
       bool finite = true;
-      for (int k = 0; k < kCount; ++k) finite &= (__builtin_bit_cast(int32_t, b_.s[k][i]) & 0x7fffffff) < 0x7f800000;
+      for (int k = 0; k < kCount; ++k) finite &= is_finite(b_.s[k][i]);
       skipped += !finite;
     }
     return skipped;
@@ -219,7 +220,7 @@ class BlockUpdate {
   void store_compensated(int64_t first, int64_t n) {
     from_floats(b_.p + first, n, entry_.param, entry_.param_dtype, start_ + first);
     to_floats(entry_.param, entry_.param_dtype, start_ + first, n, b_.g + first);
-    for (int64_t i = first; i < first + n; ++i) b_.p[i] -= b_.g[i];
+    for (int64_t i = first; i < first + n; ++i) b_.p[i] = is_finite(b_.g[i]) ? b_.p[i] - b_.g[i] : 0.0F;
     from_floats(b_.p + first, n, entry_.compensation, entry_.param_dtype, start_ + first);
   }
 

@@ -345,7 +345,7 @@ class WarpUpdate {
     float rounded[kPerLane];
     words.widen16(entry_.param_dtype, rounded);
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) p[j] -= rounded[j];
+    for (int j = 0; j < kPerLane; ++j) p[j] = is_finite(rounded[j]) ? p[j] - rounded[j] : 0.0F;
     words.round(entry_.param_dtype, p);
     words.store16<kWhole>(entry_.compensation, at, skipped);
   }
