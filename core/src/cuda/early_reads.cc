@@ -65,11 +65,9 @@ std::array<MemoryRange, 6> memory_of(const Weight4bitArgs& weight) {
   const AbsmaxArgs& absmax = weight.absmax;
   const int64_t scales = ceil_div(numel, weight.block_size);
   if (!absmax.is_nested()) return {codes, MemoryRange{absmax.values, size(scales) * sizeof(float)}};
-  return {codes,
-          MemoryRange{absmax.values, size(scales)},
+  return {codes, MemoryRange{absmax.values, size(scales)},
           MemoryRange{absmax.nested_absmax, size(ceil_div(scales, kNestedBlockSize)) * sizeof(float)},
-          MemoryRange{absmax.nested_code, 256 * sizeof(float)},
-          MemoryRange{absmax.offset, sizeof(float)}};
+          MemoryRange{absmax.nested_code, 256 * sizeof(float)}, MemoryRange{absmax.offset, sizeof(float)}};
 }
 
 }  // namespace
