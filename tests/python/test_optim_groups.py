@@ -4,10 +4,12 @@ import copy
 import io
 import math
 import pickle
+import typing
 
 import numpy as np
 import pytest
 import torch
+import typing_extensions
 
 from optim_cases import parameter
 from qbits import optim
@@ -300,3 +302,12 @@ def test_overrides_count_whenever_they_come(place):
     before = params[1].detach().clone()
     optimizer.step()
     assert torch.equal(params[1], before - 0.1)
+
+
+def test_signatures_can_be_read():
+    """As command lines and configuration tools do."""
+    kinds = [kind for kind in vars(optim).values() if isinstance(kind, type) and kind is not optim.Optimizer]
+    optimizers = [kind for kind in kinds if issubclass(kind, optim.Optimizer)]
+    assert optim.PagedAdamW8bit in optimizers and optim.Muon in optimizers
+    for kind in optimizers:
+        assert typing.get_type_hints(kind.__init__)["options"] == typing_extensions.Unpack[optim.Options]

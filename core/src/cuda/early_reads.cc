@@ -47,9 +47,12 @@ struct Launched {
 };
 thread_local Launched last;
 
+// Whether they have a line of a cache in common: what is read early brings all of its line.
 bool overlap(const MemoryRange& a, const MemoryRange& b) {
-  const auto begin = [](const MemoryRange& m) { return reinterpret_cast<uintptr_t>(m.begin); };
-  return a.bytes > 0 && b.bytes > 0 && begin(a) < begin(b) + b.bytes && begin(b) < begin(a) + a.bytes;
+  constexpr uintptr_t kLine = 128;
+  const auto first = [](const MemoryRange& m) { return reinterpret_cast<uintptr_t>(m.begin) / kLine; };
+  const auto last = [](const MemoryRange& m) { return (reinterpret_cast<uintptr_t>(m.begin) + m.bytes - 1) / kLine; };
+  return a.bytes > 0 && b.bytes > 0 && first(a) <= last(b) && first(b) <= last(a);
 }
 
 // All that a kernel reads of a weight.
@@ -73,7 +76,7 @@ std::array<MemoryRange, 6> memory_of(const Weight4bitArgs& weight) {
 }  // namespace
 
 MemoryRange memory_of(const void* matrix, int64_t rows, int64_t cols, DType dtype) {
-  return {matrix, static_cast<size_t>(rows * cols * itemsize(dtype))};
+  return {matrix, matrix == nullptr ? 0 : static_cast<size_t>(rows * cols * itemsize(dtype))};
 }
 
 EarlyReads::EarlyReads(Stream stream) : stream_(stream) {

@@ -20,6 +20,7 @@ struct MemoryRange {
   size_t bytes = 0;
 };
 
+// Nothing, if there is no matrix.
 QBITS_API MemoryRange memory_of(const void* matrix, int64_t rows, int64_t cols, DType dtype);
 
 // Of the kernel that the calling thread launches next on the stream.
@@ -27,7 +28,8 @@ class QBITS_API EarlyReads {
  public:
   explicit EarlyReads(Stream stream);
 
-  // Whether it may read so early. False outside of capture.
+  // Whether it may read so early. False outside of capture. Of what it reads after the wait, too, lest it share a line
+  // of a cache with what is read early.
   bool allowed(const MemoryRange& memory) const;
   bool allowed(const Weight4bitArgs& weight, std::initializer_list<MemoryRange> others) const;
 

@@ -18,6 +18,7 @@ void grouped_linear_4bit_wgmma(const GroupedLinear4bitArgs& args, const WgmmaPla
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, false);
   const EarlyReads reads(stream);
   wgmma.early = reads.allowed(args.weight, {memory_of(args.x, args.m, wgmma.depth, args.dtype),
+                                            memory_of(args.bias, args.experts, args.n(), args.dtype),
                                             memory_of(args.offsets, 1, args.experts + 1, DType::Int32)});
   launch_linear_4bit_wgmma<false, true>(wgmma, args.dtype, plan, stream);
   reads.launched({memory_of(args.out, args.m, wgmma.outputs, args.dtype), {}});

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qbits.optim.groups import at_least_0
-from qbits.optim.optimizer import Optimizer, Params
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qbits.optim.optimizer import Options
+from qbits.optim.optimizer import Optimizer, Options, Params
 
 _ONE_CODE = 255  # of 1 in the map of state1
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qbits.optim.groups import at_least_0
-from qbits.optim.optimizer import Optimizer, Params
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qbits.optim.optimizer import Options
+from qbits.optim.optimizer import Optimizer, Options, Params
 
 
 class AdEMAMix(Optimizer):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qbits.optim.adam import AdamBase
-from qbits.optim.optimizer import Params
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qbits.optim.optimizer import Options
+from qbits.optim.optimizer import Options, Params
 
 
 class LAMB(AdamBase):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
-from qbits.optim.optimizer import Optimizer, Params
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qbits.optim.optimizer import Options
+from qbits.optim.optimizer import Optimizer, Options, Params
 
 
 class Lion(Optimizer):

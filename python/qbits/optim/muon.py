@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qbits import _C
 from qbits.optim import sharding
 from qbits.optim.clipping import dense_grad
-from qbits.optim.optimizer import Optimizer, Params
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qbits.optim.optimizer import Options
+from qbits.optim.optimizer import Optimizer, Options, Params
 
 _MOST_TOGETHER = 2**25  # elements of matrices of one shape that are multiplied together
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <vector>
@@ -92,13 +93,16 @@ LinearCase product_of(int64_t m, DType dtype = DType::BFloat16) {
 TEST(CudaEarlyReads, DirectlyAfterAProductUnderCapture) {
   QBITS_NEEDS_GPU();
   for (const int64_t m : kRows) {
-    const Call call(product_of(m), false, 1);
+    LinearCase c = product_of(m);
+    c.n = 1000;
+    const Call call(c, false, 1);
     ASSERT_TRUE(call.plan.kernel == Linear4bitKernel::Stream || call.plan.kernel == Linear4bitKernel::Wgmma);
     const Linear4bitArgs args = call.problem.forward();
     const DeviceBuffer other(1000);
     const CaptureStream stream;
     const CaptureStream another;
     const size_t out_bytes = static_cast<size_t>(m * args.weight.rows * 2);
+    const size_t out_lines = (out_bytes + 127) / 128 * 128;
     const auto allowed = [](Stream on, const void* begin, size_t bytes) {
       return cuda::EarlyReads(on).allowed(MemoryRange{begin, bytes});
     };
@@ -116,13 +120,14 @@ TEST(CudaEarlyReads, DirectlyAfterAProductUnderCapture) {
       EXPECT_FALSE(allowed(stream, out, 1));
       EXPECT_FALSE(allowed(stream, out + out_bytes - 1, 1));
       EXPECT_FALSE(allowed(stream, out - 16, 17));
-      EXPECT_TRUE(allowed(stream, out + out_bytes, 1000));
+      EXPECT_FALSE(allowed(stream, out + out_lines - 1, 1)) << "of the same line of a cache";
+      EXPECT_TRUE(allowed(stream, out + out_lines, 1000));
       EXPECT_TRUE(allowed(stream, out, 0));
       if (call.plan.workspace_bytes > 0) {
         EXPECT_FALSE(allowed(stream, call.workspace.data(), 1));
       }
       check(cudaMemsetAsync(other.data(), 0, 1000, stream.handle));
-      EXPECT_FALSE(allowed(stream, out + out_bytes, 1000)) << "after another node";
+      EXPECT_FALSE(allowed(stream, other.data(), 1000)) << "after another node";
       call.run(stream);
       EXPECT_TRUE(allowed(stream, other.data(), 1000));
     });
@@ -255,6 +260,77 @@ TEST(CudaEarlyReads, OperandsThatTheGraphWrites) {
           graph->replay();
           EXPECT_EQ(after.problem.result_bytes(), want) << to_string(after.plan) << (is_x ? "; x" : "; codes");
         }
+      }
+    }
+  }
+}
+
+// Operands that came by the same graph, before the product before: they differ from replay to replay.
+TEST(CudaEarlyReads, OperandsThatTheGraphWroteBefore) {
+  QBITS_NEEDS_GPU();
+  const CaptureStream stream;
+  struct Changing {  // two values of an operand of the product
+    void* place;
+    size_t bytes;
+    std::vector<uint8_t> values[2];
+    DeviceBuffer current;
+
+    Changing(const void* operand, size_t size) : place(const_cast<void*>(operand)), bytes(size), current(size) {
+      values[0].resize(size);
+      check(cudaMemcpy(values[0].data(), operand, size, cudaMemcpyDeviceToHost));
+      values[1].assign(values[0].rbegin(), values[0].rend());
+    }
+    void write(int value) { current.write(values[value].data(), bytes); }
+    void copy(Stream to) const {
+      check(cudaMemcpyAsync(place, current.data(), bytes, cudaMemcpyDeviceToDevice,
+                            static_cast<cudaStream_t>(to.handle)));
+    }
+  };
+  const auto reversed_floats = [](Changing& c) {
+    for (size_t i = 0; i < c.bytes; i += 4) std::copy_n(&c.values[0][i], 4, &c.values[1][c.bytes - 4 - i]);
+  };
+  for (const int64_t m : kRows) {
+    const LinearCase c{.format = "nf4", .block_size = 64, .n = 1024, .k = 1024, .m = m};
+    const Call first(c, false, 7);
+    const Call before(c, false, 8);
+    Call after(c, false, 9);
+    Linear4bitArgs args = after.problem.forward();
+    args.workspace = after.workspace.data();
+    for (const bool from_product : {false, true}) {
+      // x, or that of the product whose result is x; the weight.
+      const Linear4bitArgs source = from_product ? first.problem.forward() : args;
+      if (from_product) args.x = source.out;
+      Changing x(source.x, static_cast<size_t>(m * 1024 * 2));
+      for (size_t i = 0; i < x.bytes; i += 2) std::copy_n(&x.values[0][i], 2, &x.values[1][x.bytes - 2 - i]);
+      Changing codes(args.weight.codes, 1024 * 1024 / 2);
+      Changing scales(args.weight.absmax.values, 1024 * 1024 / 64 * 4);
+      reversed_floats(scales);
+      std::vector<uint8_t> want[2];
+      for (int value = 0; value < 2; ++value) {
+        for (Changing* const operand : {&x, &codes, &scales}) {
+          operand->write(value);
+          operand->copy(stream);
+        }
+        check(cudaDeviceSynchronize());
+        if (from_product) first.run(stream);
+        check(cudaDeviceSynchronize());
+        cuda::run(args, after.plan, stream);
+        check(cudaDeviceSynchronize());
+        want[value] = after.problem.result_bytes();
+      }
+      EXPECT_NE(want[0], want[1]);
+      Graph graph(stream, [&] {
+        for (const Changing* const operand : {&x, &codes, &scales}) operand->copy(stream);
+        if (from_product) first.run(stream);
+        before.run(stream);
+        EXPECT_TRUE(cuda::EarlyReads(stream).allowed(args.weight, {cuda::memory_of(args.x, m, 1024, DType::BFloat16)}));
+        cuda::run(args, after.plan, stream);
+      });
+      for (int replay = 0; replay < 20; ++replay) {
+        for (Changing* const operand : {&x, &codes, &scales}) operand->write(replay % 2);
+        after.problem.poison();
+        graph.replay();
+        ASSERT_EQ(after.problem.result_bytes(), want[replay % 2]) << to_string(after.plan) << ", replay " << replay;
       }
     }
   }
