@@ -23,7 +23,7 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t
       const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (m < run.m_end && k < block.k_end) {
-        value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
+        value = __ldcg(reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k));
       }
       x[ct][4 * v] = value.x;
       x[ct][4 * v + 1] = value.y;

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         if constexpr (kNested) {
           wait_to_read([] {});
           loader.load_nested(thread);
-          offset = *args.weight.offset;
+          offset = __ldcg(args.weight.offset);
         }
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if constexpr (Shape::kGrouped && Shape::kTransposed) {

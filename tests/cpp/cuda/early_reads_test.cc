@@ -309,6 +309,7 @@ TEST(CudaEarlyReads, OperandsThatTheGraphWroteBefore) {
       for (int value = 0; value < 2; ++value) {
         for (Changing* const operand : {&x, &codes, &scales}) {
           operand->write(value);
+          check(cudaDeviceSynchronize());  // an upload may still be on its way
           operand->copy(stream);
         }
         check(cudaDeviceSynchronize());
