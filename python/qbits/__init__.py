@@ -1,5 +1,6 @@
 """qbits: large neural networks in little memory. 4-bit and 8-bit weights for PyTorch and C++."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,13 +46,22 @@ __all__ = [
     "set_num_threads",
 ]
 
+if find_spec("transformers") is None:
+    __all__.remove("QbitsConfig")
+
 set_num_threads(torch.get_num_threads())
 register_on_import()
 
 
 def __getattr__(name: str) -> Any:
     if name == "QbitsConfig":  # needs transformers, which takes seconds to import
+        if find_spec("transformers") is None:
+            raise ImportError("[qbits] QbitsConfig: got no transformers, want it: pip install 'qbits[hf]'")
         from qbits.integrations.transformers import QbitsConfig
 
         return QbitsConfig
     raise AttributeError(f"module 'qbits' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

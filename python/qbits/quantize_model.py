@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ def quantize_(
         threshold, activation_bits: of "int8", 6 and 8 by default: see QuantizeConfig, which has them itself.
         skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
             "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
-            their weight with another kind of module; an empty list quantizes these too, and unties them.
+            their weight with another kind of module; a list, also an empty one, takes the place of that, so
+            that those it does not name are quantized, and untied. A name of no module warns.
         device: quantize there and leave the whole model there; by default each layer where it is.
         progress: show a bar; by default only on a terminal.
 
@@ -97,6 +99,7 @@ def quantize_(
         want = f"a model that contains it, or {linear_class(config).__name__}.from_float"
         raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
     patterns = _output_names(model) if skip is None else _names("quantize_", skip)
+    _warn_of_no_module(model, () if skip is None else patterns)
     tied = _shared_with_others(model, config) if skip is None else set()
     groups = _by_weight(
         place
@@ -172,6 +175,13 @@ def _names(op: str, skip: str | Iterable[str]) -> list[str]:
         if not isinstance(name, str):
             raise TypeError(f"[{op}] skip: got {name!r}, want names of modules")
     return names
+
+
+def _warn_of_no_module(model: nn.Module, skip: Iterable[str]) -> None:
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in skip:
+        if not any(_matches(name, [pattern]) for name in names):
+            warnings.warn(f"[quantize_] skip: got {pattern!r}, which names no module", stacklevel=3)
 
 
 def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:

@@ -48,3 +48,20 @@ def test_import_order_does_not_matter(order, tmp_path):
 
 def test_qbits_does_not_import_transformers(tmp_path):
     run(["-c", "import sys, qbits; assert 'transformers' not in sys.modules, 'imported'"], tmp_path)
+
+
+def test_without_transformers():
+    """All else can be imported, and what cannot says what it wants."""
+    script = """
+import sys
+sys.modules["transformers"] = None
+from qbits import *
+import qbits
+try:
+    qbits.QbitsConfig
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    want = "[qbits] QbitsConfig: got no transformers, want it: pip install 'qbits[hf]'\n"
+    assert result.stdout == want, result.stderr

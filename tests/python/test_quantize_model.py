@@ -398,3 +398,10 @@ def test_skip_is_names(skip):
 def test_options_of_another_type_are_refused(options, message):
     with pytest.raises(TypeError, match=rf"\[QuantizeConfig\] {message}"):
         QuantizeConfig(**options)
+
+
+def test_skip_of_no_module_warns():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    with pytest.warns(UserWarning, match=r"\[quantize_\] skip: got '0.weight', which names no module"):
+        quantize_(model, "nf4", skip=["0", "0.weight"])
+    assert type(model[0]) is nn.Linear and type(model[1]) is Linear4bit

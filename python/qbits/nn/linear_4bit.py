@@ -23,8 +23,8 @@ class Linear4bit(QuantizedLinear):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised like
             its, then quantized.
-        config: a 4-bit format, nf4 by default, or a QuantizeConfig with block size and the rest, whose fields
-            are also taken as keyword arguments.
+        config: a 4-bit format, nf4 by default, or a QuantizeConfig with block size and the rest; in its
+            place, not beside it, its fields may come as keyword arguments (`format="fp4", block_size=128`).
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.
@@ -33,7 +33,10 @@ class Linear4bit(QuantizedLinear):
     BITS = 4
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype."""
+        """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype.
+
+        Under autocast, computed and returned in its dtype.
+        """
         if not isinstance(x, Tensor):
             refuse_input("linear_4bit", "x", x)
         # nn.Module's __getattr__, which also looks here, takes most of a microsecond. (A parametrized weight

@@ -23,7 +23,7 @@ class Options(TypedDict, total=False):
 
     Those that are not for groups are refused there. What is changed in groups is checked by the next step.
 
-    optim_bits: 32 or 8 for the state of parameters; by default 32. Classes named after a number keep it.
+    optim_bits: 32 or 8 for the state of parameters; by default 32. Classes named after a number keep that.
     min_8bit_size: parameters of fewer elements keep 32-bit state; by default 4096.
     maximize: steps along the gradient.
     stochastic_rounding: bfloat16 parameters are rounded up or down at random, to the nearer neighbour more
@@ -75,8 +75,8 @@ class Optimizer(Groups, Paging, torch.optim.Optimizer):
     Parameters and gradients are float32, bfloat16 or float16, each on its own; arithmetic is float32. The
     state of a parameter is `step`, a float32 tensor, and `state1`, `state2` in its shape: float32,
     or uint8 codes with float32 scales `absmax1`, `absmax2` of blocks of 256 elements; with kahan_sum also
-    `kahan_comp`. `state_of` in groups names the kind of state, so that other kinds of the same shape are not
-    loaded.
+    `kahan_comp`, with percentile_clipping `gnorm_vec`, float32 [100]. `state_of` in groups names the kind of
+    state, so that other kinds of the same shape are not loaded.
 
     State of a DTensor (FSDP2, tensor parallelism) is sharded as the parameter is, and `min_8bit_size` means
     its global size. Blocks start anew at each row along dimension 0, so that scales are [N, blocks of a row];
