@@ -39,7 +39,8 @@ def override(params: Tensor | Iterable[Tensor], /, **hyperparameters: Any) -> No
     """
     global _changes
     _changes += 1
-    for param in (params,) if isinstance(params, Tensor) else tuple(params):
+    several = isinstance(params, Iterable) and not isinstance(params, Tensor)
+    for param in tuple(params) if several else (params,):
         if not isinstance(param, Tensor):
             raise TypeError(f"[override] params: got {type(param).__name__}, want tensors")
         if hyperparameters:
