@@ -221,9 +221,9 @@ def test_unknown_names_of_single_parameters_are_refused(name):
     assert not optimizer.state
     optim.override(params[1])
     step(optimizer)
-    for wrong, name in (["a"], "str"), (torch.nn.Linear(2, 2), "Linear"):
-        with pytest.raises(TypeError, match=rf"\[override\] params: got {name}, want tensors"):
-            optim.override(wrong, lr=1.0)
+    for wrong, kind in ("weight", "str"), (torch.nn.Linear(2, 2), "Linear"):
+        with pytest.raises(TypeError, match=rf"\[override\] params: got {kind}, want tensors"):
+            optim.override(wrong, lr=0.1)
 
 
 def test_a_parameter_may_have_momentum_alone(place):
