@@ -1,3 +1,4 @@
+#include "cuda/early_reads.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_simt.cuh"
@@ -35,7 +36,11 @@ void grouped_linear_4bit_grad_x_wgmma(const GroupedLinear4bitGradXArgs& args, co
   set_wgmma_x(wgmma, args.grad, args.m, args.n(), args.dtype, plan, true);
   wgmma.experts = static_cast<int>(args.experts);
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, nullptr, true);
+  const EarlyReads reads(stream);
+  wgmma.early = reads.allowed(args.weight, {memory_of(args.grad, args.m, wgmma.depth, args.dtype),
+                                            memory_of(args.offsets, 1, args.experts + 1, DType::Int32)});
   launch_linear_4bit_wgmma<true, true>(wgmma, args.dtype, plan, stream);
+  reads.launched({memory_of(args.out, args.m, wgmma.outputs, args.dtype), {}});
 }
 
 void run(const GroupedLinear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream stream) {

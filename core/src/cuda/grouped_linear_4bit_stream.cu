@@ -1,3 +1,4 @@
+#include "cuda/early_reads.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/linear_4bit_stream.cuh"
 
@@ -12,8 +13,13 @@ void run_stream(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, S
   kernel_args.weight = make_view(args.weight);
   kernel_args.offsets = args.offsets;
   kernel_args.experts = static_cast<int>(args.experts);
+  const EarlyReads reads(stream);
+  kernel_args.early = reads.allowed(args.weight, {memory_of(args.x, args.m, args.weight.cols, args.dtype),
+                                                  memory_of(args.bias, args.experts, args.n(), args.dtype),
+                                                  memory_of(args.offsets, 1, args.experts + 1, DType::Int32)});
   args.weight.is_affine() ? launch_linear_4bit_stream<T, true, true>(kernel_args, plan, stream)
                           : launch_linear_4bit_stream<T, false, true>(kernel_args, plan, stream);
+  reads.launched({memory_of(args.out, args.m, args.n(), args.dtype), {}});
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "cuda/early_reads.h"
 #include "cuda/linear_4bit_wgmma_host.h"
 #include "cuda/linear_4bit_wgmma_launch.cuh"
 
@@ -11,7 +12,11 @@ void linear_4bit_grad_x_wgmma(const Linear4bitGradXArgs& args, const WgmmaPlan& 
   wgmma.outputs = args.weight.cols;
   wgmma.depth = args.weight.rows;
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, args.workspace, true);
+  const EarlyReads reads(stream);
+  wgmma.early = reads.allowed(args.weight, {memory_of(args.grad, args.m, wgmma.depth, args.dtype)});
   launch_linear_4bit_wgmma<true, false>(wgmma, args.dtype, plan, stream);
+  reads.launched({memory_of(args.out, args.m, wgmma.outputs, args.dtype),
+                  MemoryRange{args.workspace, static_cast<size_t>(plan.workspace_bytes)}});
 }
 
 }  // namespace qbits::cuda

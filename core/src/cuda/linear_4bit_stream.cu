@@ -1,3 +1,4 @@
+#include "cuda/early_reads.h"
 #include "cuda/linear_4bit_kernels.h"
 #include "cuda/linear_4bit_stream.cuh"
 
@@ -10,8 +11,12 @@ void run_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream s
   set_plan(kernel_args, args.weight.rows, plan);
   kernel_args.codebook = operand_codebook<T>(args.weight);
   kernel_args.weight = make_view(args.weight);
+  const EarlyReads reads(stream);
+  kernel_args.early = reads.allowed(args.weight, {memory_of(args.x, args.m, args.weight.cols, args.dtype),
+                                                  memory_of(args.bias, 1, args.weight.rows, args.dtype)});
   args.weight.is_affine() ? launch_linear_4bit_stream<T, true, false>(kernel_args, plan, stream)
                           : launch_linear_4bit_stream<T, false, false>(kernel_args, plan, stream);
+  reads.launched({memory_of(args.out, args.m, args.weight.rows, args.dtype), {}});
 }
 
 }  // namespace

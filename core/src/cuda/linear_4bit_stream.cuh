@@ -23,7 +23,7 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t
       const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (m < run.m_end && k < block.k_end) {
-        value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
+        value = __ldcg(reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k));
       }
       x[ct][4 * v] = value.x;
       x[ct][4 * v + 1] = value.y;
@@ -79,7 +79,7 @@ __device__ void stream_multiply(const Block& block) {
   }
   if constexpr (Block::kIsGrouped) {
     barrier_sync(1, args.warps * 32);
-  } else {
+  } else if (!args.early) {
     wait_for_kernels_before();
   }
 
@@ -209,8 +209,10 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (service < 3) stream_init_barriers(args, Block::barriers(), service);
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
-    prefetch_to_l2(args.offsets);
-    wait_for_kernels_before();
+    if (!args.early) {
+      prefetch_to_l2(args.offsets);
+      wait_for_kernels_before();
+    }
   }
   const Block block(args);
   if (service == 0) block.expect_splits();
@@ -218,8 +220,10 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   __syncthreads();
   if (block.warp < 0) {
     give_registers<Linear4bitStream::kServiceRegisters>();
-    wait_for_kernels_before();
-    let_next_kernel_start();
+    if (!args.early || service == 1) {  // which writes
+      wait_for_kernels_before();
+      let_next_kernel_start();
+    }
     if (service == 0) {
       stream_copy_codes<Block>(block);
       if (args.splits > 1) cluster_wait();
@@ -237,6 +241,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     if (args.splits > 1) cluster_wait();
   }
   if (args.splits == 1) return;
+  wait_for_kernels_before();  // what has read early now writes
   stream_add_splits<T, Block, kColumnTiles>(block);
 }
 

@@ -35,6 +35,7 @@ struct StreamArgs {
   Weight4bitView weight;
   const int32_t* offsets;  // of experts
   int experts;
+  bool early;  // EarlyReads allows all that is read
 };
 
 // What a plan says, for a weight (or an expert's) of `rows` rows.

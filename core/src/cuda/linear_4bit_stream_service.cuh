@@ -52,12 +52,12 @@ enum class StreamScales : uint8_t { Float32, BFloat16, Float16, Nested, Any };
 template <StreamScales kKind>
 __device__ uint4 stream_load_scales(const Weight4bitView& w, const void* data, int64_t i) {
   if constexpr (kKind == StreamScales::Float32) {
-    return *reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i);
+    return __ldcg(reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i));
   } else if constexpr (kKind == StreamScales::Nested) {
-    const uint32_t codes = *reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + i);
-    return make_uint4(codes, __float_as_uint(w.nested_absmax[i / kNestedBlockSize]), 0, 0);
+    const uint32_t codes = __ldcg(reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + i));
+    return make_uint4(codes, __float_as_uint(__ldcg(w.nested_absmax + i / kNestedBlockSize)), 0, 0);
   } else {
-    const uint2 pairs = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(data) + i);
+    const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(data) + i));
     return make_uint4(pairs.x, pairs.y, 0, 0);
   }
 }
@@ -87,7 +87,8 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   const StreamArgs& args = block.args;
   const Weight4bitView& w = args.weight;
   StreamBarriers& barriers = Block::barriers();
-  const float offset = kKind == StreamScales::Nested ? *w.offset : 0.0F;
+  if constexpr (kKind == StreamScales::Any) wait_for_kernels_before();  // these come through the L1
+  const float offset = kKind == StreamScales::Nested ? __ldcg(w.offset) : 0.0F;
   const int row_fours = args.parts * Block::kSlotChunks / 4;
   // A power of two of lanes takes a row, so that lanes step from row to row.
   const int row_shift = row_fours > 1 ? 32 - __clz(row_fours - 1) : 0;
@@ -110,7 +111,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   bool staged = kKind != StreamScales::Nested;
   if constexpr (kKind == StreamScales::Nested) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) nested[i] = w.nested_code[i * 64 + turn * 32 + block.lane];
+    for (int i = 0; i < 4; ++i) nested[i] = __ldcg(w.nested_code + i * 64 + turn * 32 + block.lane);
   }
   const auto stage_nested = [&] {
     if (staged) return;

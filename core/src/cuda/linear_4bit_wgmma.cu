@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "cuda/early_reads.h"
 #include "cuda/linear_4bit_wgmma_host.h"
 #include "cuda/linear_4bit_wgmma_launch.cuh"
 #include "ops/codebook_fit.h"
@@ -143,7 +144,12 @@ void linear_4bit_wgmma(const Linear4bitArgs& args, const WgmmaPlan& plan, Stream
   wgmma.outputs = args.weight.rows;
   wgmma.depth = args.weight.cols;
   set_wgmma_weight(wgmma, args.weight, args.dtype, plan, args.workspace, false);
+  const EarlyReads reads(stream);
+  wgmma.early = reads.allowed(args.weight, {memory_of(args.x, args.m, wgmma.depth, args.dtype),
+                                            memory_of(args.bias, 1, wgmma.outputs, args.dtype)});
   launch_linear_4bit_wgmma<false, false>(wgmma, args.dtype, plan, stream);
+  reads.launched({memory_of(args.out, args.m, wgmma.outputs, args.dtype),
+                  MemoryRange{args.workspace, static_cast<size_t>(plan.workspace_bytes)}});
   for (const WgmmaPlan& rest : plan.rest) linear_4bit_wgmma(args, rest, stream);
 }
 

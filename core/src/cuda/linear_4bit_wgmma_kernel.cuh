@@ -102,16 +102,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       wait_for_kernels_before();
       let_next_kernel_start();
     };
-    if constexpr (Shape::kGrouped) wait([] {});
+    const auto wait_to_read = [&](auto prefetch) {
+      if (!args.early) wait(prefetch);
+    };
+    if constexpr (Shape::kGrouped) wait_to_read([] {});
     if (warp == 0) {
       if (Shape::kGrouped || lane == 0) {
         typename WgmmaLoader<T, Shape>::Ring ring;
+        bool first = !Shape::kGrouped;  // experts' copies do not come all at once
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if (lane != 0) return;
-          const bool first = waits;
-          wait([&] { loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin)); });
+          wait_to_read([&] { loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin)); });
           loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s),
                              first);
+          first = false;
         });
       }
     } else if (warp == 1) {
@@ -136,9 +140,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         constexpr bool kNested = Kind::kPair && !Shape::kAffine;
         float offset = 0;
         if constexpr (kNested) {
-          wait([] {});
+          wait_to_read([] {});
           loader.load_nested(thread);
-          offset = *args.weight.offset;
+          offset = __ldcg(args.weight.offset);
         }
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if constexpr (Shape::kGrouped && Shape::kTransposed) {
@@ -146,7 +150,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
           }
           const int n = weight_row(tile, begin);
           const int k = weight_column(tile, begin);
-          wait([&] { loader.template prefetch_scales<Kind>(n, k, thread); });
+          wait_to_read([&] { loader.template prefetch_scales<Kind>(n, k, thread); });
           if constexpr (Kind::kCount > 0) {
             loader.template load_scale_vectors<Kind>(ring, n, k, stages(s), thread, offset);
           } else {
@@ -165,7 +169,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
     if (!Shape::kComputed && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
-    wait_for_kernels_before();
+    if (!args.early) wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
     typename WgmmaComputer<T, Shape>::Ring ring;
@@ -176,6 +180,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       } else {
         computer.template run<Shape::kComputed>(ring, s.last - s.first);
       }
+      wait_for_kernels_before();  // what has read early now writes
       if constexpr (!Shape::kGrouped) {
         if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile, thread % 128);
         if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile, thread % 128);

@@ -73,6 +73,7 @@ struct WgmmaArgs {
   uint32_t values[16];     // of each code, as the decoder wants them
   const int32_t* offsets;  // of experts
   int experts;
+  bool early;  // EarlyReads allows all that is read
   Weight4bitView weight;
 };
 
