@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -22,7 +22,7 @@ class Format:
     summary: str
     bits: int
     coding: str  # "codebook", "affine" or "symmetric"
-    codebook: tuple[float, ...]
+    codebook: tuple[float, ...] = field(repr=False)
     ties: str  # "lower", "toward_zero" or "even"
     block_sizes: tuple[int, ...]
     whole_rows: bool

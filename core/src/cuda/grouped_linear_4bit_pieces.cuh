@@ -26,8 +26,8 @@ struct ExpertLanes {
   __device__ ExpertLanes(const int32_t* offsets, int experts, int m, int first) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (first + lane < experts) {
-      begin = min(max(__ldcg(offsets + first + lane), 0), m);
-      end = min(max(__ldcg(offsets + first + lane + 1), 0), m);
+      begin = min(max(offsets[first + lane], 0), m);
+      end = min(max(offsets[first + lane + 1], 0), m);
     }
     pieces = end > begin ? (static_cast<uint32_t>(end - begin) + kColumns - 1) / kColumns : 0;
     pieces_through = pieces;

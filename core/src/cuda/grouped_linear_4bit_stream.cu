@@ -9,7 +9,7 @@ template <class T>
 void run_stream(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
   StreamArgs kernel_args{.x = args.x, .bias = args.bias, .out = args.out, .m = static_cast<int>(args.m)};
   set_plan(kernel_args, args.n(), plan);
-  kernel_args.codebook = operand_codebook<T>(args.weight);
+  kernel_args.codebook = stream_codebook<T>(args.weight);
   kernel_args.weight = make_view(args.weight);
   kernel_args.offsets = args.offsets;
   kernel_args.experts = static_cast<int>(args.experts);

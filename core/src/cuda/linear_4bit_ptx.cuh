@@ -133,6 +133,10 @@ __device__ inline void wait_for_kernels_before() {
   if constexpr (kHasClusters) asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }
 
+// For a kernel that reads before that wait (EarlyReads), before all but loads that pass by the L1: what the L1 holds
+// may be older than what kernels before have written.
+__device__ inline void drop_l1() { asm volatile("fence.acq_rel.gpu;\n" ::: "memory"); }
+
 // Of the block in its cluster.
 __device__ inline uint32_t cluster_rank() {
   uint32_t rank = 0;

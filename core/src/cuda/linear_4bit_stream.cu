@@ -9,7 +9,7 @@ template <class T>
 void run_stream(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
   StreamArgs kernel_args{.x = args.x, .bias = args.bias, .out = args.out, .m = static_cast<int>(args.m)};
   set_plan(kernel_args, args.weight.rows, plan);
-  kernel_args.codebook = operand_codebook<T>(args.weight);
+  kernel_args.codebook = stream_codebook<T>(args.weight);
   kernel_args.weight = make_view(args.weight);
   const EarlyReads reads(stream);
   kernel_args.early = reads.allowed(args.weight, {memory_of(args.x, args.m, args.weight.cols, args.dtype),

@@ -9,8 +9,9 @@
 
 namespace qbits::cuda {
 
-// x of a warp: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile.
-template <class T, class Block, int kColumnTiles, int kChunk>
+// x of a warp: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile. Affine: each 8
+// in the order of StreamAffineCodes.
+template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
 __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t (&x)[kColumnTiles][32]) {
   const StreamArgs& args = block.args;
   const int t = block.lane % 4;
@@ -23,8 +24,9 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t
       const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (m < run.m_end && k < block.k_end) {
-        value = __ldcg(reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k));
+        value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
       }
+      if constexpr (kAffine) value = StreamAffineCodes<T>::order(value);
       x[ct][4 * v] = value.x;
       x[ct][4 * v + 1] = value.y;
       x[ct][4 * v + 2] = value.z;
@@ -69,22 +71,26 @@ __device__ void stream_multiply(const Block& block) {
   const int part = block.warp % args.parts;
   const int row = block.warp / args.parts * 16 + g;
 
-  // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is
-  // the high nibble of the byte and the low half of the operand.
-  const uint32_t value = args.codebook.values[lane % 16];
-  for (int i = block.warp * 32 + lane; i < 256 * 8; i += args.warps * 32) {
-    const int byte = i / 8;
-    const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
-    *reinterpret_cast<uint4*>(dynamic_shared() + i * 16) = make_uint4(pair, pair, pair, pair);
+  if constexpr (!kAffine) {
+    // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is
+    // the high nibble of the byte and the low half of the operand.
+    const uint32_t value = args.codebook.values[lane % 16];
+    for (int i = block.warp * 32 + lane; i < 256 * 8; i += args.warps * 32) {
+      const int byte = i / 8;
+      const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
+      *reinterpret_cast<uint4*>(dynamic_shared() + i * 16) = make_uint4(pair, pair, pair, pair);
+    }
   }
   if constexpr (Block::kIsGrouped) {
-    barrier_sync(1, args.warps * 32);
+    if constexpr (!kAffine) barrier_sync(1, args.warps * 32);
   } else if (!args.early) {
     wait_for_kernels_before();
   }
 
   const uint32_t lane_bits = static_cast<uint32_t>(lane) * 4;
-  const auto look_up = [&](uint32_t word, int i) {
+  // Pair i of a word's codes, as x has them.
+  const auto pair_of = [&](uint32_t word, int i) {
+    if constexpr (kAffine) return StreamAffineCodes<T>::pair(word, i);
     const uint32_t at = ((i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80U) | lane_bits;
     return *reinterpret_cast<const uint32_t*>(dynamic_shared() + at);
   };
@@ -98,13 +104,13 @@ __device__ void stream_multiply(const Block& block) {
   int sums_parity = 1;  // free at first
   block.for_runs([&](const StreamRun& run) {
     uint32_t x[kColumnTiles][32];
-    stream_load_x<T, Block, kColumnTiles, kChunk>(block, run, x);
+    stream_load_x<T, Block, kColumnTiles, kChunk, kAffine>(block, run, x);
     if constexpr (kAffine) {
       __syncwarp();  // the sums of the run before have been read
       stream_sum_x<T, Block, kColumnTiles, kChunk>(block, x);
       __syncwarp();
     }
-    if constexpr (!Block::kIsGrouped) barrier_sync(1, args.warps * 32);
+    if constexpr (!Block::kIsGrouped && !kAffine) barrier_sync(1, args.warps * 32);
     for (int tile = run.first; tile < run.last; tile += run.stride) {
       float sums[kColumnTiles][4] = {};
       mbarrier_wait(&barriers.full[stage.index], stage.parity);
@@ -141,8 +147,8 @@ __device__ void stream_multiply(const Block& block) {
           float product[kColumnTiles][kChains][4] = {};
 #pragma unroll
           for (int i = 0; i < kPairs; i += 2) {
-            const uint32_t a[4] = {look_up(upper[i / 4], i % 4), look_up(lower[i / 4], i % 4),
-                                   look_up(upper[i / 4], i % 4 + 1), look_up(lower[i / 4], i % 4 + 1)};
+            const uint32_t a[4] = {pair_of(upper[i / 4], i % 4), pair_of(lower[i / 4], i % 4),
+                                   pair_of(upper[i / 4], i % 4 + 1), pair_of(lower[i / 4], i % 4 + 1)};
 #pragma unroll
             for (int ct = 0; ct < kColumnTiles; ++ct) {
               mma_16x8x16<T>(product[ct][i / 2 % kChains], a, x[ct][c * kPairs + i], x[ct][c * kPairs + i + 1]);
@@ -205,11 +211,16 @@ template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped>;
+  constexpr bool kShares =
+      Linear4bitStream::service_registers(kColumnTiles) != Linear4bitStream::multiply_registers(kColumnTiles);
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (service < 3) stream_init_barriers(args, Block::barriers(), service);
+  if (args.early && service == 3) drop_l1();
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
-    if (!args.early) {
+    if (args.early) {
+      __syncthreads();
+    } else {
       prefetch_to_l2(args.offsets);
       wait_for_kernels_before();
     }
@@ -219,7 +230,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
-    give_registers<Linear4bitStream::kServiceRegisters>();
+    if constexpr (kShares) give_registers<Linear4bitStream::service_registers(kColumnTiles)>();
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -231,11 +242,11 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.splits > 1) cluster_wait();
       stream_take_sums<T, Block, kColumnTiles>(block);
     } else {
-      stream_bring_any_scales<Block, kChunk, kAffine>(block, service - 2);
+      stream_bring_any_scales<T, Block, kChunk, kAffine>(block, service - 2);
       if (args.splits > 1) cluster_wait();
     }
   } else {
-    take_registers<Linear4bitStream::kMultiplyRegisters>();
+    if constexpr (kShares) take_registers<Linear4bitStream::multiply_registers(kColumnTiles)>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
     if (args.splits > 1) cluster_wait();

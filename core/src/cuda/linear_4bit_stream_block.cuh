@@ -38,6 +38,43 @@ struct StreamArgs {
   bool early;  // EarlyReads allows all that is read
 };
 
+// Affine codes become numbers of T, kOffset + kUnit times the code, by a shift and a mask: in bfloat16 the upper bits
+// of the significand of a number in [1, 2), in float16 a subnormal one. A word holds eight, c1 c0 c3 c2 c5 c4 c7 c6
+// from its lowest bits on, of which a pair has those 16 bits apart.
+template <class T>
+struct StreamAffineCodes {
+  static constexpr bool kSubnormal = std::is_same_v<T, __half>;
+  static constexpr float kUnit = kSubnormal ? 0x1p-24F : 1.0F / 16;
+  static constexpr float kOffset = kSubnormal ? 0.0F : 1.0F;
+
+  // (c1, c5), (c0, c4), (c3, c7) or (c2, c6)
+  __device__ static uint32_t pair(uint32_t word, int i) {
+    constexpr int kPlace = kSubnormal ? 0 : 3;
+    constexpr uint32_t kMask = 0x000f000fU << kPlace;
+    const int shift = 4 * i - kPlace;
+    const uint32_t shifted = shift < 0 ? word << -shift : word >> shift;
+    if constexpr (kSubnormal) return shifted & kMask;
+    uint32_t pair = 0;  // (shifted & kMask) | 1.0 twice, of which the compiler would make two instructions
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(pair) : "r"(shifted), "n"(kMask), "r"(0x3f803f80U));
+    return pair;
+  }
+
+  // Eight elements in the order of the pairs.
+  __device__ static uint4 order(const uint4& x) {
+    return make_uint4(__byte_perm(x.x, x.z, 0x7632), __byte_perm(x.x, x.z, 0x5410), __byte_perm(x.y, x.w, 0x7632),
+                      __byte_perm(x.y, x.w, 0x5410));
+  }
+};
+
+// What codes are looked up in, and the factor of all sums.
+template <class T>
+OperandCodebook stream_codebook(const Weight4bitArgs& weight) {
+  if (!weight.is_affine()) return operand_codebook<T>(weight);
+  OperandCodebook book{};
+  book.factor = 1 / StreamAffineCodes<T>::kUnit;
+  return book;
+}
+
 // What a plan says, for a weight (or an expert's) of `rows` rows.
 inline void set_plan(StreamArgs& args, int64_t rows, const Linear4bitPlan& plan) {
   args.rows = static_cast<int>(rows);
@@ -82,17 +119,18 @@ __device__ inline int stream_warp() {
   return uniform(static_cast<int>(threadIdx.x) / 32) - Linear4bitStream::kServiceWarps;
 }
 
-// Dynamic shared memory holds the table of code pairs, the map of double quantization, barriers, stages, sums of x,
-// sums of the warps, and sums of the blocks of a cluster.
+// Dynamic shared memory holds, but for affine formats, the table of code pairs and the map of double quantization, then
+// barriers, stages, sums of x, sums of the warps, and sums of the blocks of a cluster.
 template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 struct StreamBlock {
   static constexpr bool kIsGrouped = kGrouped;
+  static constexpr int kTiles = kColumnTiles;
   // Pieces up to which clusters take tiles in turn, as without experts: the first codes come sooner, but each loads x
   // of every piece. Measured on an H200.
   static constexpr int kStridedPieces = 2;
   static constexpr int kPieceRows = 8 * kColumnTiles;  // of x, in a piece of an expert's
   static constexpr int kSlotChunks = Linear4bitStream::kSlotDepth / kChunk;
-  static constexpr int kBarriersOffset = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
+  static constexpr int kBarriersOffset = Linear4bitStream::table_bytes(kAffine);
   static constexpr int kStagesOffset = kBarriersOffset + Linear4bitStream::kBarrierBytes;
   static constexpr int kXSumBytes = Linear4bitStream::x_sum_bytes(kColumnTiles, kChunk, kAffine);
 

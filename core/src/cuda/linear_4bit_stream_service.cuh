@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/linear_4bit_stream_block.cuh"
 
 // The service warps of the Stream kernel: one copies codes, two bring scales, one adds and writes sums.
@@ -46,18 +48,18 @@ __device__ void stream_copy_codes(const Block& block) {
 }
 
 // How scales lie in memory; each kind has a loop of its own.
-enum class StreamScales : uint8_t { Float32, BFloat16, Float16, Nested, Any };
+enum class StreamScales : uint8_t { Float32, BFloat16, Float16, Nested };
 
 // Four scales that lie side by side, as loaded: floats, or 16-bit floats, or codes and their absmax.
 template <StreamScales kKind>
 __device__ uint4 stream_load_scales(const Weight4bitView& w, const void* data, int64_t i) {
   if constexpr (kKind == StreamScales::Float32) {
-    return __ldcg(reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i));
+    return *reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i);
   } else if constexpr (kKind == StreamScales::Nested) {
-    const uint32_t codes = __ldcg(reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + i));
-    return make_uint4(codes, __float_as_uint(__ldcg(w.nested_absmax + i / kNestedBlockSize)), 0, 0);
+    const uint32_t codes = *reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + i);
+    return make_uint4(codes, __float_as_uint(w.nested_absmax[i / kNestedBlockSize]), 0, 0);
   } else {
-    const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(data) + i));
+    const uint2 pairs = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(data) + i);
     return make_uint4(pairs.x, pairs.y, 0, 0);
   }
 }
@@ -79,39 +81,95 @@ __device__ float4 stream_finish_scales(uint4 raw, const float* nested_code, floa
   }
 }
 
-// The scales of every other stage, in float32.
-template <class Block, int kChunk, bool kAffine, StreamScales kKind>
-__device__ void stream_bring_scales(const Block& block, int turn) {
-  // Loads under way: the fewer, the longer a round waits for them. Pairs of floats fill the registers soonest.
-  constexpr int kBatch = kAffine && kKind == StreamScales::Float32 ? 4 : 8;
-  const StreamArgs& args = block.args;
-  const Weight4bitView& w = args.weight;
-  StreamBarriers& barriers = Block::barriers();
-  if constexpr (kKind == StreamScales::Any) wait_for_kernels_before();  // these come through the L1
-  const float offset = kKind == StreamScales::Nested ? __ldcg(w.offset) : 0.0F;
-  const int row_fours = args.parts * Block::kSlotChunks / 4;
-  // A power of two of lanes takes a row, so that lanes step from row to row.
-  const int row_shift = row_fours > 1 ? 32 - __clz(row_fours - 1) : 0;
-  const int first_row = block.lane >> row_shift;
-  const int column = block.lane & ((1 << row_shift) - 1);
-  const int step_rows = 32 >> row_shift;
-  const int tile_rows = block.groups * 16;
-  const int row_scales = static_cast<int>(w.cols / kChunk);
-  const int step_to = step_rows * (block.scale_pitch / 4);
-  const auto put = [&](float4* to, float4 scale, float4 zero) {
+// Scales of a lane, four at a time: what it shares with other lanes, and where its own lie. A power of two of lanes
+// takes a row, so that lanes step from row to row.
+template <class T, class Block, int kChunk, bool kAffine>
+struct StreamFours {
+  const Block& block;
+  int row_fours;  // of a row of the split
+  int row_shift;  // log2 of the lanes of a row
+  int first_row;
+  int column;
+  int step_rows;
+  int tile_rows;
+  int k;
+
+  __device__ explicit StreamFours(const Block& b)
+      : block(b),
+        row_fours(b.args.parts * Block::kSlotChunks / 4),
+        row_shift(row_fours > 1 ? 32 - __clz(b.args.parts * Block::kSlotChunks / 4 - 1) : 0),
+        first_row(b.lane >> row_shift),
+        column(b.lane & ((1 << row_shift) - 1)),
+        step_rows(32 >> row_shift),
+        tile_rows(b.groups * 16),
+        k(b.k_begin + column * 4 * kChunk) {}
+
+  // Rows of a tile that the lane stores.
+  __device__ int rows() const { return column < row_fours ? tile_rows : 0; }
+  // And those of them that the weight has.
+  __device__ int rows(int tile) const { return k < block.k_end ? min(rows(), block.rows - block.row(tile)) : 0; }
+
+  __device__ float4* place(int stage, int row) const {
+    return reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage)) + row * (block.scale_pitch / 4) + column;
+  }
+  __device__ int step() const { return step_rows * (block.scale_pitch / 4); }
+
+  // Zeros as StreamAffineCodes has codes.
+  __device__ void put(float4* to, float4 scale, float4 zero) const {
     to[0] = scale;
     if constexpr (kAffine) {
-      to[block.scale_bytes / 16] =
-          make_float4(zero.x - kAffineCentre, zero.y - kAffineCentre, zero.z - kAffineCentre, zero.w - kAffineCentre);
+      const auto as_code = [](float v) { return fmaf(v, StreamAffineCodes<T>::kUnit, StreamAffineCodes<T>::kOffset); };
+      to[block.scale_bytes / 16] = make_float4(as_code(zero.x), as_code(zero.y), as_code(zero.z), as_code(zero.w));
     }
+  }
+};
+
+// The stages of a warp that brings every other one. Stages take turns from run to run of experts.
+template <class Block>
+struct StreamTurns {
+  const Block& block;
+  StreamStage stage{.parity = 1};
+  int next;  // the first tile of a run that is this warp's
+
+  __device__ StreamTurns(const Block& b, int turn) : block(b), next(turn) {
+    if (turn == 1) stage.next(block.args.stages);
+  }
+
+  __device__ void wait() const { mbarrier_wait(&Block::barriers().free[stage.index], stage.parity); }
+  __device__ void finish_stage() {
+    __syncwarp();
+    if (block.lane == 0) mbarrier_arrive(&Block::barriers().full[stage.index]);
+    stage.next(block.args.stages);
+    stage.next(block.args.stages);
+  }
+  __device__ void finish(const StreamRun& run) {
+    if constexpr (Block::kIsGrouped) next = (next + block.count(run)) % 2;
+  }
+};
+
+// The scales of every other stage, in float32, where they come by fours.
+template <class T, class Block, int kChunk, bool kAffine, StreamScales kKind>
+__device__ void stream_bring_scales(const Block& block, int turn) {
+  // Of a lane's fours, which are loaded before those that came last are stored: the fewer, the longer a round waits for
+  // them, and the more often a warp begins anew.
+  constexpr int kWords =
+      kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
+  constexpr int kBatch = std::min(8, (Linear4bitStream::service_registers(Block::kTiles) - 32) / 2 / kWords);
+  struct Batch {
+    uint4 scale[kBatch];
+    uint4 zero[kBatch];
   };
-  const int k = block.k_begin + column * 4 * kChunk;
+  const Weight4bitView& w = block.args.weight;
+  StreamBarriers& barriers = Block::barriers();
+  const float offset = kKind == StreamScales::Nested ? *w.offset : 0.0F;
+  const StreamFours<T, Block, kChunk, kAffine> fours(block);
+  const int row_scales = static_cast<int>(w.cols / kChunk);
   // The map of double quantization comes while the first scales do.
   float nested[4] = {};
   bool staged = kKind != StreamScales::Nested;
   if constexpr (kKind == StreamScales::Nested) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) nested[i] = __ldcg(w.nested_code + i * 64 + turn * 32 + block.lane);
+    for (int i = 0; i < 4; ++i) nested[i] = w.nested_code[i * 64 + turn * 32 + block.lane];
   }
   const auto stage_nested = [&] {
     if (staged) return;
@@ -122,86 +180,116 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     mbarrier_wait(&barriers.nested, 0);
     staged = true;
   };
-  StreamStage stage{.parity = 1};
-  if (turn == 1) stage.next(args.stages);
-  int next = turn;  // the first tile of a run that is this warp's
+  StreamTurns<Block> turns(block, turn);
   block.for_runs([&](const StreamRun& run) {
-    for (int tile = run.first + next * run.stride; tile < run.last; tile += 2 * run.stride) {
-      const int last_row = column < row_fours ? tile_rows : 0;
-      const int valid_rows = k < block.k_end ? min(last_row, block.rows - block.row(tile)) : 0;
-      float4* to = reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage.index)) +
-                   first_row * (block.scale_pitch / 4) + column;
-      if constexpr (kKind == StreamScales::Any) {
-        mbarrier_wait(&barriers.free[stage.index], stage.parity);
-#pragma unroll 1
-        for (int row = first_row; row < last_row; row += step_rows, to += step_to) {
-          float scale[4] = {};
-          float zero[4] = {};
+    struct Place {
+      int tile;
+      int row;  // of its batch, the first that any lane has
+    };
+    Place ahead{run.first + turns.next * run.stride, 0};
+    Place at = ahead;
+    const auto advance = [&](Place& place) {
+      place.row += kBatch * fours.step_rows;
+      if (place.row < fours.tile_rows) return;
+      place.row = 0;
+      place.tile += 2 * run.stride;
+    };
+    const auto load = [&](Batch& batch) {
+      if (ahead.tile >= run.last) return;
+      const int row = ahead.row + fours.first_row;
+      const int valid_rows = fours.rows(ahead.tile);
+      int64_t from = int64_t{run.base + block.row(ahead.tile) + row} * row_scales + fours.k / kChunk;
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            if (row >= valid_rows || k + j * kChunk >= block.k_end) continue;
-            const int64_t index = w.scale_index(run.base + block.row(tile) + row, k + j * kChunk);
-            scale[j] = w.scale(index);
-            zero[j] = w.zero(index);
-          }
-          put(to, make_float4(scale[0], scale[1], scale[2], scale[3]), make_float4(zero[0], zero[1], zero[2], zero[3]));
-        }
-      } else {
-        int64_t at = int64_t{run.base + block.row(tile) + first_row} * row_scales + k / kChunk;
-        // Loads come before the wait for the stage, so that their latency passes meanwhile.
-#pragma unroll 1
-        for (int row = first_row; row - first_row < tile_rows; row += step_rows * kBatch) {
-          uint4 scale[kBatch];
-          uint4 zero[kBatch];
-#pragma unroll
-          for (int i = 0; i < kBatch; ++i, at += step_rows * row_scales) {
-            const bool valid = row + i * step_rows < valid_rows;
-            scale[i] = make_uint4(0, 0, 0, 0);
-            zero[i] = make_uint4(0, 0, 0, 0);
-            if (valid) scale[i] = stream_load_scales<kKind>(w, w.scales, at);
-            if (kAffine && valid) zero[i] = stream_load_scales<kKind>(w, w.zeros, at);
-          }
-          stage_nested();
-          if (row == first_row) mbarrier_wait(&barriers.free[stage.index], stage.parity);
-#pragma unroll
-          for (int i = 0; i < kBatch; ++i, to += step_to) {
-            if (row + i * step_rows < last_row) {
-              put(to, stream_finish_scales<kKind>(scale[i], Block::nested_code(), offset),
-                  kAffine ? stream_finish_scales<kKind>(zero[i], nullptr, 0.0F) : float4{});
-            }
-          }
-        }
+      for (int i = 0; i < kBatch; ++i, from += fours.step_rows * row_scales) {
+        if (i == kBatch / 2 && ahead.row + i * fours.step_rows >= fours.tile_rows) break;
+        const bool valid = row + i * fours.step_rows < valid_rows;
+        batch.scale[i] = make_uint4(0, 0, 0, 0);
+        batch.zero[i] = make_uint4(0, 0, 0, 0);
+        if (valid) batch.scale[i] = stream_load_scales<kKind>(w, w.scales, from);
+        if (kAffine && valid) batch.zero[i] = stream_load_scales<kKind>(w, w.zeros, from);
       }
-      __syncwarp();
-      if (block.lane == 0) mbarrier_arrive(&barriers.full[stage.index]);
-      stage.next(args.stages);
-      stage.next(args.stages);
+      advance(ahead);
+    };
+    const auto store = [&](const Batch& batch) {
+      stage_nested();
+      if (at.row == 0) turns.wait();
+      const int row = at.row + fours.first_row;
+      float4* to = fours.place(turns.stage.index, row);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, to += fours.step()) {
+        if (i == kBatch / 2 && at.row + i * fours.step_rows >= fours.tile_rows) break;
+        if (row + i * fours.step_rows >= fours.rows()) continue;
+        fours.put(to, stream_finish_scales<kKind>(batch.scale[i], Block::nested_code(), offset),
+                  kAffine ? stream_finish_scales<kKind>(batch.zero[i], nullptr, 0.0F) : float4{});
+      }
+      advance(at);
+      if (at.row == 0) turns.finish_stage();
+    };
+    Batch even;
+    Batch odd;
+    for (bool first = true;; first = false) {
+      load(even);
+      if (!first) store(odd);
+      if (at.tile >= run.last) break;
+      load(odd);
+      store(even);
+      if (at.tile >= run.last) break;
     }
-    // Stages take turns from run to run.
-    if constexpr (Block::kIsGrouped) next = (next + block.count(run)) % 2;
+    turns.finish(run);
   });
   stage_nested();
 }
 
+// The same, one by one.
+template <class T, class Block, int kChunk, bool kAffine>
+__device__ void stream_bring_single_scales(const Block& block, int turn) {
+  const Weight4bitView& w = block.args.weight;
+  const StreamFours<T, Block, kChunk, kAffine> fours(block);
+  StreamTurns<Block> turns(block, turn);
+  block.for_runs([&](const StreamRun& run) {
+    for (int tile = run.first + turns.next * run.stride; tile < run.last; tile += 2 * run.stride) {
+      turns.wait();
+      float4* to = fours.place(turns.stage.index, fours.first_row);
+#pragma unroll 1
+      for (int row = fours.first_row; row < fours.rows(); row += fours.step_rows, to += fours.step()) {
+        float scale[4] = {};
+        float zero[4] = {};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int k = fours.k + j * kChunk;
+          if (row >= fours.rows(tile) || k >= block.k_end) continue;
+          const int64_t index = w.scale_index(run.base + block.row(tile) + row, k);
+          scale[j] = w.scale(index);
+          zero[j] = w.zero(index);
+        }
+        fours.put(to, make_float4(scale[0], scale[1], scale[2], scale[3]),
+                  make_float4(zero[0], zero[1], zero[2], zero[3]));
+      }
+      turns.finish_stage();
+    }
+    turns.finish(run);
+  });
+}
+
 // Scales of neighbouring chunks are neighbours, and four of them are aligned, in most weights.
-template <class Block, int kChunk, bool kAffine>
+template <class T, class Block, int kChunk, bool kAffine>
 __device__ void stream_bring_any_scales(const Block& block, int turn) {
   const Weight4bitView& w = block.args.weight;
   const bool vectors = w.block_size == kChunk && w.cols % (4 * kChunk) == 0 &&
                        reinterpret_cast<uintptr_t>(w.scales) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(w.zeros) % 16 == 0;
-  if (!vectors) return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Any>(block, turn);
+  if (!vectors) return stream_bring_single_scales<T, Block, kChunk, kAffine>(block, turn);
   if constexpr (kAffine) {
     if (w.scale_dtype == DType::BFloat16) {
-      return stream_bring_scales<Block, kChunk, kAffine, StreamScales::BFloat16>(block, turn);
+      return stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::BFloat16>(block, turn);
     }
     if (w.scale_dtype == DType::Float16) {
-      return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Float16>(block, turn);
+      return stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::Float16>(block, turn);
     }
   } else if (w.nested_absmax != nullptr) {
-    return stream_bring_scales<Block, kChunk, kAffine, StreamScales::Nested>(block, turn);
+    return stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::Nested>(block, turn);
   }
-  stream_bring_scales<Block, kChunk, kAffine, StreamScales::Float32>(block, turn);
+  stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::Float32>(block, turn);
 }
 
 // Sums of a lane and column tile (rows g and g + 8, columns 2 t and 2 t + 1) into the result. n0: the first row.

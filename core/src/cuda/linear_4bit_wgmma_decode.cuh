@@ -26,7 +26,7 @@ struct WgmmaRowDecoder {
     scales = window + Layout::kScales + Layout::scale_place(row, 0);
     lane_table = window | lane * 4;
     top = fraction_top(window);
-    selector = Shape::kComputed ? 0x4040 | (lane % 4) * 0x0101 : 0x7604 | (lane % 4) << 4;
+    selector = Shape::kLookedUp ? 0x7604 | (lane % 4) << 4 : 0x4040 | (lane % 4) * 0x0101;
   }
 
   // The tile's row of the upper and lower half of a fragment.
@@ -38,7 +38,12 @@ struct WgmmaRowDecoder {
     if constexpr (Shape::kComputed) {
       return subtract_zero<T, kSecond>(__byte_perm(word, 0, selector), __float_as_uint(s.zero));
     }
-    const uint32_t pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
+    uint32_t pair = 0;
+    if constexpr (Shape::kLookedUp) {
+      pair = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
+    } else {
+      pair = __byte_perm(word, 0, selector) & kCodesOfByteTwice;
+    }
     if constexpr (Shape::kDecode == WgmmaDecode::Sums) return pair;
     return pack<T>(scaled<T, Shape, 0>(pair, top, s), scaled<T, Shape, 1>(pair, top, s));
   }

@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   // Each warp initializes some barriers, one lane of it, for an address that lanes differ in takes a loop over them.
   if (warpgroup == 0) {
     if (lane == 0) init_barriers<Shape>(window, warp);
+    if (args.early && warp == 2) drop_l1();
     if (warp == 3 && lane == 0) {
       prefetch_map(&args.x.whole);
       prefetch_map(&args.codes);
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         if constexpr (kNested) {
           wait_to_read([] {});
           loader.load_nested(thread);
-          offset = __ldcg(args.weight.offset);
+          offset = *args.weight.offset;
         }
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
           if constexpr (Shape::kGrouped && Shape::kTransposed) {
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   } else {
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
-    if (!Shape::kComputed && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
+    if (Shape::kLookedUp && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
     if (!args.early) wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);

@@ -24,9 +24,7 @@ struct WgmmaScaleKind {
   static constexpr int kCount = kCountOf;
 };
 
-// The loading warpgroup: one warp for x, one for codes, two for scales. Scales come from the L2: what an L1 holds may
-// be older than what kernels before have written until the wait for them, and EarlyReads may have allowed to come
-// first.
+// The loading warpgroup: one warp for x, one for codes, two for scales.
 template <class T, class Shape>
 struct WgmmaLoader {
   using Layout = WgmmaLayout<Shape>;
@@ -144,7 +142,7 @@ struct WgmmaLoader {
     if constexpr (Shape::kAffine) {
       raw.second = load_vector<kSize>(w.zeros, size_t{i} * kSize).word[0];
     } else if constexpr (Kind::kPair) {
-      raw.second = __ldcg(reinterpret_cast<const uint32_t*>(w.nested_absmax) + i / kNestedBlockSize);
+      raw.second = reinterpret_cast<const uint32_t*>(w.nested_absmax)[i / kNestedBlockSize];
     }
     return raw;
   }
@@ -188,9 +186,12 @@ struct WgmmaLoader {
         } else {
           store_shared(at, make_uint2(first, split_zero<T, kCode>(zero)));
         }
-      } else {
+      } else if constexpr (Shape::kLookedUp) {
         put(at, scale);
         put(at + Layout::kZeros, (kAffineCentre - zero) * scale);
+      } else {
+        put(at, scale * (1 / kFirstCodeUnit));
+        put(at + Layout::kZeros, -zero * scale);
       }
     } else if constexpr (Kind::kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
@@ -208,7 +209,7 @@ struct WgmmaLoader {
     nested_stored = false;
 #pragma unroll
     for (int i = 0; i < 256 / kWgmmaScaleThreads; ++i) {
-      nested[i] = __ldcg(args.weight.nested_code + i * kWgmmaScaleThreads + thread);
+      nested[i] = args.weight.nested_code[i * kWgmmaScaleThreads + thread];
     }
   }
 
@@ -232,21 +233,21 @@ struct WgmmaLoader {
     const uint8_t* const at = static_cast<const uint8_t*>(array) + first;
     Vector v;
     if constexpr (kBytes == 16) {
-      const uint4 w = __ldcg(reinterpret_cast<const uint4*>(at));
+      const uint4 w = *reinterpret_cast<const uint4*>(at);
       v.word[0] = w.x;
       v.word[1] = w.y;
       v.word[2] = w.z;
       v.word[3] = w.w;
     } else if constexpr (kBytes == 8) {
-      const uint2 w = __ldcg(reinterpret_cast<const uint2*>(at));
+      const uint2 w = *reinterpret_cast<const uint2*>(at);
       v.word[0] = w.x;
       v.word[1] = w.y;
     } else if constexpr (kBytes == 4) {
-      v.word[0] = __ldcg(reinterpret_cast<const uint32_t*>(at));
+      v.word[0] = *reinterpret_cast<const uint32_t*>(at);
     } else if constexpr (kBytes == 2) {
-      v.word[0] = __ldcg(reinterpret_cast<const uint16_t*>(at));
+      v.word[0] = *reinterpret_cast<const uint16_t*>(at);
     } else {
-      v.word[0] = __ldcg(at);
+      v.word[0] = *at;
     }
     return v;
   }
@@ -289,7 +290,7 @@ struct WgmmaLoader {
           raw[i].second = load_vector<kSize * kCount>(args.weight.zeros, at);
         } else if constexpr (kPair) {
           raw[i].second.word[0] =
-              __ldcg(reinterpret_cast<const uint32_t*>(args.weight.nested_absmax) + position / kNestedBlockSize);
+              reinterpret_cast<const uint32_t*>(args.weight.nested_absmax)[position / kNestedBlockSize];
         }
       }
     };

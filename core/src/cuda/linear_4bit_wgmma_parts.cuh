@@ -28,7 +28,8 @@ struct WgmmaShape {
   static constexpr int kGroups = kRowGroups * kDepthGroups;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
-  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes are not looked up
+  static constexpr bool kLookedUp = !kAffine || kTransposedOf;                // codes, in a table
+  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // less their zero
   static constexpr bool kTransposed = kTransposedOf;                          // the gradient
   static constexpr bool kGrouped = kGroupedOf;                                // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
@@ -210,15 +211,16 @@ __device__ uint32_t split_zero(float zero) {
   return pack<T>(z - first, first);
 }
 
+// Of a byte that comes in both halves of a word, the high nibble in the low half.
+inline constexpr uint32_t kCodesOfByteTwice = 0x000f00f0;
+
 // An affine byte's codes less their zero, which split_zero gives, shifted. In place, the high nibble in the low half,
 // they are subnormal numbers of T (bfloat16: up to 255 by 2^-133, the first normal ones among them).
 template <class T, bool kSecond>
 __device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
   using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
   constexpr float kUnit = std::is_same_v<T, __half> ? 0x1p-24F : 0x1p-126F / 128;
-  constexpr uint32_t kHigh = 0x00f0;
-  constexpr uint32_t kLow = 0x000f0000;
-  const uint32_t codes = byte_twice & (kHigh | kLow);
+  const uint32_t codes = byte_twice & kCodesOfByteTwice;
   const uint32_t factors = pack<T>(kZeroShift<T> / 16 / kUnit, kZeroShift<T> / kUnit);
   const uint32_t first = kSecond ? __byte_perm(zero, 0, 0x3232) : zero;
   const Pair near = __hfma2(reinterpret_cast<const Pair&>(codes), reinterpret_cast<const Pair&>(factors),
@@ -235,15 +237,20 @@ __device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
 template <class T, class Shape>
 inline constexpr bool kFractions = !Shape::kAffine && std::is_same_v<T, __half>;
 
+// Weights, affine codes that are not looked up: they come in place, as subnormal numbers of float16 which become
+// float32, the first of a pair 16 times as great; scales are greater by that.
+inline constexpr float kFirstCodeUnit = 0x1p-20F;
+
 // Scales of one row for 32 elements as the decoder wants them.
 struct WgmmaScale {
   float scale;
-  float zero;  // Weights: what is added to scaled codes
+  float zero;    // Weights: what is added to scaled codes
+  float second;  // Weights, affine codes that are not looked up: the scale of the second of a pair
 };
 
 template <class T, class Shape>
 __device__ WgmmaScale make_scale(float scale, float zero) {
-  return {scale, kFractions<T, Shape> ? -kFractionShift * scale : zero};
+  return {scale, kFractions<T, Shape> ? -kFractionShift * scale : zero, Shape::kLookedUp ? scale : 16 * scale};
 }
 
 // What the table says of a byte. `offset`: the byte times kTablePitch, four times the lane in the low bits.
@@ -264,7 +271,8 @@ __device__ float scaled(uint32_t pair, uint32_t top, const WgmmaScale& s) {
   }
   const __half2& codes = reinterpret_cast<const __half2&>(pair);
   const float code = kHalf == 0 ? __low2float(codes) : __high2float(codes);
-  return Shape::kAffine ? fmaf(code, s.scale, s.zero) : code * s.scale;
+  const float scale = kHalf == 0 ? s.scale : s.second;
+  return Shape::kAffine ? fmaf(code, scale, s.zero) : code * scale;
 }
 
 // As something the compiler does not know: the selectors shall be the constants in the instructions. The window's low

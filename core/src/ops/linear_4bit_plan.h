@@ -191,9 +191,10 @@ struct Linear4bitStream {
   static constexpr int kMaxWarps = 16;     // that multiply
   static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
   static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Registers where warps may share them out: together no more than the 96 of each of 20 warps.
-  static constexpr int kServiceRegisters = 64;
-  static constexpr int kMultiplyRegisters = 104;
+  // Registers of a warp, where warps may share them out: together no more than the 96 of each of 20 warps. x of a
+  // second column tile takes 32 of a warp that multiplies.
+  static constexpr int service_registers(int column_tiles) { return column_tiles == 1 ? 96 : 64; }
+  static constexpr int multiply_registers(int column_tiles) { return column_tiles == 1 ? 96 : 104; }
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
   static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
@@ -206,6 +207,10 @@ struct Linear4bitStream {
   }
   static constexpr int stage_bytes(int parts, int groups, int chunk, bool affine) {
     return groups * 16 * code_pitch(parts, chunk) + scale_bytes(parts, groups, chunk) * (affine ? 2 : 1);
+  }
+  // Where codes are looked up, and the map of double-quantized scales: affine formats have neither.
+  static constexpr int table_bytes(bool affine) {
+    return affine ? 0 : Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
   }
   // Sums of x over the chunks of a warp, for affine formats.
   static constexpr int x_sum_bytes(int column_tiles, int chunk, bool affine) {

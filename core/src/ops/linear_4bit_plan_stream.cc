@@ -7,11 +7,13 @@
 namespace qbits {
 namespace {
 
-// Fitted to times of an H200, in clocks.
-constexpr double kBytesPerClock = 16.0;   // that an SM draws from memory
+// Fitted to times of an H200, in clocks, directly after another product in a graph and after other kernels alike.
+constexpr double kBytesPerClock = 16.0;   // that each SM draws from memory where all do
+constexpr double kMostPerClock = 32.0;    // that one draws at most
 constexpr double kWarpClocks = 320.0;     // issue slots of a warp in a round
+constexpr double kLeastClocks = 1100.0;   // of a round, from a stage's arrival to its sums
 constexpr double kRoundClocks = 20.0;     // what a round costs besides
-constexpr double kClusterClocks = 300.0;  // and each block of a cluster
+constexpr double kClusterClocks = 600.0;  // and each block of a cluster, for which so many SMs must be free at once
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -24,8 +26,7 @@ int shared_bytes(const Linear4bitPlan& plan, bool affine) {
   const int sums = Linear4bitStream::sum_bytes(plan.column_tiles);
   const int groups = plan.warps / plan.parts;
   const int64_t own_rounds = ceil_div(plan.rounds, plan.splits);
-  const int64_t bytes = Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes +
-                        Linear4bitStream::kBarrierBytes +
+  const int64_t bytes = Linear4bitStream::table_bytes(affine) + Linear4bitStream::kBarrierBytes +
                         plan.stages * Linear4bitStream::stage_bytes(plan.parts, groups, plan.chunk, affine) +
                         plan.warps * (Linear4bitStream::x_sum_bytes(plan.column_tiles, plan.chunk, affine) + sums) +
                         (plan.splits > 1 ? plan.splits * own_rounds * groups * sums : 0);
@@ -62,12 +63,15 @@ std::optional<Candidate> candidate(const Linear4bitProblem& p, int column_tiles,
     for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {
       plan.shared_bytes = shared_bytes(plan, affine);
       if (plan.shared_bytes > limit.block) continue;
-      const double bytes = Linear4bitStream::stage_bytes(plan.parts, static_cast<int>(groups), plan.chunk, affine);
+      // Of memory: a scale and a zero of 16 bits are as much as a scale of a codebook format.
+      const double bytes = Linear4bitStream::stage_bytes(plan.parts, static_cast<int>(groups), plan.chunk, false);
       const double issue = kWarpClocks * column_tiles * static_cast<double>(ceil_div(plan.warps, 4));
+      const double transfer = bytes / std::clamp(kBytesPerClock * p.sm_count / static_cast<double>(plan.blocks),
+                                                 kBytesPerClock, kMostPerClock);
       // The first stage comes before any work; the others pass meanwhile.
-      const double clocks = static_cast<double>(waves) * (bytes / kBytesPerClock) +
+      const double clocks = static_cast<double>(waves) * transfer +
                             static_cast<double>(ceil_div(tiles, columns) * waves) *
-                                (std::max(bytes / kBytesPerClock, issue) + kRoundClocks) +
+                                (std::max({transfer, issue, kLeastClocks}) + kRoundClocks) +
                             (splits > 1 ? kClusterClocks * splits : 0.0);
       return Candidate{plan, clocks};
     }

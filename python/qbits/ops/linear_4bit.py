@@ -10,6 +10,7 @@ from qbits import _C
 from qbits.ops._library import (
     FLOATS,
     check,
+    check_dtype,
     check_tensor,
     check_vector,
     check_weight_4bit,
@@ -62,6 +63,9 @@ def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
         _output(x, codes, scales, bias, *rest)
     try:
         return _C.linear_4bit(x, bias, operands)
+    except TypeError:  # which names the dtypes of all tensors
+        check_dtype(OP, "x", x.dtype, FLOATS)
+        raise
     except RuntimeError:  # no such size, which the checks explain, or no memory
         codes, scales, *rest = operands
         _output(x, codes, scales, bias, *rest)

@@ -71,6 +71,7 @@ std::string to_string(const LinearCase& c) {
   if (c.offset != 0) text << ", pointers off by " << c.offset;
   if (c.odd_scale != 0) text << ", some scales " << c.odd_scale;
   if (c.odd_zeros) text << ", odd zeros";
+  if (c.one_sign) text << ", x of one sign";
   return text.str();
 }
 
@@ -192,6 +193,7 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
       scale[i] = rounded(0.01f + 0.05f * uniform(random), c.scale_dtype);
       zero[i] = rounded(15 * uniform(random), c.scale_dtype);  // not an integer
       constexpr float kOddZeros[] = {-3.3F, 16.0F, -0.0F, 200.3F, -150.7F, 17.25F, 1e-3F};
+      if (c.one_sign) zero[i] = 7.5F;
       if (c.odd_zeros && i % 3 == 0) zero[i] = rounded(kOddZeros[i / 3 % std::size(kOddZeros)], c.scale_dtype);
     }
     const std::vector<uint8_t> scale_bytes = encode(scale, c.scale_dtype);
@@ -252,7 +254,7 @@ void LinearProblem::draw_a(uint64_t seed) {
   std::normal_distribution<float> normal;
   a_.resize(case_.m * depth());
   for (float& v : a_) v = rounded(normal(random), case_.dtype);
-  if (case_.odd_scale != 0) {
+  if (case_.odd_scale != 0 || case_.one_sign) {
     for (float& v : a_) v = std::fabs(v);
   }
 }

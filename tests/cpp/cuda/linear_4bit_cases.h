@@ -29,6 +29,8 @@ struct LinearCase {
   // the product overflows to infinity in whatever order it is summed.
   float odd_scale = 0;
   bool odd_zeros = false;  // of the zeros of affine groups every third is none of a code's
+  // x (or grad) is positive, and affine zeros lie in the middle of the codes: what is summed cancels.
+  bool one_sign = false;
 };
 
 std::string to_string(const LinearCase& c);
