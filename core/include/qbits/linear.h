@@ -13,9 +13,10 @@
 // bfloat16 is computed in float32 there, as float32 is everywhere. What tensor cores read of a weight is rounded to x's
 // dtype (docs/numerics.md).
 // The conventions of quantize.h hold: contiguous, one device, errors before writes, caller allocates.
-// From compute capability 9.0 on a product that is captured into a CUDA graph directly after another reads its weight
-// and x, unless that one writes them, before it has ended: such a graph must not be edited so that something between
-// the two, or the first at another address, writes them.
+// A product, or gradient, that is captured into a CUDA graph directly after another one may read its inputs while that
+// other one still runs, unless that writes them (compute capability 9.0 and later). Do not edit such a graph so that
+// its inputs are written between the two, or by the first at an address it had not; nor delete nodes while it is
+// captured.
 
 namespace qbits {
 

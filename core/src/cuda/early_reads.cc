@@ -50,13 +50,15 @@ thread_local Launched last;
 // Whether they have a line of a cache in common: what is read early brings all of its line.
 bool overlap(const MemoryRange& a, const MemoryRange& b) {
   constexpr uintptr_t kLine = 128;
-  const auto first = [](const MemoryRange& m) { return reinterpret_cast<uintptr_t>(m.begin) / kLine; };
-  const auto last = [](const MemoryRange& m) { return (reinterpret_cast<uintptr_t>(m.begin) + m.bytes - 1) / kLine; };
-  return a.bytes > 0 && b.bytes > 0 && first(a) <= last(b) && first(b) <= last(a);
+  const auto first_line = [](const MemoryRange& m) { return reinterpret_cast<uintptr_t>(m.begin) / kLine; };
+  const auto last_line = [](const MemoryRange& m) {
+    return (reinterpret_cast<uintptr_t>(m.begin) + m.bytes - 1) / kLine;
+  };
+  return a.bytes > 0 && b.bytes > 0 && first_line(a) <= last_line(b) && first_line(b) <= last_line(a);
 }
 
 // All that a kernel reads of a weight.
-std::array<MemoryRange, 6> memory_of(const Weight4bitArgs& weight) {
+std::array<MemoryRange, 6> memory_of_weight(const Weight4bitArgs& weight) {
   const auto size = [](int64_t bytes) { return static_cast<size_t>(bytes); };
   const int64_t numel = weight.rows * weight.cols;
   const MemoryRange codes{weight.codes, size(codes_size(*weight.format, numel))};
@@ -91,7 +93,7 @@ bool EarlyReads::allowed(const MemoryRange& memory) const {
 
 bool EarlyReads::allowed(const Weight4bitArgs& weight, std::initializer_list<MemoryRange> others) const {
   const auto each = [this](const MemoryRange& memory) { return allowed(memory); };
-  return std::ranges::all_of(memory_of(weight), each) && std::ranges::all_of(others, each);
+  return std::ranges::all_of(memory_of_weight(weight), each) && std::ranges::all_of(others, each);
 }
 
 void EarlyReads::launched(const std::array<MemoryRange, 2>& memory) const {

@@ -28,8 +28,8 @@ class QBITS_API EarlyReads {
  public:
   explicit EarlyReads(Stream stream);
 
-  // Whether it may read so early. False outside of capture. Of what it reads after the wait, too, lest it share a line
-  // of a cache with what is read early.
+  // Whether it may read so early. False outside of capture. To be asked for what it reads after the wait as well, lest
+  // that share a line of a cache with what is read early; but for a workspace, which no load takes from an L1.
   bool allowed(const MemoryRange& memory) const;
   bool allowed(const Weight4bitArgs& weight, std::initializer_list<MemoryRange> others) const;
 

@@ -211,8 +211,8 @@ template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped>;
-  constexpr bool kShares =
-      Linear4bitStream::service_registers(kColumnTiles) != Linear4bitStream::multiply_registers(kColumnTiles);
+  constexpr int kServiceRegisters = Linear4bitStream::service_registers(kColumnTiles, kGrouped);
+  constexpr int kMultiplyRegisters = Linear4bitStream::multiply_registers(kColumnTiles, kGrouped);
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (service < 3) stream_init_barriers(args, Block::barriers(), service);
   if (args.early && service == 3) drop_l1();
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
-    if constexpr (kShares) give_registers<Linear4bitStream::service_registers(kColumnTiles)>();
+    if constexpr (kServiceRegisters < kMultiplyRegisters) give_registers<kServiceRegisters>();
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.splits > 1) cluster_wait();
     }
   } else {
-    if constexpr (kShares) take_registers<Linear4bitStream::multiply_registers(kColumnTiles)>();
+    if constexpr (kServiceRegisters < kMultiplyRegisters) take_registers<kMultiplyRegisters>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
     if (args.splits > 1) cluster_wait();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <type_traits>
 
 #include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_codebook.cuh"

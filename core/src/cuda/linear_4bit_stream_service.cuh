@@ -154,7 +154,8 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   // them, and the more often a warp begins anew.
   constexpr int kWords =
       kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
-  constexpr int kBatch = std::min(8, (Linear4bitStream::service_registers(Block::kTiles) - 32) / 2 / kWords);
+  constexpr int kBatch =
+      std::min(8, (Linear4bitStream::service_registers(Block::kTiles, Block::kIsGrouped) - 32) / 2 / kWords);
   struct Batch {
     uint4 scale[kBatch];
     uint4 zero[kBatch];

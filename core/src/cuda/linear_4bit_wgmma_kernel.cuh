@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       } else {
         computer.template run<Shape::kComputed>(ring, s.last - s.first);
       }
-      wait_for_kernels_before();  // what has read early now writes
+      if (args.early) wait_for_kernels_before();  // what has read early now writes
       if constexpr (!Shape::kGrouped) {
         if (args.schedule.splits == 2) return add_splits<2>(computer, args, s.tile, tile, thread % 128);
         if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile, thread % 128);

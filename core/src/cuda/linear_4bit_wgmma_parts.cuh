@@ -29,7 +29,7 @@ struct WgmmaShape {
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
   static constexpr bool kLookedUp = !kAffine || kTransposedOf;                // codes, in a table
-  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // less their zero
+  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes come less their zero
   static constexpr bool kTransposed = kTransposedOf;                          // the gradient
   static constexpr bool kGrouped = kGroupedOf;                                // the products of experts
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies

@@ -191,10 +191,14 @@ struct Linear4bitStream {
   static constexpr int kMaxWarps = 16;     // that multiply
   static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
   static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Registers of a warp, where warps may share them out: together no more than the 96 of each of 20 warps. x of a
-  // second column tile takes 32 of a warp that multiplies.
-  static constexpr int service_registers(int column_tiles) { return column_tiles == 1 ? 96 : 64; }
-  static constexpr int multiply_registers(int column_tiles) { return column_tiles == 1 ? 96 : 104; }
+  // Registers of a thread, where warps may share them out: together no more than the 96 of each of 20 warps. A second
+  // column tile, and the search for experts, leave those that multiply short of them.
+  static constexpr int service_registers(int column_tiles, bool grouped) {
+    return column_tiles == 1 && !grouped ? 96 : 64;
+  }
+  static constexpr int multiply_registers(int column_tiles, bool grouped) {
+    return column_tiles == 1 && !grouped ? 96 : 104;
+  }
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
   static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200

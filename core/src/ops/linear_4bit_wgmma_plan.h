@@ -26,7 +26,7 @@ inline constexpr int kWgmmaFirstBytesPerClock = 18;
 // Where a weight meets its scale.
 enum class WgmmaDecode : uint8_t {
   Sums,     // a fitted codebook, or codes less their zero, are multiplied; sums of 64 products are scaled in float32
-  Weights,  // weights are scaled in float32, from a table of 16-bit numbers, and rounded once
+  Weights,  // weights are scaled in float32, from 16-bit numbers, and rounded once
 };
 
 struct WgmmaPlan {

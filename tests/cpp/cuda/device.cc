@@ -145,4 +145,10 @@ bool has_gpu() {
   return found;
 }
 
+bool has_hopper() {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  return major == 9;
+}
+
 }  // namespace qbits::test

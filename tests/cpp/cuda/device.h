@@ -71,6 +71,11 @@ bool has_gpu();
 #define QBITS_NEEDS_GPU() \
   if (!::qbits::test::has_gpu()) GTEST_SKIP() << "no CUDA device"
 
+// The same for compute capability 9.0.
+bool has_hopper();
+#define QBITS_NEEDS_HOPPER() \
+  if (!::qbits::test::has_gpu() || !::qbits::test::has_hopper()) GTEST_SKIP() << "no device of compute capability 9.0"
+
 inline constexpr DType kFloats[] = {DType::Float32, DType::BFloat16, DType::Float16};
 
 }  // namespace qbits::test

@@ -5,9 +5,10 @@
 
 #include <algorithm>
 #include <deque>
-#include <functional>
+#include <thread>
 #include <vector>
 
+#include "cuda/capture.h"
 #include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_cases.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
@@ -20,43 +21,13 @@ namespace qbits {
 namespace {
 
 using cuda::MemoryRange;
+using test::CaptureStream;
 using test::check;
 using test::DeviceBuffer;
+using test::Graph;
 using test::GroupedProblem;
 using test::LinearCase;
 using test::LinearProblem;
-
-struct CaptureStream {
-  cudaStream_t handle = nullptr;
-  CaptureStream() { check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
-  ~CaptureStream() { static_cast<void>(cudaStreamDestroy(handle)); }
-  operator Stream() const { return Stream{handle}; }
-};
-
-// What replays `calls`.
-class Graph {
- public:
-  Graph(const CaptureStream& stream, const std::function<void()>& calls) : stream_(stream) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal));
-    calls();
-    check(cudaStreamEndCapture(stream.handle, &graph));
-    check(cudaGraphInstantiate(&executable_, graph, 0));
-    check(cudaGraphDestroy(graph));
-  }
-  ~Graph() { static_cast<void>(cudaGraphExecDestroy(executable_)); }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  void replay() {
-    check(cudaDeviceSynchronize());
-    check(cudaGraphLaunch(executable_, stream_.handle));
-    check(cudaDeviceSynchronize());
-  }
-
- private:
-  const CaptureStream& stream_;
-  cudaGraphExec_t executable_ = nullptr;
-};
 
 // A product, or a gradient, by a plan, with the workspace it needs.
 struct Call {
@@ -91,7 +62,7 @@ LinearCase product_of(int64_t m, DType dtype = DType::BFloat16) {
 }
 
 TEST(CudaEarlyReads, DirectlyAfterAProductUnderCapture) {
-  QBITS_NEEDS_GPU();
+  QBITS_NEEDS_HOPPER();
   for (const int64_t m : kRows) {
     LinearCase c = product_of(m);
     c.n = 1000;
@@ -121,11 +92,10 @@ TEST(CudaEarlyReads, DirectlyAfterAProductUnderCapture) {
       EXPECT_FALSE(allowed(stream, out + out_bytes - 1, 1));
       EXPECT_FALSE(allowed(stream, out - 16, 17));
       EXPECT_FALSE(allowed(stream, out + out_lines - 1, 1)) << "of the same line of a cache";
-      EXPECT_TRUE(allowed(stream, out + out_lines, 1000));
-      EXPECT_TRUE(allowed(stream, out, 0));
-      if (call.plan.workspace_bytes > 0) {
-        EXPECT_FALSE(allowed(stream, call.workspace.data(), 1));
+      if (call.plan.workspace_bytes == 0) {
+        EXPECT_TRUE(allowed(stream, out + out_lines, 1000));
       }
+      EXPECT_TRUE(allowed(stream, out, 0));
       check(cudaMemsetAsync(other.data(), 0, 1000, stream.handle));
       EXPECT_FALSE(allowed(stream, other.data(), 1000)) << "after another node";
       call.run(stream);
@@ -137,8 +107,42 @@ TEST(CudaEarlyReads, DirectlyAfterAProductUnderCapture) {
   }
 }
 
+// A stream that joins the capture, a node that follows on two, another thread.
+TEST(CudaEarlyReads, AlongsideOneAnother) {
+  QBITS_NEEDS_HOPPER();
+  const Call call(product_of(4), false, 2);
+  const CaptureStream stream;
+  const CaptureStream another;
+  const DeviceBuffer memory(1000);
+  const auto allowed = [&](Stream on) { return cuda::EarlyReads(on).allowed(MemoryRange{memory.data(), 1000}); };
+  cudaEvent_t forked = nullptr;
+  cudaEvent_t joined = nullptr;
+  check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
+  check(cudaEventCreateWithFlags(&joined, cudaEventDisableTiming));
+  Graph graph(stream, [&] {
+    call.run(stream);
+    check(cudaEventRecord(forked, stream.handle));
+    check(cudaStreamWaitEvent(another.handle, forked));
+    EXPECT_TRUE(allowed(stream));
+    std::thread([&] { EXPECT_FALSE(allowed(stream)) << "in another thread"; }).join();
+    EXPECT_TRUE(allowed(another)) << "after the product alone";
+    check(cudaMemsetAsync(memory.data(), 0, 1000, another.handle));
+    EXPECT_FALSE(allowed(another)) << "after another node";
+    EXPECT_TRUE(allowed(stream));
+    check(cudaEventRecord(joined, another.handle));
+    check(cudaStreamWaitEvent(stream.handle, joined));
+    EXPECT_FALSE(allowed(stream)) << "after two nodes";
+    call.run(stream);
+    EXPECT_TRUE(allowed(stream));
+    EXPECT_FALSE(allowed(another));
+  });
+  graph.replay();
+  check(cudaEventDestroy(forked));
+  check(cudaEventDestroy(joined));
+}
+
 TEST(CudaEarlyReads, ChainsOfProductsHaveTheSameBits) {
-  QBITS_NEEDS_GPU();
+  QBITS_NEEDS_HOPPER();
   for (const DType dtype : {DType::BFloat16, DType::Float16}) {
     std::deque<Call> calls;
     std::vector<std::vector<uint8_t>> want;
@@ -177,8 +181,53 @@ TEST(CudaEarlyReads, ChainsOfProductsHaveTheSameBits) {
   }
 }
 
+// Plans for few blocks share tiles, and so need a workspace: the same one for all that follow on one another.
+TEST(CudaEarlyReads, ChainsOfEveryPlanShareAWorkspace) {
+  QBITS_NEEDS_HOPPER();
+  const CaptureStream stream;
+  int with_workspace = 0;
+  for (const bool grad_x : {false, true}) {
+    for (const int64_t m : kRows) {
+      LinearCase c = product_of(m);
+      c.n = 1100;
+      LinearProblem problem(c, grad_x, 20);
+      for (const int sm_count : {6, 132}) {
+        Linear4bitProblem few = grad_x ? cuda::problem_of(problem.grad_x()) : cuda::problem_of(problem.forward());
+        few.sm_count = sm_count;
+        for (const Linear4bitPlan& plan : grad_x ? linear_4bit_grad_x_plans(few) : linear_4bit_plans(few)) {
+          if (plan.kernel != Linear4bitKernel::Stream && plan.kernel != Linear4bitKernel::Wgmma) continue;
+          const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+          with_workspace += plan.workspace_bytes > 0;
+          const auto run = [&] {
+            if (grad_x) {
+              Linear4bitGradXArgs args = problem.grad_x();
+              args.workspace = workspace.data();
+              return cuda::run(args, plan, stream);
+            }
+            Linear4bitArgs args = problem.forward();
+            args.workspace = workspace.data();
+            cuda::run(args, plan, stream);
+          };
+          run();
+          check(cudaDeviceSynchronize());
+          const std::vector<uint8_t> want = problem.result_bytes();
+          Graph graph(stream, [&] {
+            for (int i = 0; i < 4; ++i) run();
+          });
+          for (int replay = 0; replay < 3; ++replay) {
+            problem.poison();
+            graph.replay();
+            ASSERT_EQ(problem.result_bytes(), want) << to_string(plan) << (grad_x ? "; gradient" : "");
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(with_workspace, 0);
+}
+
 TEST(CudaEarlyReads, ChainsOfExpertsHaveTheSameBits) {
-  QBITS_NEEDS_GPU();
+  QBITS_NEEDS_HOPPER();
   const CaptureStream stream;
   const auto compare = [&](GroupedProblem& problem, const auto& args, const std::vector<Linear4bitPlan>& plans) {
     for (const Linear4bitPlan& plan : plans) {
@@ -217,7 +266,7 @@ TEST(CudaEarlyReads, ChainsOfExpertsHaveTheSameBits) {
 
 // Operands that the product before writes, or a node between the two.
 TEST(CudaEarlyReads, OperandsThatTheGraphWrites) {
-  QBITS_NEEDS_GPU();
+  QBITS_NEEDS_HOPPER();
   const Call before({.format = "nf4", .block_size = 64, .n = 1024, .k = 2048, .m = 640}, false, 5);
   void* const written = before.problem.forward().out;
   const size_t bytes = 640 * 1024 * 2;
@@ -267,7 +316,7 @@ TEST(CudaEarlyReads, OperandsThatTheGraphWrites) {
 
 // Operands that came by the same graph, before the product before: they differ from replay to replay.
 TEST(CudaEarlyReads, OperandsThatTheGraphWroteBefore) {
-  QBITS_NEEDS_GPU();
+  QBITS_NEEDS_HOPPER();
   const CaptureStream stream;
   struct Changing {  // two values of an operand of the product
     void* place;

@@ -117,6 +117,14 @@ std::vector<LinearCase> odd_scale_cases() {
       }
     }
   }
+  for (const DType scale_dtype : {DType::Float32, DType::BFloat16}) {
+    for (const int64_t m : {1, 24, 60, 200}) {
+      LinearCase c{.format = "int4", .block_size = 64, .n = 72, .k = 256, .m = m};
+      c.scale_dtype = scale_dtype;
+      c.odd_scale = 1e31F;
+      cases.push_back(c);
+    }
+  }
   for (const DType scale_dtype : {DType::Float32, DType::BFloat16, DType::Float16}) {
     for (const DType dtype : {DType::BFloat16, DType::Float16}) {
       for (const int64_t m : {1, 24, 60, 200}) {
@@ -176,7 +184,7 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
   const int64_t count = c.n * c.k;
   std::vector<uint8_t> codes((count + 1) / 2);
   for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random());
-  if (c.odd_scale != 0) {
+  if (c.odd_scale != 0 && !affine) {
     std::vector<uint8_t> positive;
     for (uint8_t code = 0; code < 16; ++code) {
       if (f.codebook[code] > 0) positive.push_back(code);
@@ -191,6 +199,7 @@ LinearProblem::LinearProblem(const LinearCase& c, bool grad_x, uint64_t seed, Em
   if (affine) {
     for (int64_t i = 0; i < blocks; ++i) {
       scale[i] = rounded(0.01f + 0.05f * uniform(random), c.scale_dtype);
+      if (c.odd_scale != 0 && i % 5 == 0) scale[i] = rounded(c.odd_scale, c.scale_dtype);
       zero[i] = rounded(15 * uniform(random), c.scale_dtype);  // not an integer
       constexpr float kOddZeros[] = {-3.3F, 16.0F, -0.0F, 200.3F, -150.7F, 17.25F, 1e-3F};
       if (c.one_sign) zero[i] = 7.5F;

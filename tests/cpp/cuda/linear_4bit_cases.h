@@ -25,8 +25,8 @@ struct LinearCase {
   bool bias = false;
   DType scale_dtype = DType::Float32;
   int offset = 0;  // elements of x and of the result, and bytes of codes, by which pointers miss alignment
-  // If not 0, the scale of every fifth block of a codebook format; then weights and x (or grad) are positive, so that
-  // the product overflows to infinity in whatever order it is summed.
+  // If not 0, the scale of every fifth block; then x (or grad) is positive, and weights of a codebook format are, so
+  // that their product overflows to infinity in whatever order it is summed.
   float odd_scale = 0;
   bool odd_zeros = false;  // of the zeros of affine groups every third is none of a code's
   // x (or grad) is positive, and affine zeros lie in the middle of the codes: what is summed cancels.
@@ -38,7 +38,8 @@ std::string to_string(const LinearCase& c);
 // Every shape with every format and dtype; block sizes, nesting, biases and scale dtypes take turns.
 std::vector<LinearCase> linear_cases();
 
-// Cases with scales that are infinite, NaN, next to overflow, large and subnormal, and with odd affine zeros.
+// Cases with scales that are infinite, NaN, next to overflow, large and subnormal, of int4 large, and with odd affine
+// zeros.
 std::vector<LinearCase> odd_scale_cases();
 
 // Device memory, filled with 0xff bytes (NaN) at first.
