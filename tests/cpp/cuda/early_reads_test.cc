@@ -210,6 +210,7 @@ TEST(CudaEarlyReads, ChainsOfEveryPlanShareAWorkspace) {
           };
           run();
           check(cudaDeviceSynchronize());
+          ASSERT_EQ(problem.mismatch(), "") << to_string(plan) << (grad_x ? "; gradient" : "");
           const std::vector<uint8_t> want = problem.result_bytes();
           Graph graph(stream, [&] {
             for (int i = 0; i < 4; ++i) run();

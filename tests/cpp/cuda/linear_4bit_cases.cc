@@ -148,7 +148,9 @@ DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) {
 DeviceBuffer::~DeviceBuffer() { static_cast<void>(cudaFree(data_)); }
 
 void DeviceBuffer::write(const void* host, size_t bytes, size_t offset) {
-  if (bytes > 0) check(cudaMemcpy(data_ + offset, host, bytes, cudaMemcpyHostToDevice));
+  if (bytes == 0) return;
+  check(cudaMemcpy(data_ + offset, host, bytes, cudaMemcpyHostToDevice));
+  check(cudaDeviceSynchronize());  // other streams do not wait for it
 }
 
 std::vector<uint8_t> DeviceBuffer::read() const {
@@ -159,7 +161,9 @@ std::vector<uint8_t> DeviceBuffer::read() const {
 }
 
 void DeviceBuffer::poison() {
-  if (bytes_ > 0) check(cudaMemset(data_, 0xff, bytes_));
+  if (bytes_ == 0) return;
+  check(cudaMemset(data_, 0xff, bytes_));
+  check(cudaDeviceSynchronize());
 }
 
 float rounded(float v, DType dtype) { return decode(encode({v}, dtype).data(), dtype); }
