@@ -29,7 +29,19 @@ using test::GroupedProblem;
 using test::LinearCase;
 using test::LinearProblem;
 
-// A product, or a gradient, by a plan, with the workspace it needs.
+void run(const LinearProblem& problem, bool grad_x, const Linear4bitPlan& plan, const DeviceBuffer& workspace,
+         Stream stream) {
+  if (grad_x) {
+    Linear4bitGradXArgs args = problem.grad_x();
+    args.workspace = workspace.data();
+    return cuda::run(args, plan, stream);
+  }
+  Linear4bitArgs args = problem.forward();
+  args.workspace = workspace.data();
+  cuda::run(args, plan, stream);
+}
+
+// A product, or a gradient, by its plan, with the workspace it needs.
 struct Call {
   LinearProblem problem;
   bool grad_x;
@@ -43,16 +55,7 @@ struct Call {
                      : linear_4bit_plan(cuda::problem_of(problem.forward()))),
         workspace(static_cast<size_t>(plan.workspace_bytes)) {}
 
-  void run(Stream stream) const {
-    if (grad_x) {
-      Linear4bitGradXArgs args = problem.grad_x();
-      args.workspace = workspace.data();
-      return cuda::run(args, plan, stream);
-    }
-    Linear4bitArgs args = problem.forward();
-    args.workspace = workspace.data();
-    cuda::run(args, plan, stream);
-  }
+  void run(Stream stream) const { qbits::run(problem, grad_x, plan, workspace, stream); }
 };
 
 constexpr int64_t kRows[] = {1, 4, 16, 40, 64, 128, 300};
@@ -198,22 +201,12 @@ TEST(CudaEarlyReads, ChainsOfEveryPlanShareAWorkspace) {
           if (plan.kernel != Linear4bitKernel::Stream && plan.kernel != Linear4bitKernel::Wgmma) continue;
           const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
           with_workspace += plan.workspace_bytes > 0;
-          const auto run = [&] {
-            if (grad_x) {
-              Linear4bitGradXArgs args = problem.grad_x();
-              args.workspace = workspace.data();
-              return cuda::run(args, plan, stream);
-            }
-            Linear4bitArgs args = problem.forward();
-            args.workspace = workspace.data();
-            cuda::run(args, plan, stream);
-          };
-          run();
+          run(problem, grad_x, plan, workspace, stream);
           check(cudaDeviceSynchronize());
           ASSERT_EQ(problem.mismatch(), "") << to_string(plan) << (grad_x ? "; gradient" : "");
           const std::vector<uint8_t> want = problem.result_bytes();
           Graph graph(stream, [&] {
-            for (int i = 0; i < 4; ++i) run();
+            for (int i = 0; i < 4; ++i) run(problem, grad_x, plan, workspace, stream);
           });
           for (int replay = 0; replay < 3; ++replay) {
             problem.poison();
