@@ -189,6 +189,17 @@ def refuse(folder: str) -> None:
         refuse_to_load(damaged, "entries: got")
 
 
+def warn_of_no_module(folder: str) -> None:
+    AutoModelForCausalLM.from_config(MODELS["llama"]).save_pretrained(folder)
+    config = qbits.QbitsConfig(skip=["lm_head", "up_prj", "layers.1"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    messages = [str(w.message) for w in caught if "QbitsConfig" in str(w.message)]
+    assert messages == ["[QbitsConfig] skip: got 'up_prj', which names no module"], messages
+    assert isinstance(model.model.layers[0].mlp.up_proj, QUANTIZED)
+
+
 def refuse_to_load(folder: str, message: str, **options: object) -> None:
     report = io.StringIO()  # transformers raises without the reason, which it logs
     handler = logging.StreamHandler(report)
@@ -214,6 +225,7 @@ def main() -> None:
     check("llama", os.path.join(folder, "bf16"), torch.bfloat16, CONFIGS[1])
     save_by_hand(os.path.join(folder, "by_hand"))
     refuse(os.path.join(folder, "nan"))
+    warn_of_no_module(os.path.join(folder, "skip"))
     print("ok")
 
 

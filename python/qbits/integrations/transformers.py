@@ -8,6 +8,8 @@ where it does.
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +100,13 @@ class QbitsConfig(QuantizationConfigMixin):
             threshold=self.threshold,
             activation_bits=self.activation_bits,
         )
+
+
+def _warn_of_no_module(model: nn.Module, skip: Iterable[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for pattern in skip:
+        if all(should_convert_module(name, [pattern]) for name in names):
+            warnings.warn(f"[QbitsConfig] skip: got {pattern!r}, which names no module", stacklevel=2)
 
 
 class _Quantize(ConversionOps):
@@ -257,6 +266,8 @@ class QbitsHfQuantizer(HfQuantizer):
         config = self.quantization_config
         options = config.options()
         skip = self.get_modules_to_not_convert(model, config.skip, model._keep_in_fp32_modules)
+        if not self.pre_quantized:
+            _warn_of_no_module(model, config.skip or ())
         for name, module in list(model.named_modules()):
             if config.experts and should_convert_module(name, skip):
                 self.experts.update(f"{name}.{weight}" for weight, _ in expert_weights(module))
