@@ -222,25 +222,30 @@ TEST(Linear4bitPlan, StreamSplitsLongRows) {
   }
 }
 
+// Each row and column is in one tile of one block, which the device can hold.
+void expect_covers(const Linear4bitPlan& plan, int64_t n, int64_t k) {
+  const int64_t tile_rows = 16 * plan.warps / plan.parts;
+  const int64_t columns = plan.blocks / plan.splits;
+  EXPECT_EQ(plan.blocks % plan.splits, 0) << to_string(plan);
+  EXPECT_GE(plan.rounds * columns * tile_rows, n) << to_string(plan);
+  EXPECT_LT((plan.rounds - 1) * columns * tile_rows, n) << to_string(plan);
+  EXPECT_EQ(plan.split_depth, plan.parts * int64_t{Linear4bitStream::kSlotDepth}) << to_string(plan);
+  EXPECT_GE(plan.splits * plan.split_depth, k) << to_string(plan);
+  EXPECT_LT((plan.splits - 1) * plan.split_depth, k) << to_string(plan);
+  EXPECT_LE(plan.warps, Linear4bitStream::kMaxWarps) << to_string(plan);
+  EXPECT_LE(plan.shared_bytes, 227 * 1024) << to_string(plan);
+  EXPECT_GE(plan.stages, 2) << to_string(plan);
+}
+
 TEST(Linear4bitPlan, StreamCoversEveryRowAndColumnOnce) {
-  for (const int64_t n : {1, 16, 17, 1000, 4096, 14336, 128256}) {
-    for (const int64_t k : {32, 256, 288, 4096, 8192, 14336, 28672}) {
-      for (const int64_t m : {1, 16}) {
-        const Linear4bitProblem p = {.block_size = 64, .n = n, .k = k, .m = m};
-        const std::vector<Linear4bitPlan> plans = linear_4bit_stream_plans(p);
-        EXPECT_FALSE(plans.empty()) << n << " x " << k;
-        for (const Linear4bitPlan& plan : plans) {
-          const int64_t tile_rows = 16 * plan.warps / plan.parts;
-          const int64_t columns = plan.blocks / plan.splits;
-          EXPECT_EQ(plan.blocks % plan.splits, 0) << to_string(plan);
-          EXPECT_GE(plan.rounds * columns * tile_rows, n) << to_string(plan);
-          EXPECT_LT((plan.rounds - 1) * columns * tile_rows, n) << to_string(plan);
-          EXPECT_EQ(plan.split_depth, plan.parts * int64_t{Linear4bitStream::kSlotDepth}) << to_string(plan);
-          EXPECT_GE(plan.splits * plan.split_depth, k) << to_string(plan);
-          EXPECT_LT((plan.splits - 1) * plan.split_depth, k) << to_string(plan);
-          EXPECT_LE(plan.warps, Linear4bitStream::kMaxWarps) << to_string(plan);
-          EXPECT_LE(plan.shared_bytes, 227 * 1024) << to_string(plan);
-          EXPECT_GE(plan.stages, 2) << to_string(plan);
+  for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
+    for (const int64_t n : {1, 16, 17, 1000, 4096, 14336, 128256}) {
+      for (const int64_t k : {32, 256, 288, 4096, 8192, 14336, 28672}) {
+        for (const int64_t m : {1, 16}) {
+          const Linear4bitProblem p = {.coding = coding, .block_size = 64, .n = n, .k = k, .m = m};
+          const std::vector<Linear4bitPlan> plans = linear_4bit_stream_plans(p);
+          EXPECT_FALSE(plans.empty()) << n << " x " << k;
+          for (const Linear4bitPlan& plan : plans) expect_covers(plan, n, k);
         }
       }
     }
