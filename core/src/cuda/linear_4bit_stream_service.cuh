@@ -151,7 +151,7 @@ struct StreamTurns {
 template <class T, class Block, int kChunk, bool kAffine, StreamScales kKind>
 __device__ void stream_bring_scales(const Block& block, int turn) {
   // Of a lane's fours, which are loaded before those that came last are stored: the fewer, the longer a round waits for
-  // them, and the more often a warp begins anew.
+  // them, and the more often a warp begins anew. Two batches of them and 32 registers for all else.
   constexpr int kWords =
       kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
   constexpr int kBatch =
