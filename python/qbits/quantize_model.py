@@ -99,7 +99,7 @@ def quantize_(
         want = f"a model that contains it, or {linear_class(config).__name__}.from_float"
         raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
     patterns = _output_names(model) if skip is None else _names("quantize_", skip)
-    _warn_of_no_module(model, () if skip is None else patterns)
+    warn_of_no_module("quantize_", model, () if skip is None else patterns, _matches)
     tied = _shared_with_others(model, config) if skip is None else set()
     groups = _by_weight(
         place
@@ -177,11 +177,14 @@ def _names(op: str, skip: str | Iterable[str]) -> list[str]:
     return names
 
 
-def _warn_of_no_module(model: nn.Module, skip: Iterable[str]) -> None:
+def warn_of_no_module(
+    op: str, model: nn.Module, skip: Iterable[str], matches: Callable[[str, list[str]], bool]
+) -> None:
+    """Warns of each pattern of `skip` for which `matches(name, [pattern])` is true of no module's name."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in skip:
-        if not any(_matches(name, [pattern]) for name in names):
-            warnings.warn(f"[quantize_] skip: got {pattern!r}, which names no module", stacklevel=3)
+        if not any(matches(name, [pattern]) for name in names):
+            warnings.warn(f"[{op}] skip: got {pattern!r}, which names no module", stacklevel=3)
 
 
 def _walk(parent: nn.Module, prefix: str, above: set[int]) -> Iterator[_Place]:

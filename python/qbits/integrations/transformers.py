@@ -8,8 +8,6 @@ where it does.
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +24,7 @@ from qbits.formats import FORMATS
 from qbits.nn.quantized_experts import expert_weights, keep_in_state_dicts, quantized_expert_weights
 from qbits.nn.quantized_linear import QuantizedLinear
 from qbits.nn.quantized_module import quantized_parameter
-from qbits.quantize_model import dequantize_, linear_class
+from qbits.quantize_model import dequantize_, linear_class, warn_of_no_module
 from qbits.state_dict import WEIGHT_KEYS, WEIGHT_SUFFIXES, weight_from_entries
 
 
@@ -100,13 +98,6 @@ class QbitsConfig(QuantizationConfigMixin):
             threshold=self.threshold,
             activation_bits=self.activation_bits,
         )
-
-
-def _warn_of_no_module(model: nn.Module, skip: Iterable[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
-    for pattern in skip:
-        if all(should_convert_module(name, [pattern]) for name in names):
-            warnings.warn(f"[QbitsConfig] skip: got {pattern!r}, which names no module", stacklevel=2)
 
 
 class _Quantize(ConversionOps):
@@ -267,7 +258,9 @@ class QbitsHfQuantizer(HfQuantizer):
         options = config.options()
         skip = self.get_modules_to_not_convert(model, config.skip, model._keep_in_fp32_modules)
         if not self.pre_quantized:
-            _warn_of_no_module(model, config.skip or ())
+            warn_of_no_module(
+                "QbitsConfig", model, config.skip or (), lambda *of: not should_convert_module(*of)
+            )
         for name, module in list(model.named_modules()):
             if config.experts and should_convert_module(name, skip):
                 self.experts.update(f"{name}.{weight}" for weight, _ in expert_weights(module))
