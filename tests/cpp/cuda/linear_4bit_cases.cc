@@ -138,6 +138,20 @@ std::vector<LinearCase> odd_scale_cases() {
   return cases;
 }
 
+std::vector<LinearCase> accuracy_cases(int64_t n, int64_t k, int64_t m) {
+  std::vector<LinearCase> cases;
+  for (const char* format : {"nf4", "fp4", "int4"}) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      for (const bool one_sign : {false, true}) {
+        LinearCase c{.format = format, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype};
+        c.one_sign = one_sign;
+        cases.push_back(c);
+      }
+    }
+  }
+  return cases;
+}
+
 DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) {
   void* p = nullptr;
   check(cudaMalloc(&p, std::max<size_t>(bytes, 1)));

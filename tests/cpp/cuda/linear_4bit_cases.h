@@ -42,6 +42,9 @@ std::vector<LinearCase> linear_cases();
 // zeros.
 std::vector<LinearCase> odd_scale_cases();
 
+// A weight of n by k and m rows of x (or grad) in every format and dtype of 16 bits, x of both signs and of one.
+std::vector<LinearCase> accuracy_cases(int64_t n, int64_t k, int64_t m);
+
 // Device memory, filled with 0xff bytes (NaN) at first.
 class DeviceBuffer {
  public:

@@ -83,22 +83,14 @@ TEST(Linear4bitGradXCuda, SeveralWavesWithFewBlocks) {
 
 TEST(Linear4bitGradXCuda, AccuracyOfRoundedWeights) {
   QBITS_NEEDS_GPU();
-  LinearCase c{.block_size = 64, .n = 2048, .k = 256, .m = 40};
-  for (const char* format : {"nf4", "fp4", "int4"}) {
-    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
-      for (const bool one_sign : {false, true}) {
-        c.format = format;
-        c.dtype = dtype;
-        c.one_sign = one_sign;
-        LinearProblem problem(c, true, 7);
-        Linear4bitGradXArgs args = problem.grad_x();
-        for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(cuda::problem_of(args))) {
-          const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
-          args.workspace = workspace.data();
-          cuda::run(args, plan, Stream{});
-          EXPECT_LE(problem.error(), 1.05 * problem.reference_error()) << to_string(c) << "; plan " << to_string(plan);
-        }
-      }
+  for (const LinearCase& c : test::accuracy_cases(2048, 256, 40)) {
+    LinearProblem problem(c, true, 7);
+    Linear4bitGradXArgs args = problem.grad_x();
+    for (const Linear4bitPlan& plan : linear_4bit_grad_x_plans(cuda::problem_of(args))) {
+      const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+      args.workspace = workspace.data();
+      cuda::run(args, plan, Stream{});
+      EXPECT_LE(problem.error(), 1.05 * problem.reference_error()) << to_string(c) << "; plan " << to_string(plan);
     }
   }
 }

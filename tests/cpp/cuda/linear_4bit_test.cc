@@ -96,25 +96,15 @@ TEST(Linear4bitCuda, SeveralWavesWithFewBlocks) {
 
 TEST(Linear4bitCuda, AccuracyOfRoundedWeights) {
   QBITS_NEEDS_GPU();
-  LinearCase c{.block_size = 64, .n = 256, .k = 2048};
-  for (const char* format : {"nf4", "fp4", "int4"}) {
-    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
-      for (const int64_t m : {4, 100}) {
-        for (const bool one_sign : {false, true}) {
-          c.format = format;
-          c.dtype = dtype;
-          c.m = m;
-          c.one_sign = one_sign;
-          LinearProblem problem(c, false, 7);
-          Linear4bitArgs args = problem.forward();
-          for (const Linear4bitPlan& plan : linear_4bit_plans(cuda::problem_of(args))) {
-            const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
-            args.workspace = workspace.data();
-            cuda::run(args, plan, Stream{});
-            EXPECT_LE(problem.error(), 1.05 * problem.reference_error())
-                << to_string(c) << "; plan " << to_string(plan);
-          }
-        }
+  for (const int64_t m : {4, 100}) {
+    for (const LinearCase& c : test::accuracy_cases(256, 2048, m)) {
+      LinearProblem problem(c, false, 7);
+      Linear4bitArgs args = problem.forward();
+      for (const Linear4bitPlan& plan : linear_4bit_plans(cuda::problem_of(args))) {
+        const DeviceBuffer workspace(static_cast<size_t>(plan.workspace_bytes));
+        args.workspace = workspace.data();
+        cuda::run(args, plan, Stream{});
+        EXPECT_LE(problem.error(), 1.05 * problem.reference_error()) << to_string(c) << "; plan " << to_string(plan);
       }
     }
   }
