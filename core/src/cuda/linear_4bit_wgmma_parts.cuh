@@ -28,7 +28,7 @@ struct WgmmaShape {
   static constexpr int kGroups = kRowGroups * kDepthGroups;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
-  static constexpr bool kLookedUp = !kAffine || kTransposedOf;                // codes, in a table
+  static constexpr bool kLookedUp = !kAffine || kTransposedOf;                // codes are looked up in a table
   static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes come less their zero
   static constexpr bool kTransposed = kTransposedOf;                          // the gradient
   static constexpr bool kGrouped = kGroupedOf;                                // the products of experts
