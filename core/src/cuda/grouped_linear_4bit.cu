@@ -20,6 +20,7 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t
           .m = m,
           .experts = experts,
           .dtype = dtype,
+          .nested = !weight.is_affine() && weight.absmax.is_nested(),
           .aligned = aligned,
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};

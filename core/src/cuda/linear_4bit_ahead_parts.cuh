@@ -50,7 +50,7 @@ struct AheadLayout {
   static constexpr int kXBytes = Shape::kColumns * 128;
   static constexpr int kStageBytes = kWeightBytes + kXBytes;
   static constexpr int kSlabBytes = Shape::kSlabRows * 128;
-  static constexpr uint32_t kBase = 1024;
+  static constexpr uint32_t kBase = kSharedBase;
   static constexpr uint32_t kStages = kBase;
   static constexpr uint32_t kSlabs = kStages + Shape::kStages * kStageBytes;
   static constexpr uint32_t kCodebook = kSlabs + Shape::kGroups * Shape::kSlabs * kSlabBytes;

@@ -9,10 +9,10 @@
 
 namespace qbits::cuda {
 
-// x of a warp: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile. Affine: each 8
+// x of a slot: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile. Affine: each 8
 // in the order of StreamAffineCodes.
 template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
-__device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t (&x)[kColumnTiles][32]) {
+__device__ void stream_load_x(const Block& block, const StreamRun& run, int slot, uint32_t (&x)[kColumnTiles][32]) {
   const StreamArgs& args = block.args;
   const int t = block.lane % 4;
 #pragma unroll
@@ -20,7 +20,7 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t
 #pragma unroll
     for (int v = 0; v < 8; ++v) {
       const int column = kChunk == 64 ? v / 2 * 64 + t * 16 + v % 2 * 8 : v * 32 + t * 8;
-      const int k = block.k_begin + block.warp % args.parts * Linear4bitStream::kSlotDepth + column;
+      const int k = block.k_begin + slot * Linear4bitStream::kSlotDepth + column;
       const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (m < run.m_end && k < block.k_end) {
@@ -37,7 +37,7 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, uint32_t
 
 // Sums of x over each chunk, for the zero points.
 template <class T, class Block, int kColumnTiles, int kChunk>
-__device__ void stream_sum_x(const Block& block, const uint32_t (&x)[kColumnTiles][32]) {
+__device__ void stream_sum_x(const Block& block, int s, const uint32_t (&x)[kColumnTiles][32]) {
   constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00U : 0x3f803f80U;
   constexpr uint32_t kOnesRows[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
@@ -51,122 +51,172 @@ __device__ void stream_sum_x(const Block& block, const uint32_t (&x)[kColumnTile
         mma_16x8x16<T>(sum, kOnesRows, x[ct][word], x[ct][word + 1]);
       }
       if (block.lane < 4) {
-        *reinterpret_cast<float2*>(block.x_sums() + (c * kColumnTiles + ct) * 8 + 2 * block.lane) =
-            make_float2(sum[0], sum[1]);
+        *reinterpret_cast<float2*>(block.x_sums() + ((s * Block::kSlotChunks + c) * kColumnTiles + ct) * 8 +
+                                   2 * block.lane) = make_float2(sum[0], sum[1]);
       }
     }
   }
 }
 
+// The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is the high
+// nibble of the byte and the low half of the operand.
+template <class Block>
+__device__ void stream_fill_table(const Block& block) {
+  const uint32_t value = block.args.codebook.values[block.lane % 16];
+  for (int i = block.warp * 32 + block.lane; i < 256 * 8; i += block.args.warps * 32) {
+    const int byte = i / 8;
+    const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
+    *reinterpret_cast<uint4*>(dynamic_shared() + byte * kTablePitch + i % 8 * 16) = make_uint4(pair, pair, pair, pair);
+  }
+}
+
+// Codes of a lane: its eighths of kCount chunks of row g, and of row g + 8.
+template <int kChunk, int kCount>
+struct StreamCodes {
+  uint32_t upper[kCount][kChunk / 32];
+  uint32_t lower[kCount][kChunk / 32];
+
+  __device__ void load(const uint8_t* from, int eight_rows) {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c, from += kChunk / 2) {
+      if constexpr (kChunk == 64) {
+        const uint2 a = *reinterpret_cast<const uint2*>(from);
+        const uint2 b = *reinterpret_cast<const uint2*>(from + eight_rows);
+        upper[c][0] = a.x, upper[c][1] = a.y, lower[c][0] = b.x, lower[c][1] = b.y;
+      } else {
+        upper[c][0] = *reinterpret_cast<const uint32_t*>(from);
+        lower[c][0] = *reinterpret_cast<const uint32_t*>(from + eight_rows);
+      }
+    }
+  }
+};
+
 template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
 __device__ void stream_multiply(const Block& block) {
   constexpr int kSlotChunks = Block::kSlotChunks;
-  constexpr int kChains = kColumnTiles == 1 ? 2 : 1;  // so that no product waits for the one before
-  constexpr int kPairs = kChunk / 8;                  // operand words of a row, lane and chunk; of x too
+  constexpr int kWarpSlots = Block::kWarpSlots;
+  constexpr bool kShares = Linear4bitStream::shares_registers(kColumnTiles, kWarpSlots);
+  constexpr bool kFillsLate = !kAffine && !kShares;  // the table; as registers allow
+  // Chunks whose products are under way, so that none waits for one before: as registers allow.
+  constexpr int kAtOnce = kShares && kChunk == 32 ? 1 : 4;
+  constexpr int kPairs = kChunk / 8;  // operand words of a row, lane and chunk; of x too
   const StreamArgs& args = block.args;
   StreamBarriers& barriers = Block::barriers();
   const int lane = block.lane;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int part = block.warp % args.parts;
+  const int slot = block.warp % args.parts * kWarpSlots;  // the first
   const int row = block.warp / args.parts * 16 + g;
 
-  if constexpr (!kAffine) {
-    // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is
-    // the high nibble of the byte and the low half of the operand.
-    const uint32_t value = args.codebook.values[lane % 16];
-    for (int i = block.warp * 32 + lane; i < 256 * 8; i += args.warps * 32) {
-      const int byte = i / 8;
-      const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
-      *reinterpret_cast<uint4*>(dynamic_shared() + i * 16) = make_uint4(pair, pair, pair, pair);
-    }
-  }
   if constexpr (Block::kIsGrouped) {
-    if constexpr (!kAffine) barrier_sync(1, args.warps * 32);
-  } else if (!args.early) {
-    wait_for_kernels_before();
+    if constexpr (!kAffine) {
+      stream_fill_table(block);
+      barrier_sync(1, args.warps * 32);
+    }
+  } else {
+    if (!kAffine && !(kFillsLate && args.early)) stream_fill_table(block);
+    if (!args.early) wait_for_kernels_before();
   }
 
-  const uint32_t lane_bits = static_cast<uint32_t>(lane) * 4;
+  const uint32_t lane_table = lane_of_table(shared_address(dynamic_shared()) - kSharedBase, lane);
   // Pair i of a word's codes, as x has them.
   const auto pair_of = [&](uint32_t word, int i) {
     if constexpr (kAffine) return StreamAffineCodes<T>::pair(word, i);
-    const uint32_t at = ((i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80U) | lane_bits;
-    return *reinterpret_cast<const uint32_t*>(dynamic_shared() + at);
+    return look_up<kSharedBase>(__byte_perm(word, lane_table, byte_of_table(i)));
   };
   // Where a lane's codes of row g and its scales begin in the first stage.
-  const int code_at = block.codes(0) + row * block.code_pitch + part * (Linear4bitStream::kSlotDepth / 2) + t * kPairs;
-  const int scale_at = block.scales(0) + (row * block.scale_pitch + part * kSlotChunks) * 4;
+  const int code_at = block.codes(0) + row * block.code_pitch + slot * (Linear4bitStream::kSlotDepth / 2) + t * kPairs;
+  int scale_at[kWarpSlots];
+#pragma unroll
+  for (int s = 0; s < kWarpSlots; ++s) {
+    scale_at[s] = Block::kScalesInGaps ? block.gap_scale(row, slot + s)
+                                       : block.scales(0) + (row * block.scale_pitch + (slot + s) * kSlotChunks) * 4;
+  }
+  const int scale_stage = Block::kScalesInGaps ? block.gap_stage_bytes() : block.stage_bytes;
   const int eight_codes = 8 * block.code_pitch;
-  const int eight_scales = 8 * 4 * block.scale_pitch;
+  const int eight_scales = Block::kScalesInGaps ? args.slots * kTablePitch : 8 * 4 * block.scale_pitch;
+  float4* const own_sums = block.sums(block.warp);
+
+  const auto load_four = [](const uint8_t* from, float (&to)[4]) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+  };
 
   StreamStage stage;
   int sums_parity = 1;  // free at first
   block.for_runs([&](const StreamRun& run) {
-    uint32_t x[kColumnTiles][32];
-    stream_load_x<T, Block, kColumnTiles, kChunk, kAffine>(block, run, x);
+    uint32_t x[kWarpSlots][kColumnTiles][32];
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+      stream_load_x<T, Block, kColumnTiles, kChunk, kAffine>(block, run, slot + s, x[s]);
+    }
     if constexpr (kAffine) {
       __syncwarp();  // the sums of the run before have been read
-      stream_sum_x<T, Block, kColumnTiles, kChunk>(block, x);
+#pragma unroll
+      for (int s = 0; s < kWarpSlots; ++s) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, s, x[s]);
       __syncwarp();
     }
-    if constexpr (!Block::kIsGrouped && !kAffine) barrier_sync(1, args.warps * 32);
+    if constexpr (!Block::kIsGrouped && !kAffine) {
+      if (kFillsLate && args.early) stream_fill_table(block);  // while x comes
+      barrier_sync(1, args.warps * 32);
+    }
+    const auto has_slot = [&](int s) {
+      return block.k_begin + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end;
+    };
     for (int tile = run.first; tile < run.last; tile += run.stride) {
-      float sums[kColumnTiles][4] = {};
       mbarrier_wait(&barriers.full[stage.index], stage.parity);
-      const uint8_t* const codes = dynamic_shared() + code_at + stage.index * block.stage_bytes;
-      const uint8_t* const scales = dynamic_shared() + scale_at + stage.index * block.stage_bytes;
-      if (block.k_begin + part * Linear4bitStream::kSlotDepth < block.k_end) {
+      float sums[kColumnTiles][4] = {};
+#pragma unroll
+      for (int s = 0; s < kWarpSlots; ++s) {
+        if (!has_slot(s)) break;
+        const uint8_t* const codes =
+            dynamic_shared() + code_at + s * (Linear4bitStream::kSlotDepth / 2) + stage.index * block.stage_bytes;
+        const uint8_t* const scales = dynamic_shared() + scale_at[s] + stage.index * scale_stage;
         float scale[2][4];
         float zero[2][4];
 #pragma unroll
-        for (int c = 0; c < kSlotChunks; ++c) {
-          if (c % 4 == 0) {
+        for (int first = 0; first < kSlotChunks; first += kAtOnce) {
+          StreamCodes<kChunk, kAtOnce> some;
+          some.load(codes + first * (kChunk / 2), eight_codes);
+          float product[kAtOnce][kColumnTiles][4] = {};
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              const float4 four = *reinterpret_cast<const float4*>(scales + c * 4 + h * eight_scales);
-              scale[h][0] = four.x, scale[h][1] = four.y, scale[h][2] = four.z, scale[h][3] = four.w;
-              if constexpr (kAffine) {
-                const float4 z =
-                    *reinterpret_cast<const float4*>(scales + block.scale_bytes + c * 4 + h * eight_scales);
-                zero[h][0] = z.x, zero[h][1] = z.y, zero[h][2] = z.z, zero[h][3] = z.w;
+          for (int i = 0; i < kPairs; i += 2) {
+#pragma unroll
+            for (int c = 0; c < kAtOnce; ++c) {
+              const uint32_t upper = some.upper[c][i / 4];
+              const uint32_t lower = some.lower[c][i / 4];
+              const uint32_t a[4] = {pair_of(upper, i % 4), pair_of(lower, i % 4), pair_of(upper, i % 4 + 1),
+                                     pair_of(lower, i % 4 + 1)};
+              const int word = (first + c) * kPairs + i;
+#pragma unroll
+              for (int ct = 0; ct < kColumnTiles; ++ct) {
+                mma_16x8x16<T>(product[c][ct], a, x[s][ct][word], x[s][ct][word + 1]);
               }
             }
           }
-          uint32_t upper[kChunk / 32];  // codes of row g
-          uint32_t lower[kChunk / 32];  // and of row g + 8
-          const uint8_t* const at = codes + c * (kChunk / 2);
-          if constexpr (kChunk == 64) {
-            const uint2 a = *reinterpret_cast<const uint2*>(at);
-            const uint2 b = *reinterpret_cast<const uint2*>(at + eight_codes);
-            upper[0] = a.x, upper[1] = a.y, lower[0] = b.x, lower[1] = b.y;
-          } else {
-            upper[0] = *reinterpret_cast<const uint32_t*>(at);
-            lower[0] = *reinterpret_cast<const uint32_t*>(at + eight_codes);
-          }
-          float product[kColumnTiles][kChains][4] = {};
 #pragma unroll
-          for (int i = 0; i < kPairs; i += 2) {
-            const uint32_t a[4] = {pair_of(upper[i / 4], i % 4), pair_of(lower[i / 4], i % 4),
-                                   pair_of(upper[i / 4], i % 4 + 1), pair_of(lower[i / 4], i % 4 + 1)};
+          for (int c = 0; c < kAtOnce; ++c) {
+            const int chunk = first + c;
+            if (chunk % 4 == 0) {
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                load_four(scales + chunk * 4 + h * eight_scales, scale[h]);
+                if constexpr (kAffine) load_four(scales + block.scale_bytes + chunk * 4 + h * eight_scales, zero[h]);
+              }
+            }
 #pragma unroll
             for (int ct = 0; ct < kColumnTiles; ++ct) {
-              mma_16x8x16<T>(product[ct][i / 2 % kChains], a, x[ct][c * kPairs + i], x[ct][c * kPairs + i + 1]);
-            }
-          }
+              float2 x_sum = make_float2(0.0F, 0.0F);
+              if constexpr (kAffine) {
+                x_sum = *reinterpret_cast<const float2*>(block.x_sums() +
+                                                         ((s * kSlotChunks + chunk) * kColumnTiles + ct) * 8 + 2 * t);
+              }
 #pragma unroll
-          for (int ct = 0; ct < kColumnTiles; ++ct) {
-            float2 x_sum = make_float2(0.0F, 0.0F);
-            if constexpr (kAffine) {
-              const int column = c * kColumnTiles + ct;
-              x_sum = *reinterpret_cast<const float2*>(block.x_sums() + column * 8 + 2 * t);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              float value = product[ct][0][i];
-              if constexpr (kChains == 2) value += product[ct][1][i];
-              if constexpr (kAffine) value = fmaf(-zero[i / 2][c % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
-              sums[ct][i] = fmaf(scale[i / 2][c % 4], value, sums[ct][i]);
+              for (int i = 0; i < 4; ++i) {
+                float value = product[c][ct][i];
+                if constexpr (kAffine) value = fmaf(-zero[i / 2][chunk % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
+                sums[ct][i] = fmaf(scale[i / 2][chunk % 4], value, sums[ct][i]);
+              }
             }
           }
         }
@@ -178,8 +228,7 @@ __device__ void stream_multiply(const Block& block) {
       sums_parity ^= 1;
 #pragma unroll
       for (int ct = 0; ct < kColumnTiles; ++ct) {
-        block.sums()[(block.warp * kColumnTiles + ct) * 32 + lane] =
-            make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+        own_sums[ct * Block::kSumPitch] = make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(&barriers.sums_full);
@@ -207,13 +256,13 @@ __device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarrie
   __syncwarp();
 }
 
-template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
+template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlots>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
-  using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped>;
-  constexpr int kServiceRegisters = Linear4bitStream::service_registers(kColumnTiles, kGrouped);
-  constexpr int kMultiplyRegisters = Linear4bitStream::multiply_registers(kColumnTiles, kGrouped);
+  using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots>;
+  constexpr bool kShares = Linear4bitStream::shares_registers(kColumnTiles, kWarpSlots);
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
+  if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
   if (service < 3) stream_init_barriers(args, Block::barriers(), service);
   if (args.early && service == 3) drop_l1();
   if constexpr (kGrouped) {
@@ -230,7 +279,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
-    if constexpr (kServiceRegisters < kMultiplyRegisters) give_registers<kServiceRegisters>();
+    if constexpr (kShares) give_registers<Linear4bitStream::kServiceRegisters>();
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -246,7 +295,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.splits > 1) cluster_wait();
     }
   } else {
-    if constexpr (kServiceRegisters < kMultiplyRegisters) take_registers<kMultiplyRegisters>();
+    if constexpr (kShares) take_registers<Linear4bitStream::kMultiplyRegisters>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
     if (args.splits > 1) cluster_wait();

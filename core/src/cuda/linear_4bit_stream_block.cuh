@@ -6,10 +6,11 @@
 #include "cuda/grouped_linear_4bit_pieces.cuh"
 #include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_stream_ptx.cuh"
+#include "cuda/linear_4bit_table.cuh"
 #include "cuda/linear_4bit_weight.cuh"
 #include "ops/ceil_div.h"
 #include "ops/divisor.h"
-#include "ops/linear_4bit_plan.h"
+#include "ops/linear_4bit_stream_plan.h"
 
 // What the warps of a block of the Stream kernel agree on: its arguments, its part of the product, and where
 // things lie in shared memory.
@@ -25,7 +26,8 @@ struct StreamArgs {
   int tiles;        // of these rows: the groups of 16 that a block computes at a time
   int splits;       // blocks of a cluster, which share rows: 1, 2, 4 or 8
   int split_shift;  // log2 of them
-  int parts;        // warps that share rows, each with a slot of the split's columns
+  int slots;        // of the split's columns
+  int parts;        // warps that share rows, each with one slot, or two
   int groups;       // of 16 rows, of a block
   int warps;        // that multiply: parts for each group
   int stages;
@@ -83,6 +85,7 @@ inline void set_plan(StreamArgs& args, int64_t rows, const Linear4bitPlan& plan)
   args.tiles = static_cast<int>(ceil_div(rows, int64_t{16} * args.groups));
   args.splits = plan.splits;
   args.split_shift = std::countr_zero(static_cast<unsigned>(plan.splits));
+  args.slots = stream_slots(plan);
   args.parts = plan.parts;
   args.warps = plan.warps;
   args.stages = plan.stages;
@@ -120,11 +123,14 @@ __device__ inline int stream_warp() {
   return uniform(static_cast<int>(threadIdx.x) / 32) - Linear4bitStream::kServiceWarps;
 }
 
-// Dynamic shared memory holds, but for affine formats, the table of code pairs and the map of double quantization, then
-// barriers, stages, sums of x, sums of the warps, and sums of the blocks of a cluster.
-template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped>
+// Dynamic shared memory holds the table of code pairs, in its gaps sums of the warps and scales; then barriers, the map
+// of double quantization, stages, and sums of the blocks of a cluster. Affine formats have neither table nor map; their
+// stages hold scales and zeros, too, and after them come sums of x and of the warps.
+template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlotsOf>
 struct StreamBlock {
+  static constexpr int kWarpSlots = kWarpSlotsOf;
   static constexpr bool kIsGrouped = kGrouped;
+  static constexpr bool kIsAffine = kAffine;
   static constexpr int kTiles = kColumnTiles;
   // Pieces up to which clusters take tiles in turn, as without experts: the first codes come sooner, but each loads x
   // of every piece. Measured on an H200.
@@ -132,8 +138,10 @@ struct StreamBlock {
   static constexpr int kPieceRows = 8 * kColumnTiles;  // of x, in a piece of an expert's
   static constexpr int kSlotChunks = Linear4bitStream::kSlotDepth / kChunk;
   static constexpr int kBarriersOffset = Linear4bitStream::table_bytes(kAffine);
-  static constexpr int kStagesOffset = kBarriersOffset + Linear4bitStream::kBarrierBytes;
-  static constexpr int kXSumBytes = Linear4bitStream::x_sum_bytes(kColumnTiles, kChunk, kAffine);
+  static constexpr int kNestedOffset = kBarriersOffset + Linear4bitStream::kBarrierBytes;
+  static constexpr int kXSumBytes = kWarpSlots * Linear4bitStream::x_sum_bytes(kColumnTiles, kChunk, kAffine);
+  static constexpr bool kScalesInGaps = Linear4bitStream::scales_in_gaps(kChunk, kAffine);
+  static constexpr int kScaleGapsOffset = Linear4bitStream::sum_gaps(kColumnTiles) * kTablePitch + kTableLine;
 
   const StreamArgs& args;
   int warp;  // that multiplies; negative: a service warp
@@ -150,6 +158,7 @@ struct StreamBlock {
   int scale_pitch;
   int scale_bytes;
   int stage_bytes;
+  int stages_offset;
 
   __device__ explicit StreamBlock(const StreamArgs& a)
       : args(a),
@@ -161,12 +170,13 @@ struct StreamBlock {
         last_tile(a.tiles),
         tile_stride(cluster_count()),
         rows(a.rows),
-        k_begin(split * a.parts * Linear4bitStream::kSlotDepth),
-        k_end(min(k_begin + a.parts * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
-        code_pitch(Linear4bitStream::code_pitch(a.parts, kChunk)),
-        scale_pitch(Linear4bitStream::scale_pitch(a.parts, kChunk)),
-        scale_bytes(Linear4bitStream::scale_bytes(a.parts, groups, kChunk)),
-        stage_bytes(Linear4bitStream::stage_bytes(a.parts, groups, kChunk, kAffine)) {
+        k_begin(split * a.slots * Linear4bitStream::kSlotDepth),
+        k_end(min(k_begin + a.slots * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
+        code_pitch(Linear4bitStream::code_pitch(a.slots, kChunk)),
+        scale_pitch(Linear4bitStream::scale_pitch(a.slots, kChunk)),
+        scale_bytes(Linear4bitStream::scale_bytes(a.slots, groups, kChunk)),
+        stage_bytes(Linear4bitStream::stage_bytes(a.slots, groups, kChunk, kAffine)),
+        stages_offset(kNestedOffset + (a.weight.nested_absmax != nullptr ? Linear4bitShared::kNestedCodeBytes : 0)) {
     if constexpr (kGrouped) {
       // More tiles than the plan's rounds hold can only come of offsets without sense.
       const int clusters = tile_stride;
@@ -209,22 +219,37 @@ struct StreamBlock {
   // The first row of a tile.
   __device__ int row(int tile) const { return tile * groups * 16; }
 
-  __device__ static float* nested_code() {
-    return reinterpret_cast<float*>(dynamic_shared() + Linear4bitShared::kLutBytes);
-  }
+  __device__ static float* nested_code() { return reinterpret_cast<float*>(dynamic_shared() + kNestedOffset); }
   __device__ static StreamBarriers& barriers() {
     return *reinterpret_cast<StreamBarriers*>(dynamic_shared() + kBarriersOffset);
   }
-  // Codes of a stage's rows, then scales, then the zeros of affine formats.
-  __device__ int codes(int stage) const { return kStagesOffset + stage * stage_bytes; }
+  // Codes of a stage's rows, then, where they are not in gaps, scales and the zeros of affine formats.
+  __device__ int codes(int stage) const { return stages_offset + stage * stage_bytes; }
   __device__ int scales(int stage) const { return codes(stage) + groups * 16 * code_pitch; }
+  // Where they are: the gaps of a stage, and the place of a row's four of a slot, such that neither rows of a slot nor
+  // slots of a row share a bank.
+  __device__ int gap_stage_bytes() const { return Linear4bitStream::scale_gaps(args.slots, groups) * kTablePitch; }
+  __device__ int gap_scale(int row, int slot) const {
+    return kScaleGapsOffset + (row / 8 * args.slots + slot) * kTablePitch + ((row + slot) & 7) * 16;
+  }
   __device__ float* x_sums() const {
     return reinterpret_cast<float*>(dynamic_shared() + codes(args.stages) + warp * kXSumBytes);
   }
-  __device__ float4* sums() const {
-    return reinterpret_cast<float4*>(dynamic_shared() + codes(args.stages) + args.warps * kXSumBytes);
+  // A lane's sums of a warp and column tile, the warp's first.
+  __device__ float4* sums(int warp) const {
+    if constexpr (kAffine) {
+      return reinterpret_cast<float4*>(dynamic_shared() + codes(args.stages) + args.warps * kXSumBytes) +
+             warp * kColumnTiles * kSumPitch + lane;
+    }
+    return reinterpret_cast<float4*>(dynamic_shared() + kTableLine) + warp * kColumnTiles * kSumPitch +
+           lane / 8 * (kTablePitch / 16) + lane % 8;
   }
-  __device__ float4* cluster_sums() const { return sums() + args.warps * kColumnTiles * 32; }
+  static constexpr int kSumPitch = kAffine ? 32 : 64;
+  __device__ float4* cluster_sums() const {
+    const int at =
+        codes(args.stages) + (kAffine ? args.warps * (kXSumBytes + Linear4bitStream::sum_bytes(kColumnTiles)) : 0);
+    return reinterpret_cast<float4*>(dynamic_shared() + at);
+  }
   // The clusters' turns, or, where each has a range of its own, all.
   __device__ int count(int tiles) const {
     return tile_stride == 1 ? tiles : args.by_clusters.divide(tiles + tile_stride - 1).quotient;

@@ -8,11 +8,11 @@
 
 namespace qbits::cuda {
 
-template <class T, bool kAffine, bool kGrouped, int kColumnTiles>
-void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
+template <class T, bool kAffine, bool kGrouped, int kColumnTiles, int kWarpSlots>
+void launch_linear_4bit_stream_slots(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
   constexpr std::string_view kOp = "linear_4bit";
-  const auto kernel = plan.chunk == 64 ? linear_4bit_stream_kernel<T, kColumnTiles, 64, kAffine, kGrouped>
-                                       : linear_4bit_stream_kernel<T, kColumnTiles, 32, kAffine, kGrouped>;
+  const auto kernel = plan.chunk == 64 ? linear_4bit_stream_kernel<T, kColumnTiles, 64, kAffine, kGrouped, kWarpSlots>
+                                       : linear_4bit_stream_kernel<T, kColumnTiles, 32, kAffine, kGrouped, kWarpSlots>;
   allow_shared_memory(reinterpret_cast<const void*>(kernel), kOp);
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = ((plan.warps + 3) / 4 * 4 + Linear4bitStream::kServiceWarps) * 32,
@@ -20,6 +20,13 @@ void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitP
                           .cluster = plan.splits,
                           .overlaps = true};
   launch(kOp, kernel, shape, stream, args);
+}
+
+template <class T, bool kAffine, bool kGrouped, int kColumnTiles>
+void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
+  stream_warp_slots(plan) == 1
+      ? launch_linear_4bit_stream_slots<T, kAffine, kGrouped, kColumnTiles, 1>(args, plan, stream)
+      : launch_linear_4bit_stream_slots<T, kAffine, kGrouped, kColumnTiles, 2>(args, plan, stream);
 }
 
 template <class T, bool kAffine, bool kGrouped>

@@ -20,7 +20,8 @@ __device__ void stream_copy_codes(const Block& block) {
   const int bytes = (block.k_end - block.k_begin) / 2;
   const bool elected = elect_one();
   // Copies that every block starts at once come in together, late: those of the first ring are given time to arrive.
-  const int stage_clocks = block.stage_bytes / Linear4bitStream::kFirstBytesPerClock;
+  const int stage_clocks = (block.groups * 16 * block.code_pitch + block.scale_bytes * (Block::kIsAffine ? 2 : 1)) /
+                           Linear4bitStream::kFirstBytesPerClock;
   const int64_t start = clock64();
   int filled = 0;
   block.for_runs([&](const StreamRun& run) {
@@ -96,8 +97,8 @@ struct StreamFours {
 
   __device__ explicit StreamFours(const Block& b)
       : block(b),
-        row_fours(b.args.parts * Block::kSlotChunks / 4),
-        row_shift(row_fours > 1 ? 32 - __clz(b.args.parts * Block::kSlotChunks / 4 - 1) : 0),
+        row_fours(b.args.slots * Block::kSlotChunks / 4),
+        row_shift(row_fours > 1 ? 32 - __clz(b.args.slots * Block::kSlotChunks / 4 - 1) : 0),
         first_row(b.lane >> row_shift),
         column(b.lane & ((1 << row_shift) - 1)),
         step_rows(32 >> row_shift),
@@ -110,9 +111,12 @@ struct StreamFours {
   __device__ int rows(int tile) const { return k < block.k_end ? min(rows(), block.rows - block.row(tile)) : 0; }
 
   __device__ float4* place(int stage, int row) const {
+    if constexpr (Block::kScalesInGaps) {
+      return reinterpret_cast<float4*>(dynamic_shared() + stage * block.gap_stage_bytes() +
+                                       block.gap_scale(row, column));
+    }
     return reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage)) + row * (block.scale_pitch / 4) + column;
   }
-  __device__ int step() const { return step_rows * (block.scale_pitch / 4); }
 
   // Zeros as StreamAffineCodes has codes.
   __device__ void put(float4* to, float4 scale, float4 zero) const {
@@ -154,8 +158,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   // them, and the more often a warp begins anew. Two batches of them and 32 registers for all else.
   constexpr int kWords =
       kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
-  constexpr int kBatch =
-      std::min(8, (Linear4bitStream::service_registers(Block::kTiles, Block::kIsGrouped) - 32) / 2 / kWords);
+  constexpr int kBatch = Linear4bitStream::shares_registers(Block::kTiles, Block::kWarpSlots) && kWords > 2 ? 4 : 8;
   struct Batch {
     uint4 scale[kBatch];
     uint4 zero[kBatch];
@@ -215,12 +218,12 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
       stage_nested();
       if (at.row == 0) turns.wait();
       const int row = at.row + fours.first_row;
-      float4* to = fours.place(turns.stage.index, row);
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i, to += fours.step()) {
+      for (int i = 0; i < kBatch; ++i) {
         if (i == kBatch / 2 && at.row + i * fours.step_rows >= fours.tile_rows) break;
         if (row + i * fours.step_rows >= fours.rows()) continue;
-        fours.put(to, stream_finish_scales<kKind>(batch.scale[i], Block::nested_code(), offset),
+        fours.put(fours.place(turns.stage.index, row + i * fours.step_rows),
+                  stream_finish_scales<kKind>(batch.scale[i], Block::nested_code(), offset),
                   kAffine ? stream_finish_scales<kKind>(batch.zero[i], nullptr, 0.0F) : float4{});
       }
       advance(at);
@@ -250,9 +253,8 @@ __device__ void stream_bring_single_scales(const Block& block, int turn) {
   block.for_runs([&](const StreamRun& run) {
     for (int tile = run.first + turns.next * run.stride; tile < run.last; tile += 2 * run.stride) {
       turns.wait();
-      float4* to = fours.place(turns.stage.index, fours.first_row);
 #pragma unroll 1
-      for (int row = fours.first_row; row < fours.rows(); row += fours.step_rows, to += fours.step()) {
+      for (int row = fours.first_row; row < fours.rows(); row += fours.step_rows) {
         float scale[4] = {};
         float zero[4] = {};
 #pragma unroll
@@ -263,7 +265,7 @@ __device__ void stream_bring_single_scales(const Block& block, int turn) {
           scale[j] = w.scale(index);
           zero[j] = w.zero(index);
         }
-        fours.put(to, make_float4(scale[0], scale[1], scale[2], scale[3]),
+        fours.put(fours.place(turns.stage.index, row), make_float4(scale[0], scale[1], scale[2], scale[3]),
                   make_float4(zero[0], zero[1], zero[2], zero[3]));
       }
       turns.finish_stage();
@@ -334,7 +336,7 @@ __device__ void stream_take_sums(const Block& block) {
       parity ^= 1;
       for (int item = 0; item < items; ++item) {
         const float4* const parts =
-            block.sums() + (item / kColumnTiles * args.parts * kColumnTiles + item % kColumnTiles) * 32 + block.lane;
+            block.sums(item / kColumnTiles * args.parts) + item % kColumnTiles * Block::kSumPitch;
         float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll 1
         for (int p = 0; p < args.parts; p += kBatch) {
@@ -342,7 +344,7 @@ __device__ void stream_take_sums(const Block& block) {
 #pragma unroll
           for (int i = 0; i < kBatch; ++i) {
             batch[i] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-            if (p + i < args.parts) batch[i] = parts[(p + i) * kColumnTiles * 32];
+            if (p + i < args.parts) batch[i] = parts[(p + i) * kColumnTiles * Block::kSumPitch];
           }
 #pragma unroll
           for (int i = 0; i < kBatch; ++i) add(sum, batch[i]);

@@ -24,9 +24,9 @@ struct WgmmaRowDecoder {
     row = group * 64 + warp * 16 + lane / 4;
     codes = window + Layout::kCodes + row * kLine + (row * kLine / 128 % (kLine / 16)) * 16;
     scales = window + Layout::kScales + Layout::scale_place(row, 0);
-    lane_table = window | lane * 4;
+    lane_table = lane_of_table(window, lane);
     top = fraction_top(window);
-    selector = Shape::kLookedUp ? 0x7604 | (lane % 4) << 4 : 0x4040 | (lane % 4) * 0x0101;
+    selector = Shape::kLookedUp ? byte_of_table(lane % 4) : 0x4040 | (lane % 4) * 0x0101;
   }
 
   // The tile's row of the upper and lower half of a fragment.
@@ -140,10 +140,10 @@ struct WgmmaColumnDecoder {
     codes = window + Layout::kCodes + lane * 64 + ((column / 32 ^ (lane / 2 & 3)) * 16);
     scales = window + Layout::kScales + (wide_groups ? column / 64 * 2 : column / 32) * Layout::kScaleGroupBytes +
              Layout::scale_place(lane % 4 * 2, 0);
-    lane_table = window | lane * 4;
+    lane_table = lane_of_table(window, lane);
     top = fraction_top(window);
-    selectors[0] = 0x7604 | warp % 2 << 4;
-    selectors[1] = 0x7604 | (2 + warp % 2) << 4;
+    selectors[0] = byte_of_table(warp % 2);
+    selectors[1] = byte_of_table(2 + warp % 2);
   }
 
   __device__ int output_row(int half) const { return static_cast<int>(column) + half; }

@@ -3,6 +3,7 @@
 #include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_mma_parts.cuh"
 #include "cuda/linear_4bit_ptx.cuh"
+#include "cuda/linear_4bit_table.cuh"
 #include "cuda/linear_4bit_wgmma_mma.cuh"
 #include "cuda/tile_maps.cuh"
 #include "ops/linear_4bit_wgmma_plan.h"
@@ -78,11 +79,6 @@ struct WgmmaArgs {
   Weight4bitView weight;
 };
 
-// A line of the table begins at 256 times its byte, so that one instruction turns a byte into an address. The other
-// half of each 256 bytes is a gap.
-inline constexpr int kTableLine = 128;
-inline constexpr int kTablePitch = 256;
-
 // Where the parts lie in the block's shared window. The addresses are constants so that a lookup needs no addition;
 // the kernel checks that dynamic shared memory begins where they say.
 inline constexpr int kWgmmaAllBarrier = 1;    // named barriers: of the computing warpgroups,
@@ -119,7 +115,7 @@ struct WgmmaLayout {
            (row % 8 * 2 + row / 8 % 2) * kRuns * kScaleWords * 4 + run % kRuns * 4;
   }
   static constexpr int kScaleBytes = kScaleTotal * (Shape::kAffine && !Shape::kComputed ? 2 : 1);
-  static constexpr uint32_t kBase = 1024;
+  static constexpr uint32_t kBase = kSharedBase;
   static constexpr uint32_t kTable = kBase;
   static constexpr uint32_t kScales = kTable + kTableLine;
   static constexpr int kSlabPitch = kTablePitch;  // from row to row
@@ -251,16 +247,6 @@ struct WgmmaScale {
 template <class T, class Shape>
 __device__ WgmmaScale make_scale(float scale, float zero) {
   return {scale, kFractions<T, Shape> ? -kFractionShift * scale : zero, Shape::kLookedUp ? scale : 16 * scale};
-}
-
-// What the table says of a byte. `offset`: the byte times kTablePitch, four times the lane in the low bits.
-template <uint32_t kTable>
-__device__ uint32_t look_up(uint32_t offset) {
-  uint32_t pair = 0;
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm("ld.shared.b32 %0, [%1+%2];\n" : "=r"(pair) : "r"(offset), "n"(kTable));
-#endif
-  return pair;
 }
 
 // Weights: the first (kHalf 0), or the second, of a pair of codes, scaled in float32. `top`: the rest of a fraction.

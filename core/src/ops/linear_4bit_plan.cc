@@ -122,11 +122,12 @@ int64_t likely_pieces(const Linear4bitProblem& p, int64_t columns) {
 std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& p, int64_t rows) {
   auto stream = linear_4bit_stream_plan(p);
   if (!stream) return {};
-  constexpr int64_t kElements = int64_t{1} << 24;
+  constexpr int64_t kElements = int64_t{1} << 24;  // of experts, from which wgmma is faster
   const int64_t products = std::clamp<int64_t>(p.experts, 1, p.m);
-  if (rows > 8 && p.n * p.k >= ceil_div(kElements, products)) {
+  if (rows > 8 && (p.experts == 0 || p.n * p.k >= ceil_div(kElements, products))) {
     const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false);
-    if (wgmma.obstacle.empty() && wgmma.decode == WgmmaDecode::Sums) return linear_4bit_wgmma_plan_of(wgmma);
+    const bool faster = p.experts > 0 || wgmma.time < stream->time;
+    if (wgmma.obstacle.empty() && wgmma.decode == WgmmaDecode::Sums && faster) return linear_4bit_wgmma_plan_of(wgmma);
   }
   stream->reason = "few rows";
   return stream;

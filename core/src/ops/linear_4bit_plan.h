@@ -88,10 +88,11 @@ struct Linear4bitPlan {
   int64_t blocks = 0;       // thread blocks
   int column_tiles = 0;     // Stream: groups of 8 rows of x
   int warps = 0;            // Stream: of a block that multiply
-  int parts = 0;            // Stream: warps that share weight rows, each with 256 of K
+  int parts = 0;            // Stream: warps that share weight rows, each with 256 of K, or 512
   int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
+  double time = 0;            // Stream: microseconds, by the model
   WgmmaPlan wgmma = {};       // Wgmma: the rest
   AheadPlan ahead = {};       // Ahead: the rest
   MmaIsa isa = MmaIsa::Sm80;  // Mma
@@ -150,10 +151,17 @@ int linear_4bit_chunk(const Linear4bitProblem& problem);
 std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& problem);
 QBITS_API std::vector<Linear4bitPlan> linear_4bit_stream_plans(const Linear4bitProblem& problem);
 
+// Of a table that byte permutations address, each byte's pair, 32 times over, is a line that begins 256 bytes after the
+// one before. The gaps between hold other things.
+struct Linear4bitTable {
+  static constexpr int kLines = 256;
+  static constexpr int kLine = 128;
+  static constexpr int kPitch = 256;
+};
+
 // Shared memory of the tensor-core kernels, which lay it out by the same numbers.
 struct Linear4bitShared {
-  static constexpr int kPairBytes = 256 * 4;         // both values of every byte of codes
-  static constexpr int kLutBytes = kPairBytes * 32;  // a copy per bank
+  static constexpr int kPairBytes = 256 * 4;  // both values of every byte of codes
   static constexpr int kNestedCodeBytes = 256 * 4;
   static constexpr int codes(const Linear4bitTile& t) { return t.n * t.k / 2; }
   static constexpr int x(const Linear4bitTile& t) { return t.m * t.k * 2; }
@@ -183,45 +191,6 @@ struct Linear4bitShared {
   static constexpr int grad_x(const Linear4bitTile& t, int stages) {
     return stages * t.m * t.k * 2 + 2 * t.k * t.n * 2;
   }
-};
-
-// The shape of the Stream kernel. A slot is what a warp reads at once: 256 columns of 16 weight rows.
-struct Linear4bitStream {
-  static constexpr int kMaxM = 16;
-  static constexpr int kMaxWarps = 16;     // that multiply
-  static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
-  static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Registers of a thread, where warps may share them out: together no more than the 96 of each of 20 warps. A second
-  // column tile, and the search for experts, leave those that multiply short of them.
-  static constexpr int service_registers(int column_tiles, bool grouped) {
-    return column_tiles == 1 && !grouped ? 96 : 64;
-  }
-  static constexpr int multiply_registers(int column_tiles, bool grouped) {
-    return column_tiles == 1 && !grouped ? 96 : 104;
-  }
-  static constexpr int kSlotDepth = 256;
-  static constexpr int kMaxStages = 6;
-  static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
-  static constexpr int kBarrierBytes = 128;
-  // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
-  static constexpr int code_pitch(int parts, int chunk) { return parts * kSlotDepth / 2 + chunk / 2; }
-  static constexpr int scale_pitch(int parts, int chunk) { return 4 * (parts * kSlotDepth / chunk / 4 | 1); }
-  static constexpr int scale_bytes(int parts, int groups, int chunk) {
-    return groups * 16 * scale_pitch(parts, chunk) * 4;
-  }
-  static constexpr int stage_bytes(int parts, int groups, int chunk, bool affine) {
-    return groups * 16 * code_pitch(parts, chunk) + scale_bytes(parts, groups, chunk) * (affine ? 2 : 1);
-  }
-  // Where codes are looked up, and the map of double-quantized scales: affine formats have neither.
-  static constexpr int table_bytes(bool affine) {
-    return affine ? 0 : Linear4bitShared::kLutBytes + Linear4bitShared::kNestedCodeBytes;
-  }
-  // Sums of x over the chunks of a warp, for affine formats.
-  static constexpr int x_sum_bytes(int column_tiles, int chunk, bool affine) {
-    return affine ? kSlotDepth / chunk * column_tiles * 32 : 0;
-  }
-  // Sums of 16 weight rows and the rows of x.
-  static constexpr int sum_bytes(int column_tiles) { return 32 * 16 * column_tiles; }
 };
 
 }  // namespace qbits

@@ -1,0 +1,58 @@
+#pragma once
+
+#include "ops/linear_4bit_plan.h"
+
+// The shape of the Stream kernel of linear_4bit, by which its plan and the kernel lay shared memory out.
+
+namespace qbits {
+
+// The shape of the Stream kernel. A slot is what a warp reads at once: 256 columns of 16 weight rows.
+struct Linear4bitStream {
+  static constexpr int kMaxM = 16;
+  static constexpr int kMaxWarps = 8;      // that multiply
+  static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
+  static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
+  // Registers of a thread, where x fills 128 of them: shared out anew among the 168 that a launch gives each of 12
+  // warps.
+  static constexpr bool shares_registers(int column_tiles, int warp_slots) { return column_tiles * warp_slots == 4; }
+  static constexpr int kServiceRegisters = 88;
+  static constexpr int kMultiplyRegisters = 208;
+  static constexpr int kSlotDepth = 256;
+  static constexpr int kMaxStages = 6;
+  static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
+  static constexpr int kBarrierBytes = 128;
+  // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
+  static constexpr int code_pitch(int slots, int chunk) { return slots * kSlotDepth / 2 + chunk / 2; }
+  static constexpr int scale_pitch(int slots, int chunk) { return 4 * (slots * kSlotDepth / chunk / 4 | 1); }
+  static constexpr int scale_bytes(int slots, int groups, int chunk) {
+    return groups * 16 * scale_pitch(slots, chunk) * 4;
+  }
+  static constexpr int stage_bytes(int slots, int groups, int chunk, bool affine) {
+    const int codes = groups * 16 * code_pitch(slots, chunk);
+    return scales_in_gaps(chunk, affine) ? codes : codes + scale_bytes(slots, groups, chunk) * (affine ? 2 : 1);
+  }
+  // Where codes are looked up; affine formats are not. The table's gaps hold the sums of warps, 8 lanes' in each, and
+  // then scales, where a slot has four in a row: eight rows of a slot in each.
+  static constexpr int table_bytes(bool affine) {
+    return affine ? 0 : Linear4bitTable::kLines * Linear4bitTable::kPitch;
+  }
+  static constexpr bool scales_in_gaps(int chunk, bool affine) { return !affine && chunk * 4 == kSlotDepth; }
+  static constexpr int sum_gaps(int column_tiles) { return kMaxWarps * column_tiles * 4; }
+  static constexpr int scale_gaps(int slots, int groups) { return slots * groups * 2; }
+  // Sums of x over the chunks of a warp, for affine formats.
+  static constexpr int x_sum_bytes(int column_tiles, int chunk, bool affine) {
+    return affine ? kSlotDepth / chunk * column_tiles * 32 : 0;
+  }
+  // Sums of 16 weight rows and the rows of x.
+  static constexpr int sum_bytes(int column_tiles) { return 32 * 16 * column_tiles; }
+};
+
+// Of a plan: the slots that a row of a split has, and how many of them a warp takes.
+constexpr int stream_slots(const Linear4bitPlan& plan) {
+  return static_cast<int>(plan.split_depth / Linear4bitStream::kSlotDepth);
+}
+constexpr int stream_warp_slots(const Linear4bitPlan& plan) {
+  return (stream_slots(plan) + plan.parts - 1) / plan.parts;
+}
+
+}  // namespace qbits
