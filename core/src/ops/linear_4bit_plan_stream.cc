@@ -9,15 +9,17 @@ namespace qbits {
 namespace {
 
 // Fitted to times of an H200, in clocks, directly after another product in a graph.
-constexpr double kBytesPerClock = 16.0;           // that each SM draws from memory where all do
-constexpr double kMostPerClock = 32.0;            // that one draws at most
-constexpr double kXBytesPerClock = 40.0;          // of x, that a block loads before all else
-constexpr double kSlotClocks[] = {360.0, 560.0};  // of a warp for a slot, with one column tile and two
-constexpr double kAffineSlot = 1.35;              // times that of affine formats with two
-constexpr double kRoundClocks = 40.0;             // what a round costs besides
-constexpr double kClusterClocks = 750.0;          // for each block of a cluster, since so many SMs must be free at once
+constexpr double kBytesPerClock = 16.0;   // that each SM draws from memory where all do
+constexpr double kMostPerClock = 32.0;    // that one draws at most
+constexpr double kRoundClocks = 40.0;     // what a round costs besides
+constexpr double kClusterClocks = 750.0;  // for each block of a cluster, since so many SMs must be free at once
 constexpr double kClocksPerMicrosecond = 1750.0;
-constexpr double kLaunch = 2.0;  // microseconds
+constexpr double kLaunch = 1.7;  // microseconds
+
+// With one column tile and two.
+constexpr double kXBytesPerClock[] = {40.0, 25.0};  // of x, that a block loads before all else
+constexpr double kSlotClocks[] = {360.0, 560.0};    // of a warp for a slot
+constexpr double kAffineClocks[] = {540.0, 760.0};  // for one of an affine format
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -81,11 +83,12 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
       const double bytes = static_cast<double>(groups * 16 * slots) * (Linear4bitStream::kSlotDepth / 2 + 16);
       const double resident = static_cast<double>(plan.blocks) / static_cast<double>(waves);
       const double transfer = bytes / std::clamp(kBytesPerClock * p.sm_count / resident, kBytesPerClock, kMostPerClock);
-      const double slot = kSlotClocks[column_tiles - 1] * (affine && column_tiles == 2 ? kAffineSlot : 1.0);
+      const double slot = (affine ? kAffineClocks : kSlotClocks)[column_tiles - 1];
       const double issue = slot * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
-      const double x_rows = static_cast<double>(std::min<int64_t>(p.m, 8 * column_tiles));
+      const int64_t x_rows = std::min<int64_t>(p.m, 8 * column_tiles);
+      const double x_bytes = static_cast<double>(x_rows * groups * plan.split_depth * 2);  // each group loads its own
       const double clocks =
-          x_rows * static_cast<double>(plan.split_depth * 2) / kXBytesPerClock +
+          x_bytes / kXBytesPerClock[column_tiles - 1] +
           static_cast<double>(ceil_div(tiles, columns) * waves) * (std::max(transfer, issue) + kRoundClocks) +
           (splits > 1 ? kClusterClocks * splits : 0.0);
       plan.time = kLaunch + clocks / kClocksPerMicrosecond;
