@@ -135,7 +135,8 @@ TEST(Linear4bitPlan, EveryArchitectureReachesItsTensorCores) {
             const Linear4bitKernel hopper = cc == 90 ? Linear4bitKernel::Wgmma : Linear4bitKernel::Mma;
             const Linear4bitKernel few = cc >= 90 ? Linear4bitKernel::Stream : Linear4bitKernel::Mma;
             const bool either = cc == 90 && m == 16 && forward.kernel == Linear4bitKernel::Wgmma;
-            if (!either) EXPECT_EQ(forward.kernel, m <= 16 ? few : hopper) << cc << ": " << to_string(forward);
+            const Linear4bitKernel expected = m <= 16 && !either ? few : hopper;
+            EXPECT_EQ(forward.kernel, expected) << cc << ": " << to_string(forward);
             const Linear4bitKernel ahead = cc == 90 && m == 4096 ? Linear4bitKernel::Ahead : hopper;
             EXPECT_EQ(grad_x.kernel, ahead) << cc << ": " << to_string(grad_x);
           }
@@ -214,7 +215,7 @@ TEST(Linear4bitPlan, SixteenRowsTakeStreamOrWgmma) {
       const bool stream = coding == Coding::Affine ? c.affine_stream : c.stream;
       EXPECT_EQ(plan.kernel, stream ? Linear4bitKernel::Stream : Linear4bitKernel::Wgmma)
           << c.n << " x " << c.k << ": " << to_string(plan);
-      if (!stream) EXPECT_EQ(plan.wgmma.columns, 16) << to_string(plan);
+      EXPECT_EQ(plan.wgmma.columns, stream ? WgmmaPlan().columns : 16) << to_string(plan);
     }
   }
 }
