@@ -70,7 +70,7 @@ __device__ void stream_fill_table(const Block& block) {
   }
 }
 
-// Codes of a lane: its eighths of kCount chunks of row g, and of row g + 8.
+// Codes of a lane: its quarters of kCount chunks of row g, and of row g + 8.
 template <int kChunk, int kCount>
 struct StreamCodes {
   uint32_t upper[kCount][kChunk / 32];

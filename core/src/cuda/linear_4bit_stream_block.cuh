@@ -124,8 +124,9 @@ __device__ inline int stream_warp() {
 }
 
 // Dynamic shared memory holds the table of code pairs, in its gaps sums of the warps and scales; then barriers, the map
-// of double quantization, stages, and sums of the blocks of a cluster. Affine formats have neither table nor map; their
-// stages hold scales and zeros, too, and after them come sums of x and of the warps.
+// of double quantization, stages, and sums of the blocks of a cluster. Stages hold codes, and scales of 32 elements.
+// Affine formats have neither table nor map; their stages hold scales and zeros, too, and after them come sums of x and
+// of the warps.
 template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlotsOf>
 struct StreamBlock {
   static constexpr int kWarpSlots = kWarpSlotsOf;
@@ -226,8 +227,8 @@ struct StreamBlock {
   // Codes of a stage's rows, then, where they are not in gaps, scales and the zeros of affine formats.
   __device__ int codes(int stage) const { return stages_offset + stage * stage_bytes; }
   __device__ int scales(int stage) const { return codes(stage) + groups * 16 * code_pitch; }
-  // Where they are: the gaps of a stage, and the place of a row's four of a slot, such that neither rows of a slot nor
-  // slots of a row share a bank.
+  // Where they are: the gaps of a stage, and the place of a row's four of a slot, such that neither eight rows of a
+  // slot nor eight slots of a row share a bank.
   __device__ int gap_stage_bytes() const { return Linear4bitStream::scale_gaps(args.slots, groups) * kTablePitch; }
   __device__ int gap_scale(int row, int slot) const {
     return kScaleGapsOffset + (row / 8 * args.slots + slot) * kTablePitch + ((row + slot) & 7) * 16;
@@ -235,13 +236,13 @@ struct StreamBlock {
   __device__ float* x_sums() const {
     return reinterpret_cast<float*>(dynamic_shared() + codes(args.stages) + warp * kXSumBytes);
   }
-  // A lane's sums of a warp and column tile, the warp's first.
-  __device__ float4* sums(int warp) const {
+  // A lane's sums of a warp that multiplies, of its first column tile.
+  __device__ float4* sums(int of_warp) const {
     if constexpr (kAffine) {
       return reinterpret_cast<float4*>(dynamic_shared() + codes(args.stages) + args.warps * kXSumBytes) +
-             warp * kColumnTiles * kSumPitch + lane;
+             of_warp * kColumnTiles * kSumPitch + lane;
     }
-    return reinterpret_cast<float4*>(dynamic_shared() + kTableLine) + warp * kColumnTiles * kSumPitch +
+    return reinterpret_cast<float4*>(dynamic_shared() + kTableLine) + of_warp * kColumnTiles * kSumPitch +
            lane / 8 * (kTablePitch / 16) + lane % 8;
   }
   static constexpr int kSumPitch = kAffine ? 32 : 64;

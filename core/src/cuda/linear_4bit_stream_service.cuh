@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/linear_4bit_stream_block.cuh"
 
 // The service warps of the Stream kernel: one copies codes, two bring scales, one adds and writes sums.
@@ -155,7 +153,7 @@ struct StreamTurns {
 template <class T, class Block, int kChunk, bool kAffine, StreamScales kKind>
 __device__ void stream_bring_scales(const Block& block, int turn) {
   // Of a lane's fours, which are loaded before those that came last are stored: the fewer, the longer a round waits for
-  // them, and the more often a warp begins anew. Two batches of them and 32 registers for all else.
+  // them, and the more often a warp begins anew. Two batches of them have to find registers.
   constexpr int kWords =
       kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
   constexpr int kBatch = Linear4bitStream::shares_registers(Block::kTiles, Block::kWarpSlots) && kWords > 2 ? 4 : 8;

@@ -125,8 +125,8 @@ QBITS_API int64_t max_pieces(const Linear4bitProblem& problem, int64_t columns);
 // As many as there are if every expert has its share of the rows: what plans are made for.
 QBITS_API int64_t likely_pieces(const Linear4bitProblem& problem, int64_t columns);
 
-// The Stream plan, if there is one; or that of wgmma's smallest tiles where they are faster, by measurements on an
-// H200: from 9 rows of a product on, where sums are scaled and weights are enough for all multiprocessors.
+// The Stream plan, if there is one; or that of wgmma's smallest tiles, from 9 rows of a product on and where sums are
+// scaled, if they are faster: by the models' times, or, of experts, where weights are enough for all multiprocessors.
 std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& problem, int64_t rows);
 
 // Plans of the kernels that compute any problem, and of the others where nothing is in their way. Mma: without splits,

@@ -41,7 +41,7 @@ int shared_bytes(const Linear4bitPlan& plan, const Linear4bitProblem& p) {
 // The stages whose scales the table's gaps hold.
 int most_stages(const Linear4bitPlan& plan, bool affine) {
   if (!Linear4bitStream::scales_in_gaps(plan.chunk, affine)) return Linear4bitStream::kMaxStages;
-  const int gaps = 256 - Linear4bitStream::sum_gaps(plan.column_tiles);
+  const int gaps = Linear4bitTable::kLines - Linear4bitStream::sum_gaps(plan.column_tiles);
   return std::min(gaps / Linear4bitStream::scale_gaps(stream_slots(plan), plan.warps / plan.parts),
                   Linear4bitStream::kMaxStages);
 }
@@ -87,11 +87,10 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
       const double issue = slot * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
       const int64_t x_rows = std::min<int64_t>(p.m, 8 * column_tiles);
       const double x_bytes = static_cast<double>(x_rows * groups * plan.split_depth * 2);  // each group loads its own
-      const double clocks =
-          x_bytes / kXBytesPerClock[column_tiles - 1] +
-          static_cast<double>(ceil_div(tiles, columns) * waves) * (std::max(transfer, issue) + kRoundClocks) +
-          (splits > 1 ? kClusterClocks * splits : 0.0);
-      plan.time = kLaunch + clocks / kClocksPerMicrosecond;
+      const double clocks = x_bytes / kXBytesPerClock[column_tiles - 1] +
+                            static_cast<double>(ceil_div(tiles, columns)) * (std::max(transfer, issue) + kRoundClocks) +
+                            (splits > 1 ? kClusterClocks * splits : 0.0);
+      plan.time = kLaunch + static_cast<double>(waves) * clocks / kClocksPerMicrosecond;
       return plan;
     }
     if (splits == 1) return {};
@@ -110,6 +109,9 @@ std::vector<Linear4bitPlan> candidates(const Linear4bitProblem& p, int column_ti
   if (p.experts == 0 && p.m > Linear4bitStream::kMaxM) return found;
   for (const int splits : {1, 2, 4, 8}) {
     for (const int warp_slots : {1, 2}) {
+      // What a launch gives is too few registers for these; only Hopper shares them out. Experts have no other plan.
+      const bool shares = Linear4bitStream::shares_registers(column_tiles, warp_slots);
+      if (shares && p.compute_capability != 90 && p.experts == 0) continue;
       for (const int max_warps : {Linear4bitStream::kMaxWarps, Linear4bitStream::kMaxWarps / 2}) {
         const auto c = candidate(p, column_tiles, splits, warp_slots, max_warps);
         if (c && (found.empty() || !(found.back() == *c))) found.push_back(*c);

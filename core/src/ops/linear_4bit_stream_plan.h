@@ -2,11 +2,11 @@
 
 #include "ops/linear_4bit_plan.h"
 
-// The shape of the Stream kernel of linear_4bit, by which its plan and the kernel lay shared memory out.
+// The Stream kernel of linear_4bit: the numbers by which its plan and the kernel lay shared memory out.
 
 namespace qbits {
 
-// The shape of the Stream kernel. A slot is what a warp reads at once: 256 columns of 16 weight rows.
+// A slot is what a warp reads at once: 256 columns of 16 weight rows.
 struct Linear4bitStream {
   static constexpr int kMaxM = 16;
   static constexpr int kMaxWarps = 8;      // that multiply
@@ -39,7 +39,7 @@ struct Linear4bitStream {
   static constexpr bool scales_in_gaps(int chunk, bool affine) { return !affine && chunk * 4 == kSlotDepth; }
   static constexpr int sum_gaps(int column_tiles) { return kMaxWarps * column_tiles * 4; }
   static constexpr int scale_gaps(int slots, int groups) { return slots * groups * 2; }
-  // Sums of x over the chunks of a warp, for affine formats.
+  // Sums of x over the chunks of a slot, for affine formats.
   static constexpr int x_sum_bytes(int column_tiles, int chunk, bool affine) {
     return affine ? kSlotDepth / chunk * column_tiles * 32 : 0;
   }
