@@ -47,6 +47,11 @@ struct Linear4bitStream {
   static constexpr int sum_bytes(int column_tiles) { return 32 * 16 * column_tiles; }
 };
 
+// No warp has more than two slots, so a block has 16 for its groups of rows, and the gaps hold all stages.
+static_assert(Linear4bitStream::sum_gaps(2) +
+                  Linear4bitStream::kMaxStages * Linear4bitStream::scale_gaps(2 * Linear4bitStream::kMaxWarps, 1) <=
+              Linear4bitTable::kLines);
+
 // Of a plan: the slots that a row of a split has, and how many of them a warp takes.
 constexpr int stream_slots(const Linear4bitPlan& plan) {
   return static_cast<int>(plan.split_depth / Linear4bitStream::kSlotDepth);

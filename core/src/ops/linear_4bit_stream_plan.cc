@@ -1,8 +1,9 @@
+#include "ops/linear_4bit_stream_plan.h"
+
 #include <algorithm>
 #include <iterator>
 
 #include "ops/ceil_div.h"
-#include "ops/linear_4bit_stream_plan.h"
 #include "ops/resident_clusters.h"
 
 namespace qbits {
@@ -38,14 +39,6 @@ int shared_bytes(const Linear4bitPlan& plan, const Linear4bitProblem& p) {
   return static_cast<int>(std::min<int64_t>(bytes, 1 << 30));
 }
 
-// The stages whose scales the table's gaps hold.
-int most_stages(const Linear4bitPlan& plan, bool affine) {
-  if (!Linear4bitStream::scales_in_gaps(plan.chunk, affine)) return Linear4bitStream::kMaxStages;
-  const int gaps = Linear4bitTable::kLines - Linear4bitStream::sum_gaps(plan.column_tiles);
-  return std::min(gaps / Linear4bitStream::scale_gaps(stream_slots(plan), plan.warps / plan.parts),
-                  Linear4bitStream::kMaxStages);
-}
-
 // The plan with these choices, or nothing where the device cannot hold it.
 std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_tiles, int splits, int warp_slots,
                                         int max_warps) {
@@ -76,7 +69,7 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
     const int64_t columns = std::min(tiles, resident_clusters(p.sm_count, splits) * waves);
     plan.rounds = static_cast<int>(ceil_div(max_tiles, columns));
     plan.blocks = columns * splits;
-    for (plan.stages = most_stages(plan, affine); plan.stages >= 2; --plan.stages) {
+    for (plan.stages = Linear4bitStream::kMaxStages; plan.stages >= 2; --plan.stages) {
       plan.shared_bytes = shared_bytes(plan, p);
       if (plan.shared_bytes > limit.block) continue;
       // Of a stage: codes, and float32 scales, or 16-bit ones with zeros, of 64 elements.
