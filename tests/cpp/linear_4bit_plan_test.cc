@@ -286,8 +286,7 @@ TEST(Linear4bitPlan, LargeSizesAndRefusals) {
 TEST(Linear4bitPlan, PrintsOneLine) {
   EXPECT_EQ(
       to_string(linear_4bit_plan({.block_size = 64, .n = 8192, .k = 8192, .m = 1})),
-      "stream 8x16, 8 warps, chunk 64, 4 stages, 8 rounds, 202880 B shared, 132 blocks, 2 splits of 4096, a cluster "
-      "(few rows)");
+      "stream 8x16, 8 warps, chunk 64, 4 stages, 4 rounds, 200832 B shared, 132 blocks, 2 phases of 4096 (few rows)");
   EXPECT_EQ(to_string(linear_4bit_plan(kAmpere)),
             "mma 8x32x512, chunk 64, 6 stages, 138240 B shared, 128 blocks (smallest tile that holds m)");
   EXPECT_EQ(to_string(linear_4bit_plan(kTuring)),

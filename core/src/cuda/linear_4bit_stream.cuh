@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "cuda/linear_4bit_stream_service.cuh"
 
 // linear_4bit for few rows of x, bound by the memory that holds the weight. Each warp keeps its share of x in
@@ -9,10 +11,11 @@
 
 namespace qbits::cuda {
 
-// x of a slot: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile. Affine: each 8
-// in the order of StreamAffineCodes.
-template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
-__device__ void stream_load_x(const Block& block, const StreamRun& run, int slot, uint32_t (&x)[kColumnTiles][32]) {
+// x of a slot of a phase: a lane's 16 (or twice 8) elements of each 64 of the depth, of row g of each column tile; each
+// 8, where wanted, in the order of StreamAffineCodes.
+template <class T, class Block, int kColumnTiles, int kChunk, bool kOrdered>
+__device__ void stream_load_x(const Block& block, const StreamRun& run, int phase, int slot,
+                              uint32_t (&x)[kColumnTiles][32]) {
   const StreamArgs& args = block.args;
   const int t = block.lane % 4;
 #pragma unroll
@@ -20,17 +23,30 @@ __device__ void stream_load_x(const Block& block, const StreamRun& run, int slot
 #pragma unroll
     for (int v = 0; v < 8; ++v) {
       const int column = kChunk == 64 ? v / 2 * 64 + t * 16 + v % 2 * 8 : v * 32 + t * 8;
-      const int k = block.k_begin + slot * Linear4bitStream::kSlotDepth + column;
+      const int k = block.k_begin(phase) + slot * Linear4bitStream::kSlotDepth + column;
       const int m = run.m0 + ct * 8 + block.lane / 4;
       uint4 value = make_uint4(0, 0, 0, 0);
-      if (m < run.m_end && k < block.k_end) {
+      if (m < run.m_end && k < block.k_end(phase)) {
         value = *reinterpret_cast<const uint4*>(static_cast<const T*>(args.x) + m * args.weight.cols + k);
       }
-      if constexpr (kAffine) value = StreamAffineCodes<T>::order(value);
+      if constexpr (kOrdered) value = StreamAffineCodes<T>::order(value);
       x[ct][4 * v] = value.x;
       x[ct][4 * v + 1] = value.y;
       x[ct][4 * v + 2] = value.z;
       x[ct][4 * v + 3] = value.w;
+    }
+  }
+}
+
+// Each 8 elements in the order of StreamAffineCodes.
+template <class T, int kColumnTiles>
+__device__ void stream_order_x(uint32_t (&x)[kColumnTiles][32]) {
+#pragma unroll
+  for (int ct = 0; ct < kColumnTiles; ++ct) {
+#pragma unroll
+    for (int i = 0; i < 32; i += 4) {
+      const uint4 value = StreamAffineCodes<T>::order(make_uint4(x[ct][i], x[ct][i + 1], x[ct][i + 2], x[ct][i + 3]));
+      x[ct][i] = value.x, x[ct][i + 1] = value.y, x[ct][i + 2] = value.z, x[ct][i + 3] = value.w;
     }
   }
 }
@@ -95,7 +111,7 @@ template <class T, class Block, int kColumnTiles, int kChunk, bool kAffine>
 __device__ void stream_multiply(const Block& block) {
   constexpr int kSlotChunks = Block::kSlotChunks;
   constexpr int kWarpSlots = Block::kWarpSlots;
-  constexpr bool kShares = Linear4bitStream::shares_registers(kColumnTiles, kWarpSlots);
+  constexpr bool kShares = Block::kShares;
   constexpr bool kFillsLate = !kAffine && !kShares;  // the table; as registers allow
   // Chunks whose products are under way, so that none waits for one before: as registers allow.
   constexpr int kAtOnce = kShares && kChunk == 32 ? 1 : 4;
@@ -145,93 +161,122 @@ __device__ void stream_multiply(const Block& block) {
   StreamStage stage;
   int sums_parity = 1;  // free at first
   block.for_runs([&](const StreamRun& run) {
-    uint32_t x[kWarpSlots][kColumnTiles][32];
+    using X = uint32_t[kWarpSlots][kColumnTiles][32];
+    X x;
+    X next;  // of the next phase, which comes while this one's products are computed
+    const auto load_x = [&](int phase, X& to) {
 #pragma unroll
-    for (int s = 0; s < kWarpSlots; ++s) {
-      stream_load_x<T, Block, kColumnTiles, kChunk, kAffine>(block, run, slot + s, x[s]);
-    }
-    if constexpr (kAffine) {
-      __syncwarp();  // the sums of the run before have been read
+      for (int s = 0; s < kWarpSlots; ++s) {
+        if (phase == block.phases()) break;
+        stream_load_x<T, Block, kColumnTiles, kChunk, kAffine && !Block::kPhased>(block, run, phase, slot + s, to[s]);
+      }
+    };
+    const auto sum_x = [&] {
+      if constexpr (kAffine) {
+        __syncwarp();  // the sums before have been read
 #pragma unroll
-      for (int s = 0; s < kWarpSlots; ++s) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, s, x[s]);
-      __syncwarp();
+        for (int s = 0; s < kWarpSlots; ++s) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, s, x[s]);
+        __syncwarp();
+      }
+    };
+    if constexpr (Block::kPhased) {
+      load_x(0, next);
+    } else {
+      load_x(0, x);
+      sum_x();
     }
     if constexpr (!Block::kIsGrouped && !kAffine) {
       if (kFillsLate && args.early) stream_fill_table(block);  // while x comes
       barrier_sync(1, args.warps * 32);
     }
-    const auto has_slot = [&](int s) {
-      return block.k_begin + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end;
-    };
-    for (int tile = run.first; tile < run.last; tile += run.stride) {
-      mbarrier_wait(&barriers.full[stage.index], stage.parity);
-      float sums[kColumnTiles][4] = {};
+    const auto multiply = [&](int phase) {
+      const auto has_slot = [&](int s) {
+        return block.k_begin(phase) + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end(phase);
+      };
+      for (int tile = run.first; tile < run.last; tile += run.stride) {
+        mbarrier_wait(&barriers.full[stage.index], stage.parity);
+        float sums[kColumnTiles][4] = {};
 #pragma unroll
-      for (int s = 0; s < kWarpSlots; ++s) {
-        if (!has_slot(s)) break;
-        const uint8_t* const codes =
-            dynamic_shared() + code_at + s * (Linear4bitStream::kSlotDepth / 2) + stage.index * block.stage_bytes;
-        const uint8_t* const scales = dynamic_shared() + scale_at[s] + stage.index * scale_stage;
-        float scale[2][4];
-        float zero[2][4];
+        for (int s = 0; s < kWarpSlots; ++s) {
+          if (!has_slot(s)) break;
+          const uint8_t* const codes =
+              dynamic_shared() + code_at + s * (Linear4bitStream::kSlotDepth / 2) + stage.index * block.stage_bytes;
+          const uint8_t* const scales = dynamic_shared() + scale_at[s] + stage.index * scale_stage;
+          float scale[2][4];
+          float zero[2][4];
 #pragma unroll
-        for (int first = 0; first < kSlotChunks; first += kAtOnce) {
-          StreamCodes<kChunk, kAtOnce> some;
-          some.load(codes + first * (kChunk / 2), eight_codes);
-          float product[kAtOnce][kColumnTiles][4] = {};
+          for (int first = 0; first < kSlotChunks; first += kAtOnce) {
+            StreamCodes<kChunk, kAtOnce> some;
+            some.load(codes + first * (kChunk / 2), eight_codes);
+            float product[kAtOnce][kColumnTiles][4] = {};
 #pragma unroll
-          for (int i = 0; i < kPairs; i += 2) {
+            for (int i = 0; i < kPairs; i += 2) {
+#pragma unroll
+              for (int c = 0; c < kAtOnce; ++c) {
+                const uint32_t upper = some.upper[c][i / 4];
+                const uint32_t lower = some.lower[c][i / 4];
+                const uint32_t a[4] = {pair_of(upper, i % 4), pair_of(lower, i % 4), pair_of(upper, i % 4 + 1),
+                                       pair_of(lower, i % 4 + 1)};
+                const int word = (first + c) * kPairs + i;
+#pragma unroll
+                for (int ct = 0; ct < kColumnTiles; ++ct) {
+                  mma_16x8x16<T>(product[c][ct], a, x[s][ct][word], x[s][ct][word + 1]);
+                }
+              }
+            }
 #pragma unroll
             for (int c = 0; c < kAtOnce; ++c) {
-              const uint32_t upper = some.upper[c][i / 4];
-              const uint32_t lower = some.lower[c][i / 4];
-              const uint32_t a[4] = {pair_of(upper, i % 4), pair_of(lower, i % 4), pair_of(upper, i % 4 + 1),
-                                     pair_of(lower, i % 4 + 1)};
-              const int word = (first + c) * kPairs + i;
+              const int chunk = first + c;
+              if (chunk % 4 == 0) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                  load_four(scales + chunk * 4 + h * eight_scales, scale[h]);
+                  if constexpr (kAffine) load_four(scales + block.scale_bytes + chunk * 4 + h * eight_scales, zero[h]);
+                }
+              }
 #pragma unroll
               for (int ct = 0; ct < kColumnTiles; ++ct) {
-                mma_16x8x16<T>(product[c][ct], a, x[s][ct][word], x[s][ct][word + 1]);
-              }
-            }
-          }
+                float2 x_sum = make_float2(0.0F, 0.0F);
+                if constexpr (kAffine) {
+                  x_sum = *reinterpret_cast<const float2*>(block.x_sums() +
+                                                           ((s * kSlotChunks + chunk) * kColumnTiles + ct) * 8 + 2 * t);
+                }
 #pragma unroll
-          for (int c = 0; c < kAtOnce; ++c) {
-            const int chunk = first + c;
-            if (chunk % 4 == 0) {
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                load_four(scales + chunk * 4 + h * eight_scales, scale[h]);
-                if constexpr (kAffine) load_four(scales + block.scale_bytes + chunk * 4 + h * eight_scales, zero[h]);
-              }
-            }
-#pragma unroll
-            for (int ct = 0; ct < kColumnTiles; ++ct) {
-              float2 x_sum = make_float2(0.0F, 0.0F);
-              if constexpr (kAffine) {
-                x_sum = *reinterpret_cast<const float2*>(block.x_sums() +
-                                                         ((s * kSlotChunks + chunk) * kColumnTiles + ct) * 8 + 2 * t);
-              }
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                float value = product[c][ct][i];
-                if constexpr (kAffine) value = fmaf(-zero[i / 2][chunk % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
-                sums[ct][i] = fmaf(scale[i / 2][chunk % 4], value, sums[ct][i]);
+                for (int i = 0; i < 4; ++i) {
+                  float value = product[c][ct][i];
+                  if constexpr (kAffine) value = fmaf(-zero[i / 2][chunk % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
+                  sums[ct][i] = fmaf(scale[i / 2][chunk % 4], value, sums[ct][i]);
+                }
               }
             }
           }
         }
-      }
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&barriers.free[stage.index]);
-      stage.next(args.stages);
-      mbarrier_wait(&barriers.sums_free, sums_parity);
-      sums_parity ^= 1;
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&barriers.free[stage.index]);
+        stage.next(args.stages);
+        mbarrier_wait(&barriers.sums_free, sums_parity);
+        sums_parity ^= 1;
 #pragma unroll
-      for (int ct = 0; ct < kColumnTiles; ++ct) {
-        own_sums[ct * Block::kSumPitch] = make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+        for (int ct = 0; ct < kColumnTiles; ++ct) {
+          own_sums[ct * Block::kSumPitch] = make_float4(sums[ct][0], sums[ct][1], sums[ct][2], sums[ct][3]);
+        }
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&barriers.sums_full);
       }
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&barriers.sums_full);
+    };
+    if constexpr (!Block::kPhased) {
+      multiply(0);
+    }
+    for (int phase = 0; Block::kPhased && phase < args.phases; ++phase) {
+      // Copied even at first: products of what loads have written would wait for all loads, the next phase's, too.
+      memcpy(x, next, sizeof(X));
+      if constexpr (kAffine) {
+#pragma unroll
+        for (int s = 0; s < kWarpSlots; ++s) stream_order_x<T>(x[s]);
+      }
+      sum_x();
+      load_x(phase + 1, next);
+      multiply(phase);
     }
   });
 }
@@ -256,11 +301,10 @@ __device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarrie
   __syncwarp();
 }
 
-template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlots>
+template <class T, int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlots, bool kPhased>
 __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     linear_4bit_stream_kernel(const __grid_constant__ StreamArgs args) {
-  using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots>;
-  constexpr bool kShares = Linear4bitStream::shares_registers(kColumnTiles, kWarpSlots);
+  using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots, kPhased>;
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
   if (service < 3) stream_init_barriers(args, Block::barriers(), service);
@@ -279,7 +323,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
-    if constexpr (kShares) give_registers<Linear4bitStream::kServiceRegisters>();
+    if constexpr (Block::kShares) give_registers<Linear4bitStream::kServiceRegisters>();
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -295,7 +339,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.splits > 1) cluster_wait();
     }
   } else {
-    if constexpr (kShares) take_registers<Linear4bitStream::kMultiplyRegisters>();
+    if constexpr (Block::kShares) take_registers<Linear4bitStream::kMultiplyRegisters>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
     if (args.splits > 1) cluster_wait();

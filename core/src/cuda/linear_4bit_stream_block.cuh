@@ -26,7 +26,8 @@ struct StreamArgs {
   int tiles;        // of these rows: the groups of 16 that a block computes at a time
   int splits;       // blocks of a cluster, which share rows: 1, 2, 4 or 8
   int split_shift;  // log2 of them
-  int slots;        // of the split's columns
+  int phases;       // parts of the depth that a block takes one after the other; 1 where there are splits
+  int slots;        // of the columns of a split or phase
   int parts;        // warps that share rows, each with one slot, or two
   int groups;       // of 16 rows, of a block
   int warps;        // that multiply: parts for each group
@@ -85,6 +86,7 @@ inline void set_plan(StreamArgs& args, int64_t rows, const Linear4bitPlan& plan)
   args.tiles = static_cast<int>(ceil_div(rows, int64_t{16} * args.groups));
   args.splits = plan.splits;
   args.split_shift = std::countr_zero(static_cast<unsigned>(plan.splits));
+  args.phases = plan.phases;
   args.slots = stream_slots(plan);
   args.parts = plan.parts;
   args.warps = plan.warps;
@@ -126,10 +128,12 @@ __device__ inline int stream_warp() {
 // Dynamic shared memory holds the table of code pairs, in its gaps sums of the warps and scales; then barriers, the map
 // of double quantization, stages, and sums of the blocks of a cluster. Stages hold codes, and scales of 32 elements.
 // Affine formats have neither table nor map; their stages hold scales and zeros, too, and after them come sums of x and
-// of the warps.
-template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlotsOf>
+// of the warps. Sums of a block's phases lie where those of a cluster's blocks would.
+template <int kColumnTiles, int kChunk, bool kAffine, bool kGrouped, int kWarpSlotsOf, bool kPhasedOf>
 struct StreamBlock {
   static constexpr int kWarpSlots = kWarpSlotsOf;
+  static constexpr bool kPhased = kPhasedOf;
+  static constexpr bool kShares = Linear4bitStream::shares_registers(kColumnTiles, kWarpSlots, kPhased);
   static constexpr bool kIsGrouped = kGrouped;
   static constexpr bool kIsAffine = kAffine;
   static constexpr int kTiles = kColumnTiles;
@@ -153,8 +157,8 @@ struct StreamBlock {
   int last_tile;
   int tile_stride;
   int rows;
-  int k_begin;  // of the split
-  int k_end;
+  int split_begin;
+  int split_end;
   int code_pitch;
   int scale_pitch;
   int scale_bytes;
@@ -171,8 +175,8 @@ struct StreamBlock {
         last_tile(a.tiles),
         tile_stride(cluster_count()),
         rows(a.rows),
-        k_begin(split * a.slots * Linear4bitStream::kSlotDepth),
-        k_end(min(k_begin + a.slots * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
+        split_begin(split * a.slots * Linear4bitStream::kSlotDepth),
+        split_end(min(split_begin + a.slots * Linear4bitStream::kSlotDepth, static_cast<int>(a.weight.cols))),
         code_pitch(Linear4bitStream::code_pitch(a.slots, kChunk)),
         scale_pitch(Linear4bitStream::scale_pitch(a.slots, kChunk)),
         scale_bytes(Linear4bitStream::scale_bytes(a.slots, groups, kChunk)),
@@ -214,6 +218,24 @@ struct StreamBlock {
       }
     } else {
       f(StreamRun{0, args.m, 0, first_tile, last_tile, tile_stride});
+    }
+  }
+
+  // Columns of the block's split, or of a phase.
+  __device__ int k_begin(int phase) const {
+    return kPhased ? phase * args.slots * Linear4bitStream::kSlotDepth : split_begin;
+  }
+  __device__ int k_end(int phase) const {
+    if constexpr (!kPhased) return split_end;
+    return min(k_begin(phase + 1), static_cast<int>(args.weight.cols));
+  }
+  __device__ int phases() const { return kPhased ? args.phases : 1; }
+
+  // Calls f(phase, tile) for a run's tiles, phase after phase.
+  template <class F>
+  __device__ void for_tiles(const StreamRun& run, F f) const {
+    for (int phase = 0; phase < phases(); ++phase) {
+      for (int tile = run.first; tile < run.last; tile += run.stride) f(phase, tile);
     }
   }
 

@@ -15,7 +15,6 @@ __device__ void stream_copy_codes(const Block& block) {
   StreamBarriers& barriers = Block::barriers();
   StreamStage stage{.parity = 1};
   const int64_t row_bytes = args.weight.cols / 2;
-  const int bytes = (block.k_end - block.k_begin) / 2;
   const bool elected = elect_one();
   // Copies that every block starts at once come in together, late: those of the first ring are given time to arrive.
   const int stage_clocks = (block.groups * 16 * block.code_pitch + block.scale_bytes * (Block::kIsAffine ? 2 : 1)) /
@@ -23,17 +22,19 @@ __device__ void stream_copy_codes(const Block& block) {
   const int64_t start = clock64();
   int filled = 0;
   block.for_runs([&](const StreamRun& run) {
-    for (int tile = run.first; tile < run.last; tile += run.stride) {
+    block.for_tiles(run, [&](int phase, int tile) {
       if (filled < args.stages) {
         while (clock64() - start < int64_t{filled} * stage_clocks) {
         }
         ++filled;
       }
+      const int bytes = (block.k_end(phase) - block.k_begin(phase)) / 2;
       const int valid_rows = min(block.groups * 16, block.rows - block.row(tile));
       mbarrier_wait(&barriers.free[stage.index], stage.parity);
       uint64_t* const full = &barriers.full[stage.index];
       if (elected) mbarrier_arrive_expect(full, valid_rows * bytes);
-      const uint8_t* from = args.weight.codes + ((run.base + block.row(tile)) * args.weight.cols + block.k_begin) / 2;
+      const uint8_t* from =
+          args.weight.codes + ((run.base + block.row(tile)) * args.weight.cols + block.k_begin(phase)) / 2;
       uint8_t* to = dynamic_shared() + block.codes(stage.index);
 #pragma unroll 4
       for (int row = 0; row < valid_rows; ++row) {
@@ -42,7 +43,7 @@ __device__ void stream_copy_codes(const Block& block) {
         to += block.code_pitch;
       }
       stage.next(args.stages);
-    }
+    });
   });
 }
 
@@ -91,7 +92,6 @@ struct StreamFours {
   int column;
   int step_rows;
   int tile_rows;
-  int k;
 
   __device__ explicit StreamFours(const Block& b)
       : block(b),
@@ -100,13 +100,15 @@ struct StreamFours {
         first_row(b.lane >> row_shift),
         column(b.lane & ((1 << row_shift) - 1)),
         step_rows(32 >> row_shift),
-        tile_rows(b.groups * 16),
-        k(b.k_begin + column * 4 * kChunk) {}
+        tile_rows(b.groups * 16) {}
 
   // Rows of a tile that the lane stores.
   __device__ int rows() const { return column < row_fours ? tile_rows : 0; }
+  __device__ int k(int phase) const { return block.k_begin(phase) + column * 4 * kChunk; }
   // And those of them that the weight has.
-  __device__ int rows(int tile) const { return k < block.k_end ? min(rows(), block.rows - block.row(tile)) : 0; }
+  __device__ int rows(int phase, int tile) const {
+    return k(phase) < block.k_end(phase) ? min(rows(), block.rows - block.row(tile)) : 0;
+  }
 
   __device__ float4* place(int stage, int row) const {
     if constexpr (Block::kScalesInGaps) {
@@ -129,12 +131,40 @@ struct StreamFours {
 // The stages of a warp that brings every other one. Stages take turns from run to run of experts.
 template <class Block>
 struct StreamTurns {
+  // Where in a run: its tiles, phase after phase.
+  struct Place {
+    int phase;
+    int tile;
+    int row;
+  };
+
   const Block& block;
   StreamStage stage{.parity = 1};
   int next;  // the first tile of a run that is this warp's
 
   __device__ StreamTurns(const Block& b, int turn) : block(b), next(turn) {
     if (turn == 1) stage.next(block.args.stages);
+  }
+
+  __device__ void settle(const StreamRun& run, Place& place) const {
+    if constexpr (Block::kPhased) {
+      for (; place.tile >= run.last && place.phase < block.args.phases; ++place.phase) {
+        place.tile -= block.count(run) * run.stride;
+      }
+    }
+  }
+  __device__ Place first(const StreamRun& run) const {
+    Place place{0, run.first + next * run.stride, 0};
+    settle(run, place);
+    return place;
+  }
+  __device__ void advance(const StreamRun& run, Place& place) const {
+    place.row = 0;
+    place.tile += 2 * run.stride;
+    settle(run, place);
+  }
+  __device__ bool over(const StreamRun& run, const Place& place) const {
+    return Block::kPhased ? place.phase >= block.args.phases : place.tile >= run.last;
   }
 
   __device__ void wait() const { mbarrier_wait(&Block::barriers().free[stage.index], stage.parity); }
@@ -156,7 +186,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   // them, and the more often a warp begins anew. Two batches of them have to find registers.
   constexpr int kWords =
       kKind == StreamScales::Nested ? 2 : (kKind == StreamScales::Float32 ? 4 : 2) * (kAffine ? 2 : 1);
-  constexpr int kBatch = Linear4bitStream::shares_registers(Block::kTiles, Block::kWarpSlots) && kWords > 2 ? 4 : 8;
+  constexpr int kBatch = Block::kShares && kWords > 2 ? 4 : 8;
   struct Batch {
     uint4 scale[kBatch];
     uint4 zero[kBatch];
@@ -184,23 +214,18 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   };
   StreamTurns<Block> turns(block, turn);
   block.for_runs([&](const StreamRun& run) {
-    struct Place {
-      int tile;
-      int row;  // of its batch, the first that any lane has
-    };
-    Place ahead{run.first + turns.next * run.stride, 0};
+    using Place = typename StreamTurns<Block>::Place;
+    Place ahead = turns.first(run);  // its row: of a batch, the first that any lane has
     Place at = ahead;
     const auto advance = [&](Place& place) {
       place.row += kBatch * fours.step_rows;
-      if (place.row < fours.tile_rows) return;
-      place.row = 0;
-      place.tile += 2 * run.stride;
+      if (place.row >= fours.tile_rows) turns.advance(run, place);
     };
     const auto load = [&](Batch& batch) {
-      if (ahead.tile >= run.last) return;
+      if (turns.over(run, ahead)) return;
       const int row = ahead.row + fours.first_row;
-      const int valid_rows = fours.rows(ahead.tile);
-      int64_t from = int64_t{run.base + block.row(ahead.tile) + row} * row_scales + fours.k / kChunk;
+      const int valid_rows = fours.rows(ahead.phase, ahead.tile);
+      int64_t from = int64_t{run.base + block.row(ahead.tile) + row} * row_scales + fours.k(ahead.phase) / kChunk;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i, from += fours.step_rows * row_scales) {
         if (i == kBatch / 2 && ahead.row + i * fours.step_rows >= fours.tile_rows) break;
@@ -232,10 +257,10 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     for (bool first = true;; first = false) {
       load(even);
       if (!first) store(odd);
-      if (at.tile >= run.last) break;
+      if (turns.over(run, at)) break;
       load(odd);
       store(even);
-      if (at.tile >= run.last) break;
+      if (turns.over(run, at)) break;
     }
     turns.finish(run);
   });
@@ -249,7 +274,7 @@ __device__ void stream_bring_single_scales(const Block& block, int turn) {
   const StreamFours<T, Block, kChunk, kAffine> fours(block);
   StreamTurns<Block> turns(block, turn);
   block.for_runs([&](const StreamRun& run) {
-    for (int tile = run.first + turns.next * run.stride; tile < run.last; tile += 2 * run.stride) {
+    for (auto at = turns.first(run); !turns.over(run, at); turns.advance(run, at)) {
       turns.wait();
 #pragma unroll 1
       for (int row = fours.first_row; row < fours.rows(); row += fours.step_rows) {
@@ -257,9 +282,9 @@ __device__ void stream_bring_single_scales(const Block& block, int turn) {
         float zero[4] = {};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int k = fours.k + j * kChunk;
-          if (row >= fours.rows(tile) || k >= block.k_end) continue;
-          const int64_t index = w.scale_index(run.base + block.row(tile) + row, k);
+          const int k = fours.k(at.phase) + j * kChunk;
+          if (row >= fours.rows(at.phase, at.tile) || k >= block.k_end(at.phase)) continue;
+          const int64_t index = w.scale_index(run.base + block.row(at.tile) + row, k);
           scale[j] = w.scale(index);
           zero[j] = w.zero(index);
         }
@@ -317,7 +342,8 @@ __device__ inline void add(float4& sum, const float4& value) {
   sum.w += value.w;
 }
 
-// Adds, in order, what the warps of each group of rows leave. Every block of the cluster has started by now.
+// Adds, in order, what the warps of each group of rows leave, phase after phase. Every block of the cluster has started
+// by now.
 template <class T, class Block, int kColumnTiles>
 __device__ void stream_take_sums(const Block& block) {
   const StreamArgs& args = block.args;
@@ -329,7 +355,9 @@ __device__ void stream_take_sums(const Block& block) {
   int own_round = 0;
   const int own_rounds = block.own_rounds();
   block.for_runs([&](const StreamRun& run) {
-    for (int tile = run.first; tile < run.last; tile += run.stride) {
+    float4* earlier = nullptr;  // the lane's sums of a tile's earlier phases
+    block.for_tiles(run, [&](int phase, int tile) {
+      if (Block::kPhased && tile == run.first) earlier = block.cluster_sums() + block.lane;
       mbarrier_wait(&barriers.sums_full, parity);
       parity ^= 1;
       for (int item = 0; item < items; ++item) {
@@ -347,7 +375,10 @@ __device__ void stream_take_sums(const Block& block) {
 #pragma unroll
           for (int i = 0; i < kBatch; ++i) add(sum, batch[i]);
         }
-        if (args.splits > 1) {
+        if (Block::kPhased && phase > 0) add(sum, earlier[item * 32]);
+        if (Block::kPhased && phase + 1 < block.phases()) {
+          earlier[item * 32] = sum;
+        } else if (args.splits > 1) {
           const int at = (block.split * own_rounds + own_round) * items + item;
           store_in_cluster(block.cluster_sums() + at * 32 + block.lane, &barriers.splits_full, finisher, sum);
         } else {
@@ -356,11 +387,12 @@ __device__ void stream_take_sums(const Block& block) {
       }
       __syncwarp();
       if (block.lane == 0) mbarrier_arrive(&barriers.sums_free);
+      if constexpr (Block::kPhased) earlier += items * 32;
       if (++finisher == args.splits) {
         finisher = 0;
         ++own_round;
       }
-    }
+    });
   });
 }
 

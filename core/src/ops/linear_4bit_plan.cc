@@ -315,6 +315,9 @@ std::string to_string(const Linear4bitPlan& plan) {
     if (plan.split_depth > 0) text += " of " + std::to_string(plan.split_depth);
     if (plan.workspace_bytes == 0 || plan.kernel == Linear4bitKernel::Wgmma) text += ", a cluster";
   }
+  if (plan.phases > 1) {
+    text += ", " + std::to_string(plan.phases) + " phases of " + std::to_string(plan.split_depth);
+  }
   if (plan.workspace_bytes > 0) text += ", workspace " + std::to_string(plan.workspace_bytes) + " B";
   if (!plan.reason.empty()) text += " (" + plan.reason + ")";
   return text;

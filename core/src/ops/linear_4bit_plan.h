@@ -84,12 +84,13 @@ struct Linear4bitPlan {
   int chunk = 0;            // Mma forward, Stream: depth summed before a scale is applied, 32 or 64
   int stages = 0;           // Mma, Stream: depth of the shared-memory ring
   int splits = 1;           // Mma, Stream: blocks that share an output tile; Mma: > 1 needs the workspace
-  int64_t split_depth = 0;  // depth of one split, a multiple of the tile's k
+  int phases = 1;           // Stream: parts of K that each block takes one after the other
+  int64_t split_depth = 0;  // depth of one split or phase, a multiple of the tile's k
   int64_t blocks = 0;       // thread blocks
   int column_tiles = 0;     // Stream: groups of 8 rows of x
   int warps = 0;            // Stream: of a block that multiply
   int parts = 0;            // Stream: warps that share weight rows, each with 256 of K, or 512
-  int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes
+  int rounds = 0;           // Stream: groups of 16 * warps / parts weight rows that a block computes, in each phase
   int shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;
   double time = 0;            // Stream: microseconds, by the model

@@ -10,17 +10,20 @@ namespace qbits {
 namespace {
 
 // Fitted to times of an H200, in clocks, directly after another product in a graph.
-constexpr double kBytesPerClock = 16.0;   // that each SM draws from memory where all do
-constexpr double kMostPerClock = 32.0;    // that one draws at most
-constexpr double kRoundClocks = 40.0;     // what a round costs besides
-constexpr double kClusterClocks = 750.0;  // for each block of a cluster, since so many SMs must be free at once
+constexpr double kBytesPerClock = 16.0;      // that each SM draws from memory where all do
+constexpr double kMostPerClock = 32.0;       // that one draws at most
+constexpr double kRoundClocks = 40.0;        // what a round costs besides
+constexpr double kPhaseClocks = 200.0;       // and each phase but the first, besides its x,
+constexpr double kShortPhaseClocks = 380.0;  // and for each tile that it has less than three
 constexpr double kClocksPerMicrosecond = 1750.0;
 constexpr double kLaunch = 1.7;  // microseconds
 
 // With one column tile and two.
-constexpr double kXBytesPerClock[] = {40.0, 25.0};  // of x, that a block loads before all else
-constexpr double kSlotClocks[] = {360.0, 560.0};    // of a warp for a slot
-constexpr double kAffineClocks[] = {540.0, 760.0};  // for one of an affine format
+constexpr double kClusterClocks[] = {2560.0, 0.0};  // for a cluster, since several SMs must be free at once,
+constexpr double kSplitClocks[] = {0.0, 750.0};     // and for each of its blocks
+constexpr double kXBytesPerClock[] = {58.0, 25.0};  // of x, that a block loads before all else
+constexpr double kSlotClocks[] = {240.0, 560.0};    // of a warp for a slot
+constexpr double kAffineClocks[] = {240.0, 760.0};  // for one of an affine format
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -35,18 +38,18 @@ int shared_bytes(const Linear4bitPlan& plan, const Linear4bitProblem& p) {
                         (p.nested ? Linear4bitShared::kNestedCodeBytes : 0) +
                         plan.stages * Linear4bitStream::stage_bytes(slots, groups, plan.chunk, affine) +
                         (affine ? plan.warps * (x_sums + sums) : 0) +
-                        (plan.splits > 1 ? plan.splits * own_rounds * groups * sums : 0);
+                        (plan.splits > 1 || plan.phases > 1 ? plan.splits * own_rounds * groups * sums : 0);
   return static_cast<int>(std::min<int64_t>(bytes, 1 << 30));
 }
 
 // The plan with these choices, or nothing where the device cannot hold it.
-std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_tiles, int splits, int warp_slots,
-                                        int max_warps) {
+std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_tiles, int splits, int phases,
+                                        int warp_slots, int max_warps) {
   const bool affine = p.coding == Coding::Affine;
   const int64_t pieces = likely_pieces(p, 8 * column_tiles);
-  const int64_t slots = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits);
+  const int64_t slots = ceil_div(ceil_div(p.k, Linear4bitStream::kSlotDepth), splits * phases);
   const int64_t parts = ceil_div(slots, warp_slots);
-  if (parts > max_warps || ceil_div(p.k, slots * Linear4bitStream::kSlotDepth) != splits) return {};
+  if (parts > max_warps || ceil_div(p.k, slots * Linear4bitStream::kSlotDepth) != splits * phases) return {};
   if (ceil_div(slots, parts) != warp_slots) return {};
   // A group more than the rows of the weight ask for would only idle.
   const int64_t groups =
@@ -59,6 +62,7 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
   Linear4bitPlan plan{.kernel = Linear4bitKernel::Stream,
                       .chunk = linear_4bit_chunk(p),
                       .splits = splits,
+                      .phases = phases,
                       .split_depth = slots * Linear4bitStream::kSlotDepth,
                       .column_tiles = column_tiles,
                       .warps = static_cast<int>(groups * parts),
@@ -80,13 +84,17 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
       const double issue = slot * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
       const int64_t x_rows = std::min<int64_t>(p.m, 8 * column_tiles);
       const double x_bytes = static_cast<double>(x_rows * groups * plan.split_depth * 2);  // each group loads its own
-      const double clocks = x_bytes / kXBytesPerClock[column_tiles - 1] +
-                            static_cast<double>(ceil_div(tiles, columns)) * (std::max(transfer, issue) + kRoundClocks) +
-                            (splits > 1 ? kClusterClocks * splits : 0.0);
+      const double tile_rounds = static_cast<double>(ceil_div(tiles, columns));
+      const double x_clocks = x_bytes / kXBytesPerClock[column_tiles - 1];
+      const double phase = x_clocks + kPhaseClocks + kShortPhaseClocks * std::max(3.0 - tile_rounds, 0.0);
+      const double cluster = kClusterClocks[column_tiles - 1] + kSplitClocks[column_tiles - 1] * splits;
+      const double clocks = x_clocks + phase * (phases - 1) +
+                            tile_rounds * phases * (std::max(transfer, issue) + kRoundClocks) +
+                            (splits > 1 ? cluster : 0.0);
       plan.time = kLaunch + static_cast<double>(waves) * clocks / kClocksPerMicrosecond;
       return plan;
     }
-    if (splits == 1) return {};
+    if (splits == 1 && phases == 1) return {};
   }
   return {};
 }
@@ -100,16 +108,24 @@ std::vector<Linear4bitPlan> candidates(const Linear4bitProblem& p, int column_ti
   std::vector<Linear4bitPlan> found;
   if (p.compute_capability < 90 || std::max(p.n * std::max<int64_t>(p.experts, 1), p.k) > kMaxSize) return found;
   if (p.experts == 0 && p.m > Linear4bitStream::kMaxM) return found;
-  for (const int splits : {1, 2, 4, 8}) {
-    for (const int warp_slots : {1, 2}) {
-      // What a launch gives is too few registers for these; only Hopper shares them out. Experts have no other plan.
-      const bool shares = Linear4bitStream::shares_registers(column_tiles, warp_slots);
-      if (shares && p.compute_capability != 90 && p.experts == 0) continue;
-      for (const int max_warps : {Linear4bitStream::kMaxWarps, Linear4bitStream::kMaxWarps / 2}) {
-        const auto c = candidate(p, column_tiles, splits, warp_slots, max_warps);
-        if (c && (found.empty() || !(found.back() == *c))) found.push_back(*c);
-      }
+  const auto add = [&](int splits, int phases, int warp_slots) {
+    // What a launch gives is too few registers for these; only Hopper shares them out. Experts have no other plan.
+    const bool shares = Linear4bitStream::shares_registers(column_tiles, warp_slots, phases > 1);
+    if (shares && p.compute_capability != 90 && p.experts == 0) return;
+    for (const int max_warps : {Linear4bitStream::kMaxWarps, Linear4bitStream::kMaxWarps / 2}) {
+      const auto c = candidate(p, column_tiles, splits, phases, warp_slots, max_warps);
+      if (c && (found.empty() || !(found.back() == *c))) found.push_back(*c);
     }
+  };
+  for (const int splits : {1, 2, 4, 8}) {
+    for (const int warp_slots : {1, 2}) add(splits, 1, warp_slots);
+  }
+  // Registers hold x of two slots twice: of 8 rows. As few phases as there can be.
+  constexpr int kPhaseSlots = 2;
+  const int64_t phases =
+      ceil_div(p.k, int64_t{Linear4bitStream::kMaxWarps} * kPhaseSlots * Linear4bitStream::kSlotDepth);
+  if (p.experts == 0 && column_tiles == 1 && phases > 1 && phases <= Linear4bitStream::kMaxPhases) {
+    add(1, static_cast<int>(phases), kPhaseSlots);
   }
   return found;
 }

@@ -12,13 +12,16 @@ struct Linear4bitStream {
   static constexpr int kMaxWarps = 8;      // that multiply
   static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
   static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Registers of a thread, where x fills 128 of them: shared out anew among the 168 that a launch gives each of 12
-  // warps.
-  static constexpr bool shares_registers(int column_tiles, int warp_slots) { return column_tiles * warp_slots == 4; }
+  // Registers of a thread, where x fills 128 of them, of a phase and the next or all of one: shared out anew among the
+  // 168 that a launch gives each of 12 warps.
+  static constexpr bool shares_registers(int column_tiles, int warp_slots, bool phased) {
+    return column_tiles * warp_slots * (phased ? 2 : 1) == 4;
+  }
   static constexpr int kServiceRegisters = 88;
   static constexpr int kMultiplyRegisters = 208;
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
+  static constexpr int kMaxPhases = 32;
   static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
   static constexpr int kBarrierBytes = 128;
   // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
@@ -52,7 +55,7 @@ static_assert(Linear4bitStream::sum_gaps(2) +
                   Linear4bitStream::kMaxStages * Linear4bitStream::scale_gaps(2 * Linear4bitStream::kMaxWarps, 1) <=
               Linear4bitTable::kLines);
 
-// Of a plan: the slots that a row of a split has, and how many of them a warp takes.
+// Of a plan: the slots that a row of a split or phase has, and how many of them a warp takes.
 constexpr int stream_slots(const Linear4bitPlan& plan) {
   return static_cast<int>(plan.split_depth / Linear4bitStream::kSlotDepth);
 }

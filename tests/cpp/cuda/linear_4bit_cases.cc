@@ -79,9 +79,9 @@ std::vector<LinearCase> linear_cases() {
   struct Shape {
     int64_t n, k, m;
   };
-  constexpr Shape kShapes[] = {{1, 1, 1},      {3, 5, 2},      {33, 31, 7},    {64, 64, 1},
-                               {65, 96, 3},    {8, 2048, 8},   {100, 160, 17}, {257, 512, 5},
-                               {40, 1056, 33}, {130, 320, 70}, {72, 1280, 1},  {200, 576, 129}};
+  constexpr Shape kShapes[] = {{1, 1, 1},     {3, 5, 2},       {33, 31, 7},   {64, 64, 1},    {65, 96, 3},
+                               {8, 2048, 8},  {100, 160, 17},  {257, 512, 5}, {40, 1056, 33}, {130, 320, 70},
+                               {72, 1280, 1}, {200, 576, 129}, {40, 8256, 5}, {2200, 4160, 3}};
   constexpr int64_t kBlocks[] = {64, 32, 128, 16, 256, 4096, 512};
   constexpr DType kDtypes[] = {DType::BFloat16, DType::Float16, DType::Float32};
   std::vector<LinearCase> cases;
