@@ -189,10 +189,8 @@ __device__ void stream_multiply(const Block& block) {
       if (kFillsLate && args.early) stream_fill_table(block);  // while x comes
       barrier_sync(1, args.warps * 32);
     }
-    const auto multiply = [&](int phase) {
-      const auto has_slot = [&](int s) {
-        return block.k_begin(phase) + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end(phase);
-      };
+    // has_slot(s) says which slots a phase has: best a constant, for branches keep the instructions of slots apart.
+    const auto multiply = [&](auto has_slot) {
       for (int tile = run.first; tile < run.last; tile += run.stride) {
         mbarrier_wait(&barriers.full[stage.index], stage.parity);
         float sums[kColumnTiles][4] = {};
@@ -264,9 +262,21 @@ __device__ void stream_multiply(const Block& block) {
         if (lane == 0) mbarrier_arrive(&barriers.sums_full);
       }
     };
-    if constexpr (!Block::kPhased) {
-      multiply(0);
-    }
+    const auto multiply_phase = [&](int phase) {
+      const auto has_slot = [&](int s) {
+        return block.k_begin(phase) + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end(phase);
+      };
+      if constexpr (kColumnTiles * kWarpSlots == 4) {
+        multiply(has_slot);  // registers do not allow more
+      } else if (has_slot(kWarpSlots - 1)) {
+        multiply([](int) { return true; });
+      } else if (kWarpSlots > 1 && has_slot(0)) {
+        multiply([](int s) { return s == 0; });
+      } else {
+        multiply([](int) { return false; });
+      }
+    };
+    if constexpr (!Block::kPhased) multiply_phase(0);
     for (int phase = 0; Block::kPhased && phase < args.phases; ++phase) {
       // Copied even at first: products of what loads have written would wait for all loads, the next phase's, too.
       memcpy(x, next, sizeof(X));
@@ -276,7 +286,7 @@ __device__ void stream_multiply(const Block& block) {
       }
       sum_x();
       load_x(phase + 1, next);
-      multiply(phase);
+      multiply_phase(phase);
     }
   });
 }

@@ -15,6 +15,7 @@ constexpr double kMostPerClock = 32.0;       // that one draws at most
 constexpr double kRoundClocks = 40.0;        // what a round costs besides
 constexpr double kPhaseClocks = 200.0;       // and each phase but the first, besides its x,
 constexpr double kShortPhaseClocks = 380.0;  // and for each tile that it has less than three
+constexpr int64_t kMaxPhaseRows = 4;
 constexpr double kClocksPerMicrosecond = 1750.0;
 constexpr double kLaunch = 1.7;  // microseconds
 
@@ -137,6 +138,10 @@ std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& p
   // Of experts, sums of 16 rows that a cluster keeps to the end leave little room for the weights that pass by.
   if (p.experts > 0 && column_tiles(p) == 2) {
     std::erase_if(found, [](const Linear4bitPlan& plan) { return plan.splits > 1; });
+  }
+  // More rows of x, which come while codes are looked up, delay that by more than clusters cost.
+  if (p.m > kMaxPhaseRows) {
+    std::erase_if(found, [](const Linear4bitPlan& plan) { return plan.phases > 1; });
   }
   if (found.empty()) return {};
   return *std::ranges::min_element(found, {}, &Linear4bitPlan::time);
