@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "ops/ceil_div.h"
@@ -53,17 +54,17 @@ TEST(Linear4bitStreamPlan, SixteenRowsTakeStreamOrWgmma) {
   }
 }
 
-// The fastest of an H200, by measured times. Long rows in phases, unless many rows of x would be loaded anew for few
-// tiles: then by the blocks of a cluster.
+// The fastest of an H200, by measured times. Up to 4 rows of x take long rows in phases, unless these have few tiles;
+// else the blocks of a cluster share them.
 TEST(Linear4bitStreamPlan, SplitsLongRows) {
   struct Choice {
     int64_t n, k, m;
     int splits, phases, warps;
   };
-  constexpr Choice kChoices[] = {{1024, 4096, 1, 1, 1, 8},  {4096, 4096, 1, 1, 1, 8}, {11008, 4096, 1, 1, 1, 8},
-                                 {3072, 3072, 1, 1, 1, 6},  {8192, 8192, 1, 1, 2, 8}, {4096, 11008, 1, 1, 3, 8},
-                                 {4096, 11008, 4, 1, 3, 8}, {1024, 8192, 1, 1, 2, 8}, {8192, 28672, 1, 1, 7, 8},
-                                 {4096, 14336, 4, 4, 1, 7}, {8192, 8192, 8, 2, 1, 8}};
+  constexpr Choice kChoices[] = {{1024, 4096, 1, 1, 1, 8},  {4096, 4096, 1, 1, 1, 8},  {11008, 4096, 1, 1, 1, 8},
+                                 {3072, 3072, 1, 1, 1, 6},  {8192, 8192, 1, 1, 2, 8},  {4096, 11008, 1, 1, 3, 8},
+                                 {4096, 11008, 4, 1, 3, 8}, {1024, 8192, 1, 1, 2, 8},  {8192, 28672, 1, 1, 7, 8},
+                                 {4096, 14336, 4, 4, 1, 7}, {4096, 11008, 8, 4, 1, 6}, {8192, 8192, 8, 2, 1, 8}};
   for (const Choice& c : kChoices) {
     for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
       const Linear4bitPlan plan = linear_4bit_plan({.coding = coding, .block_size = 64, .n = c.n, .k = c.k, .m = c.m});
@@ -113,6 +114,35 @@ TEST(Linear4bitStreamPlan, CoversEveryRowAndColumnOnce) {
         }
       }
     }
+  }
+}
+
+TEST(Linear4bitStreamPlan, PhasesOfLongRows) {
+  const auto is_phased = [](const Linear4bitPlan& plan) { return plan.phases > 1; };
+  for (const int64_t n : {40, 4096, 500000}) {
+    for (const int64_t k : {4128, 8192, 40960, 131072}) {
+      for (const int64_t m : {1, 4, 8}) {
+        const Linear4bitProblem p = {.block_size = 32, .n = n, .k = k, .m = m};
+        const std::vector<Linear4bitPlan> plans = linear_4bit_stream_plans(p);
+        ASSERT_EQ(std::ranges::count_if(plans, is_phased), 1) << n << " x " << k;
+        const Linear4bitPlan plan = *std::ranges::find_if(plans, is_phased);
+        expect_covers(plan, n, k);
+        EXPECT_EQ(plan.column_tiles, 1);
+        EXPECT_EQ(stream_warp_slots(plan), 2);
+        EXPECT_LE(plan.phases, Linear4bitStream::kMaxPhases);
+        // Rows that are too long for a cluster have no other plan.
+        if (k > 32768) EXPECT_EQ(linear_4bit_plan(p).phases, plan.phases) << to_string(linear_4bit_plan(p));
+      }
+    }
+  }
+  constexpr Linear4bitProblem kWithout[] = {{.block_size = 64, .n = 4096, .k = 8192, .m = 16},
+                                            {.block_size = 64, .n = 4096, .k = 8192, .m = 4, .experts = 8},
+                                            {.block_size = 64, .n = 4096, .k = 8192, .m = 1, .compute_capability = 100},
+                                            {.block_size = 64, .n = 4096, .k = 4096, .m = 1}};
+  for (const Linear4bitProblem& p : kWithout) {
+    const std::vector<Linear4bitPlan> plans = linear_4bit_stream_plans(p);
+    EXPECT_FALSE(plans.empty());
+    EXPECT_TRUE(std::ranges::none_of(plans, is_phased));
   }
 }
 

@@ -5,9 +5,10 @@
 #include "cuda/linear_4bit_stream_service.cuh"
 
 // linear_4bit for few rows of x, bound by the memory that holds the weight. Each warp keeps its share of x in
-// registers for the whole kernel; 16 weight rows after the other pass by in a ring of shared memory that bulk copies
-// fill. Weight rows are the 16-row operand of mma.m16n8k16; a lane of a quad takes codes that lie side by side,
-// which permutes the depth of both operands alike. Scales are applied in float32 to sums of 32 or 64 products.
+// registers, all of it or, of long rows, a phase's after the other; 16 weight rows after the other pass by in a ring of
+// shared memory that bulk copies fill. Weight rows are the 16-row operand of mma.m16n8k16; a lane of a quad takes codes
+// that lie side by side, which permutes the depth of both operands alike. Scales are applied in float32 to sums of 32
+// or 64 products.
 
 namespace qbits::cuda {
 

@@ -45,7 +45,7 @@ __device__ float4 stream_finish_scales(uint4 raw, const float* nested_code, floa
 template <class T, class Block, int kChunk, bool kAffine>
 struct StreamFours {
   const Block& block;
-  int row_fours;  // of a row of the split
+  int row_fours;  // of a row of the split or phase
   int row_shift;  // log2 of the lanes of a row
   int first_row;
   int column;

@@ -73,7 +73,7 @@ enum class Linear4bitKernel : uint8_t {
   SimtRow,   // a warp per weight row; any case; few rows of x
   SimtTile,  // 64 x 64 tiles in float32; any case
   Mma,       // mma.sync, instructions as MmaIsa says
-  Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by, x stays in registers
+  Stream,    // mma.sync m16n8k16; M up to 16; the weight passes by x, which stays in registers
   Wgmma,     // wgmma, weights dequantized in registers, x brought by tensor copies
   Ahead,     // wgmma, weights dequantized once, into a ring in the workspace, ahead of the product
 };

@@ -13,18 +13,26 @@ namespace {
 constexpr double kBytesPerClock = 16.0;      // that each SM draws from memory where all do
 constexpr double kMostPerClock = 32.0;       // that one draws at most
 constexpr double kRoundClocks = 40.0;        // what a round costs besides
-constexpr double kPhaseClocks = 200.0;       // and each phase but the first, besides its x,
+constexpr double kPhaseClocks = 200.0;       // what each phase but the first costs, besides its x
 constexpr double kShortPhaseClocks = 380.0;  // and for each tile that it has less than three
-constexpr int64_t kMaxPhaseRows = 4;
 constexpr double kClocksPerMicrosecond = 1750.0;
 constexpr double kLaunch = 1.7;  // microseconds
 
-// With one column tile and two.
-constexpr double kClusterClocks[] = {2560.0, 0.0};  // for a cluster, since several SMs must be free at once,
-constexpr double kSplitClocks[] = {0.0, 750.0};     // and for each of its blocks
-constexpr double kXBytesPerClock[] = {58.0, 25.0};  // of x, that a block loads before all else
-constexpr double kSlotClocks[] = {240.0, 560.0};    // of a warp for a slot
-constexpr double kAffineClocks[] = {240.0, 760.0};  // for one of an affine format
+struct Costs {
+  double cluster;            // for a cluster, since several SMs must be free at once,
+  double split;              // and for each of its blocks
+  double x_bytes_per_clock;  // of a phase's x
+  double slot;               // of a warp
+  double affine_slot;
+};
+// One column tile of a product on Hopper, elsewhere or of experts (which were measured before there were phases), and
+// two.
+constexpr Costs kOneTile{.cluster = 2560, .split = 0, .x_bytes_per_clock = 58, .slot = 240, .affine_slot = 240};
+constexpr Costs kOneTileElse{.cluster = 0, .split = 750, .x_bytes_per_clock = 40, .slot = 360, .affine_slot = 540};
+constexpr Costs kTwoTiles{.cluster = 0, .split = 750, .x_bytes_per_clock = 25, .slot = 560, .affine_slot = 760};
+
+// Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
+constexpr int64_t kMaxPhaseRows = 4;
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -69,7 +77,9 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
                       .warps = static_cast<int>(groups * parts),
                       .parts = static_cast<int>(parts)};
   const SharedLimit limit = shared_limit(p.compute_capability);
-  // Sums of a cluster wait in shared memory until the end: where they would not fit, blocks do fewer rounds.
+  const bool is_fitted = p.compute_capability == 90 && p.experts == 0;
+  const Costs& costs = column_tiles == 2 ? kTwoTiles : is_fitted ? kOneTile : kOneTileElse;
+  // Sums of a cluster, and of earlier phases, wait in shared memory: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
     const int64_t columns = std::min(tiles, resident_clusters(p.sm_count, splits) * waves);
     plan.rounds = static_cast<int>(ceil_div(max_tiles, columns));
@@ -81,17 +91,16 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
       const double bytes = static_cast<double>(groups * 16 * slots) * (Linear4bitStream::kSlotDepth / 2 + 16);
       const double resident = static_cast<double>(plan.blocks) / static_cast<double>(waves);
       const double transfer = bytes / std::clamp(kBytesPerClock * p.sm_count / resident, kBytesPerClock, kMostPerClock);
-      const double slot = (affine ? kAffineClocks : kSlotClocks)[column_tiles - 1];
-      const double issue = slot * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
+      const double issue =
+          (affine ? costs.affine_slot : costs.slot) * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
       const int64_t x_rows = std::min<int64_t>(p.m, 8 * column_tiles);
       const double x_bytes = static_cast<double>(x_rows * groups * plan.split_depth * 2);  // each group loads its own
       const double tile_rounds = static_cast<double>(ceil_div(tiles, columns));
-      const double x_clocks = x_bytes / kXBytesPerClock[column_tiles - 1];
+      const double x_clocks = x_bytes / costs.x_bytes_per_clock;
       const double phase = x_clocks + kPhaseClocks + kShortPhaseClocks * std::max(3.0 - tile_rounds, 0.0);
-      const double cluster = kClusterClocks[column_tiles - 1] + kSplitClocks[column_tiles - 1] * splits;
       const double clocks = x_clocks + phase * (phases - 1) +
                             tile_rounds * phases * (std::max(transfer, issue) + kRoundClocks) +
-                            (splits > 1 ? cluster : 0.0);
+                            (splits > 1 ? costs.cluster + costs.split * splits : 0.0);
       plan.time = kLaunch + static_cast<double>(waves) * clocks / kClocksPerMicrosecond;
       return plan;
     }
@@ -139,10 +148,8 @@ std::optional<Linear4bitPlan> linear_4bit_stream_plan(const Linear4bitProblem& p
   if (p.experts > 0 && column_tiles(p) == 2) {
     std::erase_if(found, [](const Linear4bitPlan& plan) { return plan.splits > 1; });
   }
-  // More rows of x, which come while codes are looked up, delay that by more than clusters cost.
-  if (p.m > kMaxPhaseRows) {
-    std::erase_if(found, [](const Linear4bitPlan& plan) { return plan.phases > 1; });
-  }
+  const auto is_phased = [](const Linear4bitPlan& plan) { return plan.phases > 1; };
+  if (p.m > kMaxPhaseRows && !std::ranges::all_of(found, is_phased)) std::erase_if(found, is_phased);
   if (found.empty()) return {};
   return *std::ranges::min_element(found, {}, &Linear4bitPlan::time);
 }

@@ -21,7 +21,7 @@ struct Linear4bitStream {
   static constexpr int kMultiplyRegisters = 208;
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
-  static constexpr int kMaxPhases = 32;
+  static constexpr int kMaxPhases = 32;           // which 131,072 columns take: no model has longer rows
   static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
   static constexpr int kBarrierBytes = 128;
   // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.

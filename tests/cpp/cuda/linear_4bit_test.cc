@@ -94,6 +94,46 @@ TEST(Linear4bitCuda, SeveralWavesWithFewBlocks) {
   }
 }
 
+// Blocks of the Stream kernel with 11 or 12 tiles in each phase, so that the ring's turns and those of the warps that
+// bring scales, by fours and one by one, do not end where phases do.
+TEST(Linear4bitCuda, PhasesOfManyTiles) {
+  QBITS_NEEDS_GPU();
+  uint64_t seed = 70;
+  int phased = 0;
+  bool hopper = false;
+  const auto check = [&](LinearCase c) {
+    c.n = 1100;
+    c.m = 4;
+    LinearProblem problem(c, false, seed++);
+    const Linear4bitArgs args = problem.forward();
+    Linear4bitProblem few = cuda::problem_of(args);
+    few.sm_count = 6;
+    hopper = few.compute_capability == 90;
+    for (const Linear4bitPlan& plan : linear_4bit_plans(few)) {
+      if (plan.phases == 1) continue;
+      ++phased;
+      for (int round = 0; round < 2; ++round) {
+        problem.poison();
+        cuda::run(args, plan, Stream{});
+        EXPECT_EQ(problem.mismatch(), "") << to_string(c) << "; plan " << to_string(plan);
+      }
+    }
+  };
+  for (const int64_t block_size : {64, 32}) {
+    for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      for (const bool nested : {false, true}) {
+        check({.format = "nf4", .block_size = block_size, .k = 8192, .dtype = dtype, .nested = nested});
+      }
+      for (const DType scale_dtype : {DType::Float32, DType::BFloat16, DType::Float16}) {
+        check({.format = "int4", .block_size = block_size, .k = 8192, .dtype = dtype, .scale_dtype = scale_dtype});
+      }
+    }
+  }
+  check({.format = "nf4", .block_size = 64, .k = 11008});
+  check({.format = "int4", .block_size = 8224, .k = 8224});
+  EXPECT_EQ(phased, hopper ? 22 : 0);
+}
+
 TEST(Linear4bitCuda, AccuracyOfRoundedWeights) {
   QBITS_NEEDS_GPU();
   for (const int64_t m : {4, 100}) {
@@ -180,6 +220,7 @@ TEST(Linear4bitCuda, GraphReplaysWithNewInputs) {
     LinearCase c = kTall;
     c.m = m;
     c.dtype = dtype;
+    if (m == 1) c.k = 8192;  // in phases
     LinearProblem problem(c, false, 31);
     Linear4bitArgs args = problem.forward();
     test::expect_graph_replays(problem, linear_4bit_plans(cuda::problem_of(args)),
