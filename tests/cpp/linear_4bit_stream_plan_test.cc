@@ -131,7 +131,9 @@ TEST(Linear4bitStreamPlan, PhasesOfLongRows) {
         EXPECT_EQ(stream_warp_slots(plan), 2);
         EXPECT_LE(plan.phases, Linear4bitStream::kMaxPhases);
         // Rows that are too long for a cluster have no other plan.
-        if (k > 32768) EXPECT_EQ(linear_4bit_plan(p).phases, plan.phases) << to_string(linear_4bit_plan(p));
+        if (k > 32768) {
+          EXPECT_EQ(linear_4bit_plan(p).phases, plan.phases) << to_string(linear_4bit_plan(p));
+        }
       }
     }
   }
