@@ -66,6 +66,14 @@ class QuantizeConfig:
             want = "float32, bfloat16, float16 or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
 
+    @property
+    def quant_method(self) -> str:
+        """What Transformers asks a `quantization_config` for: an AttributeError that names `QbitsConfig`."""
+        raise AttributeError(
+            "[QuantizeConfig] quantization_config: got a QuantizeConfig, want a qbits.QbitsConfig, which"
+            " takes the same options but embeddings"
+        )
+
     def _complete_product(self, has_int8: bool) -> None:
         """Fills in and checks what says how int8 multiplies."""
         if not has_int8:

@@ -177,6 +177,13 @@ def refuse(folder: str) -> None:
     model.save_pretrained(folder)
     message = "layers.1.mlp.up_proj.weight: got nan at index [3, 5]"
     refuse_to_load(folder, message, quantization_config=qbits.QbitsConfig())
+    # The config of quantize_ is not Transformers', which the error says.
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=qbits.QuantizeConfig())
+    except AttributeError as error:
+        assert "want a qbits.QbitsConfig" in str(error), error
+    else:
+        raise AssertionError("a QuantizeConfig was accepted")
     # Codes without their scales are not taken for a weight.
     for format, scales in (("nf4", "weight.absmax"), ("int8", "SCB")):
         damaged = os.path.join(folder, format)
