@@ -100,6 +100,9 @@ $(STAMPS)/googletest: $(STAMPS)/base
 
 # --- Commands -------------------------------------------------------------------------------------------------------
 
+.PHONY: wheel
+wheel: $(STAMPS)/wheel  ## in build/wheels/, and installed into .venv
+
 .PHONY: demo
 demo: $(STAMPS)/wheel $(STAMPS)/demo  ## quantize a real language model, show what each format costs and gives
 	@qbits demo $(ARGS)

@@ -82,7 +82,7 @@ class Muon(Optimizer):
         )
         self._require(group, "eps", lambda eps: 0 < eps < math.inf, "above 0 and finite")
         self._require_whole(group, "ns_steps", 1, 99)
-        self._require(group, "percentile_clipping", lambda p: p == 100, "100")
+        self._require(group, "percentile_clipping", lambda p: p == 100, "100: Muon does not clip")
         known = (None, "original", "match_rms_adamw")
         self._require(group, "adjust_lr_fn", lambda name: name in known, "original or match_rms_adamw")
         for param in group["params"]:
