@@ -25,10 +25,10 @@ struct Costs {
   double slot;               // of a warp
   double affine_slot;
 };
-// One column tile of a product on Hopper, elsewhere or of experts (which were measured before there were phases), and
-// two.
-constexpr Costs kOneTile{.cluster = 2560, .split = 0, .x_bytes_per_clock = 58, .slot = 240, .affine_slot = 240};
-constexpr Costs kOneTileElse{.cluster = 0, .split = 750, .x_bytes_per_clock = 40, .slot = 360, .affine_slot = 540};
+// One column tile of a product of long rows on Hopper, of any other (fitted before there were phases), and two.
+constexpr Costs kOneTileOfLongRows{
+    .cluster = 2560, .split = 0, .x_bytes_per_clock = 58, .slot = 240, .affine_slot = 240};
+constexpr Costs kOneTile{.cluster = 0, .split = 750, .x_bytes_per_clock = 40, .slot = 360, .affine_slot = 540};
 constexpr Costs kTwoTiles{.cluster = 0, .split = 750, .x_bytes_per_clock = 25, .slot = 560, .affine_slot = 760};
 
 // Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
@@ -49,6 +49,12 @@ int shared_bytes(const Linear4bitPlan& plan, const Linear4bitProblem& p) {
                         (affine ? plan.warps * (x_sums + sums) : 0) +
                         (plan.splits > 1 || plan.phases > 1 ? plan.splits * own_rounds * groups * sums : 0);
   return static_cast<int>(std::min<int64_t>(bytes, 1 << 30));
+}
+
+// A warp has registers for x of 8 rows and two slots twice, this phase's and the next's. As few phases as there can be.
+constexpr int kPhaseSlots = 2;
+int64_t min_phases(const Linear4bitProblem& p) {
+  return ceil_div(p.k, int64_t{Linear4bitStream::kMaxWarps} * kPhaseSlots * Linear4bitStream::kSlotDepth);
 }
 
 // The plan with these choices, or nothing where the device cannot hold it.
@@ -77,8 +83,8 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
                       .warps = static_cast<int>(groups * parts),
                       .parts = static_cast<int>(parts)};
   const SharedLimit limit = shared_limit(p.compute_capability);
-  const bool is_fitted = p.compute_capability == 90 && p.experts == 0;
-  const Costs& costs = column_tiles == 2 ? kTwoTiles : is_fitted ? kOneTile : kOneTileElse;
+  const bool is_long = p.compute_capability == 90 && p.experts == 0 && min_phases(p) > 1;
+  const Costs& costs = column_tiles == 2 ? kTwoTiles : is_long ? kOneTileOfLongRows : kOneTile;
   // Sums of a cluster, and of earlier phases, wait in shared memory: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
     const int64_t columns = std::min(tiles, resident_clusters(p.sm_count, splits) * waves);
@@ -130,10 +136,7 @@ std::vector<Linear4bitPlan> candidates(const Linear4bitProblem& p, int column_ti
   for (const int splits : {1, 2, 4, 8}) {
     for (const int warp_slots : {1, 2}) add(splits, 1, warp_slots);
   }
-  // Registers hold x of two slots twice: of 8 rows. As few phases as there can be.
-  constexpr int kPhaseSlots = 2;
-  const int64_t phases =
-      ceil_div(p.k, int64_t{Linear4bitStream::kMaxWarps} * kPhaseSlots * Linear4bitStream::kSlotDepth);
+  const int64_t phases = min_phases(p);
   if (p.experts == 0 && column_tiles == 1 && phases > 1 && phases <= Linear4bitStream::kMaxPhases) {
     add(1, static_cast<int>(phases), kPhaseSlots);
   }

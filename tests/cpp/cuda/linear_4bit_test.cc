@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -214,13 +213,21 @@ TEST(Linear4bitCuda, TwoStreamsAtOnce) {
 
 TEST(Linear4bitCuda, GraphReplaysWithNewInputs) {
   QBITS_NEEDS_GPU();
-  const std::pair<int64_t, DType> kRows[] = {
-      {1, DType::BFloat16}, {24, DType::BFloat16}, {24, DType::Float16}, {200, DType::BFloat16}};
-  for (const auto& [m, dtype] : kRows) {
+  struct Inputs {
+    int64_t m;
+    DType dtype;
+    int64_t k;  // 8192: in phases
+  };
+  constexpr Inputs kInputs[] = {{1, DType::BFloat16, 2048},
+                                {1, DType::BFloat16, 8192},
+                                {24, DType::BFloat16, 2048},
+                                {24, DType::Float16, 2048},
+                                {200, DType::BFloat16, 2048}};
+  for (const auto& [m, dtype, k] : kInputs) {
     LinearCase c = kTall;
     c.m = m;
     c.dtype = dtype;
-    if (m == 1) c.k = 8192;  // in phases
+    c.k = k;
     LinearProblem problem(c, false, 31);
     Linear4bitArgs args = problem.forward();
     test::expect_graph_replays(problem, linear_4bit_plans(cuda::problem_of(args)),
