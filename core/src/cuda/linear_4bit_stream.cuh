@@ -267,7 +267,7 @@ __device__ void stream_multiply(const Block& block) {
       const auto has_slot = [&](int s) {
         return block.k_begin(phase) + (slot + s) * Linear4bitStream::kSlotDepth < block.k_end(phase);
       };
-      if constexpr (kColumnTiles * kWarpSlots == 4) {
+      if constexpr (kColumnTiles * kWarpSlots == 4 && (kAffine || Block::kIsGrouped)) {
         multiply(has_slot);  // registers do not allow more
       } else if (has_slot(kWarpSlots - 1)) {
         multiply([](int) { return true; });
@@ -294,11 +294,13 @@ __device__ void stream_multiply(const Block& block) {
 
 // Each service warp initializes some barriers, one lane of it: an address that lanes differ in, or that is not a
 // constant, takes long.
-__device__ inline void stream_init_barriers(const StreamArgs& args, StreamBarriers& barriers, int service) {
+template <class Block>
+__device__ void stream_init_barriers(const StreamArgs& args, int service) {
+  StreamBarriers& barriers = Block::barriers();
   if (elect_one()) {
 #pragma unroll
     for (int i = 0; i < Linear4bitStream::kMaxStages; ++i) {
-      if (service == 0) mbarrier_init(&barriers.full[i], 2);
+      if (service == 0) mbarrier_init(&barriers.full[i], 1 + Block::kScaleArrivals);
       if (service == 1) mbarrier_init(&barriers.free[i], args.warps);
     }
     if (service == 2) {
@@ -318,7 +320,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots, kPhased>;
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
-  if (service < 3) stream_init_barriers(args, Block::barriers(), service);
+  if (service < 3) stream_init_barriers<Block>(args, service);
   if (args.early && service == 3) drop_l1();
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
@@ -334,7 +336,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
   if (block.warp < 0) {
-    if constexpr (Block::kShares) give_registers<Linear4bitStream::kServiceRegisters>();
+    if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -350,7 +352,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.splits > 1) cluster_wait();
     }
   } else {
-    if constexpr (Block::kShares) take_registers<Linear4bitStream::kMultiplyRegisters>();
+    if constexpr (Block::kShares) take_registers<Linear4bitStream::multiply_registers(kAffine, kGrouped)>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
     if (args.splits > 1) cluster_wait();

@@ -42,24 +42,30 @@ struct StreamArgs {
   bool early;  // EarlyReads allows all that is read
 };
 
-// Affine codes become numbers of T, kOffset + kUnit times the code, by a shift and a mask: in bfloat16 the upper bits
-// of the significand of a number in [1, 2), in float16 a subnormal one. A word holds eight, c1 c0 c3 c2 c5 c4 c7 c6
-// from its lowest bits on, of which a pair has those 16 bits apart.
+// Affine codes become numbers of T, kOffset + kUnit times the code. A word holds eight, c1 c0 c3 c2 c5 c4 c7 c6 from
+// its lowest bits on, of which a pair has those 16 bits apart. Shifts and masks share a pipe of half the rate, so one
+// shift serves four codes, and of each byte the higher code becomes a subnormal number that a product brings to its
+// size.
 template <class T>
 struct StreamAffineCodes {
-  static constexpr bool kSubnormal = std::is_same_v<T, __half>;
-  static constexpr float kUnit = kSubnormal ? 0x1p-24F : 1.0F / 16;
-  static constexpr float kOffset = kSubnormal ? 0.0F : 1.0F;
+  static constexpr bool kHalf = std::is_same_v<T, __half>;
+  static constexpr float kUnit = kHalf ? 0x1p-24F : 0x1p-7F;
+  static constexpr float kOffset = kHalf ? 0.0F : 1.0F;
 
   // (c1, c5), (c0, c4), (c3, c7) or (c2, c6)
   __device__ static uint32_t pair(uint32_t word, int i) {
-    constexpr int kPlace = kSubnormal ? 0 : 3;
-    constexpr uint32_t kMask = 0x000f000fU << kPlace;
-    const int shift = 4 * i - kPlace;
-    const uint32_t shifted = shift < 0 ? word << -shift : word >> shift;
-    if constexpr (kSubnormal) return shifted & kMask;
-    uint32_t pair = 0;  // (shifted & kMask) | 1.0 twice, of which the compiler would make two instructions
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(pair) : "r"(shifted), "n"(kMask), "r"(0x3f803f80U));
+    const uint32_t bytes = i < 2 ? word : word >> 8;
+    uint32_t pair = 0;
+    if constexpr (kHalf) {
+      if (i % 2 == 0) return bytes & 0x000f000fU;
+      asm("mul.f16x2 %0, %1, %2;\n" : "=r"(pair) : "r"(bytes & 0x00f000f0U), "r"(0x2c002c00U));  // 1 / 16
+    } else if (i % 2 == 0) {  // (bytes & mask) | 1.0 twice, of which the compiler would make two instructions
+      asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(pair) : "r"(bytes), "n"(0x000f000f), "r"(0x3f803f80U));
+    } else {  // 2^122 times 2^-129 times the code, and 1
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;\n"
+          : "=r"(pair)
+          : "r"(bytes & 0x00f000f0U), "r"(0x7c807c80U), "r"(0x3f803f80U));
+    }
     return pair;
   }
 
@@ -146,6 +152,10 @@ struct StreamBlock {
   static constexpr int kNestedOffset = kBarriersOffset + Linear4bitStream::kBarrierBytes;
   static constexpr int kXSumBytes = kWarpSlots * Linear4bitStream::x_sum_bytes(kColumnTiles, kChunk, kAffine);
   static constexpr bool kScalesInGaps = Linear4bitStream::scales_in_gaps(kChunk, kAffine);
+  // Scales in float32 are copied into a stage once it is free, not loaded to registers before: measured on an H200, for
+  // the products that gain by it.
+  static constexpr bool kCopiesScales = !kAffine && !kGrouped && kColumnTiles == 2 && kWarpSlots == 1;
+  static constexpr int kScaleArrivals = kCopiesScales ? 32 : 1;  // of the lanes that bring a stage's
   static constexpr int kScaleGapsOffset = Linear4bitStream::sum_gaps(kColumnTiles) * kTablePitch + kTableLine;
 
   const StreamArgs& args;

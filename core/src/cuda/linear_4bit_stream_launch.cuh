@@ -27,7 +27,8 @@ template <class T, bool kAffine, bool kGrouped, int kColumnTiles>
 void launch_linear_4bit_stream_columns(const StreamArgs& args, const Linear4bitPlan& plan, Stream stream) {
   if constexpr (kColumnTiles == 1 && !kGrouped) {
     if (plan.phases > 1) {
-      return launch_linear_4bit_stream_slots<T, kAffine, false, 1, 2, true>(args, plan, stream);
+      constexpr int kSlots = Linear4bitStream::kPhaseSlots;
+      return launch_linear_4bit_stream_slots<T, kAffine, false, 1, kSlots, true>(args, plan, stream);
     }
   }
   stream_warp_slots(plan) == 1

@@ -20,9 +20,17 @@ __device__ inline void mbarrier_init_fence() {
   if constexpr (kHasClusters) asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
 
-__device__ inline void mbarrier_arrive(uint64_t* barrier) {
+template <int kCount = 1>
+__device__ void mbarrier_arrive(uint64_t* barrier) {
   if constexpr (kHasClusters) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "n"(kCount) : "memory");
+  }
+}
+
+// Arrives once the calling thread's asynchronous copies so far have come.
+__device__ inline void mbarrier_arrive_copied(uint64_t* barrier) {
+  if constexpr (kHasClusters) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];\n" ::"r"(shared_address(barrier)) : "memory");
   }
 }
 

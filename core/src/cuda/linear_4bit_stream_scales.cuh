@@ -99,9 +99,9 @@ struct StreamTurns {
 
   const Block& block;
   StreamStage stage{.parity = 1};
-  int next;  // the first tile of a run that is this warp's
+  int next_tile;  // the first of a run that is this warp's
 
-  __device__ StreamTurns(const Block& b, int turn) : block(b), next(turn) {
+  __device__ StreamTurns(const Block& b, int turn) : block(b), next_tile(turn) {
     if (turn == 1) stage.next(block.args.stages);
   }
 
@@ -113,7 +113,7 @@ struct StreamTurns {
     }
   }
   __device__ Place first(const StreamRun& run) const {
-    Place place{0, run.first + next * run.stride, 0};
+    Place place{0, run.first + next_tile * run.stride, 0};
     settle(run, place);
     return place;
   }
@@ -129,12 +129,19 @@ struct StreamTurns {
   __device__ void wait() const { mbarrier_wait(&Block::barriers().free[stage.index], stage.parity); }
   __device__ void finish_stage() {
     __syncwarp();
-    if (block.lane == 0) mbarrier_arrive(&Block::barriers().full[stage.index]);
+    if (block.lane == 0) mbarrier_arrive<Block::kScaleArrivals>(&Block::barriers().full[stage.index]);
+    next();
+  }
+  __device__ void finish_copied_stage() {
+    mbarrier_arrive_copied(&Block::barriers().full[stage.index]);
+    next();
+  }
+  __device__ void next() {
     stage.next(block.args.stages);
     stage.next(block.args.stages);
   }
   __device__ void finish(const StreamRun& run) {
-    if constexpr (Block::kIsGrouped) next = (next + block.count(run)) % 2;
+    if constexpr (Block::kIsGrouped) next_tile = (next_tile + block.count(run)) % 2;
   }
 };
 
@@ -226,6 +233,31 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   stage_nested();
 }
 
+// The same by asynchronous copies, of scales that come as they are.
+template <class T, class Block, int kChunk>
+__device__ void stream_copy_scales(const Block& block, int turn) {
+  const Weight4bitView& w = block.args.weight;
+  const StreamFours<T, Block, kChunk, false> fours(block);
+  const int64_t row_scales = w.cols / kChunk;
+  StreamTurns<Block> turns(block, turn);
+  block.for_runs([&](const StreamRun& run) {
+    for (auto at = turns.first(run); !turns.over(run, at); turns.advance(run, at)) {
+      const int valid_rows = fours.rows(at.phase, at.tile);
+      const float* from = static_cast<const float*>(w.scales) +
+                          (run.base + block.row(at.tile) + fours.first_row) * row_scales + fours.k(at.phase) / kChunk;
+      turns.wait();
+#pragma unroll 4
+      for (int row = fours.first_row; row < fours.rows(); row += fours.step_rows) {
+        const bool valid = row < valid_rows;
+        copy_async(fours.place(turns.stage.index, row), valid ? from : w.scales, valid);
+        from += fours.step_rows * row_scales;
+      }
+      turns.finish_copied_stage();
+    }
+    turns.finish(run);
+  });
+}
+
 // The same, one by one.
 template <class T, class Block, int kChunk, bool kAffine>
 __device__ void stream_bring_single_scales(const Block& block, int turn) {
@@ -274,6 +306,7 @@ __device__ void stream_bring_any_scales(const Block& block, int turn) {
   } else if (w.nested_absmax != nullptr) {
     return stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::Nested>(block, turn);
   }
+  if constexpr (Block::kCopiesScales) return stream_copy_scales<T, Block, kChunk>(block, turn);
   stream_bring_scales<T, Block, kChunk, kAffine, StreamScales::Float32>(block, turn);
 }
 

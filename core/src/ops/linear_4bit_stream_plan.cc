@@ -10,11 +10,9 @@ namespace qbits {
 namespace {
 
 // Fitted to times of an H200, in clocks, directly after another product in a graph.
-constexpr double kBytesPerClock = 16.0;      // that each SM draws from memory where all do
-constexpr double kMostPerClock = 32.0;       // that one draws at most
-constexpr double kRoundClocks = 40.0;        // what a round costs besides
-constexpr double kPhaseClocks = 200.0;       // what each phase but the first costs, besides its x
-constexpr double kShortPhaseClocks = 380.0;  // and for each tile that it has less than three
+constexpr double kBytesPerClock = 16.0;  // that each SM draws from memory where all do
+constexpr double kMostPerClock = 32.0;   // that one draws at most
+constexpr double kRoundClocks = 40.0;    // what a round costs besides
 constexpr double kClocksPerMicrosecond = 1750.0;
 constexpr double kLaunch = 1.7;  // microseconds
 
@@ -22,14 +20,28 @@ struct Costs {
   double cluster;            // for a cluster, since several SMs must be free at once,
   double split;              // and for each of its blocks
   double x_bytes_per_clock;  // of a phase's x
+  double draw;               // of the bandwidth, where fewer blocks than SMs are resident
   double slot;               // of a warp
   double affine_slot;
+  double lone = 1.0;   // of these, where a scheduler has one such warp
+  double phase = 0.0;  // what each phase but the first costs, besides its x
+  double affine_phase = 0.0;
 };
-// One column tile of a product of long rows on Hopper, of any other (fitted before there were phases), and two.
-constexpr Costs kOneTileOfLongRows{
-    .cluster = 2560, .split = 0, .x_bytes_per_clock = 58, .slot = 240, .affine_slot = 240};
-constexpr Costs kOneTile{.cluster = 0, .split = 750, .x_bytes_per_clock = 40, .slot = 360, .affine_slot = 540};
-constexpr Costs kTwoTiles{.cluster = 0, .split = 750, .x_bytes_per_clock = 25, .slot = 560, .affine_slot = 760};
+// Products on Hopper: one column tile of long rows, and two of any. All others: fitted before there were phases.
+constexpr Costs kOneTileOfLongRows{.cluster = 1200,
+                                   .split = 0,
+                                   .x_bytes_per_clock = 70,
+                                   .draw = 0.94,
+                                   .slot = 280,
+                                   .affine_slot = 420,
+                                   .phase = 500,
+                                   .affine_phase = 1200};
+constexpr Costs kTwoTilesOnHopper{
+    .cluster = 800, .split = 0, .x_bytes_per_clock = 30, .draw = 0.94, .slot = 520, .affine_slot = 560, .lone = 1.4};
+constexpr Costs kOneTile{
+    .cluster = 0, .split = 750, .x_bytes_per_clock = 40, .draw = 1, .slot = 360, .affine_slot = 540};
+constexpr Costs kTwoTiles{
+    .cluster = 0, .split = 750, .x_bytes_per_clock = 25, .draw = 1, .slot = 560, .affine_slot = 760};
 
 // Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
 constexpr int64_t kMaxPhaseRows = 4;
@@ -51,10 +63,16 @@ int shared_bytes(const Linear4bitPlan& plan, const Linear4bitProblem& p) {
   return static_cast<int>(std::min<int64_t>(bytes, 1 << 30));
 }
 
-// A warp has registers for x of 8 rows and two slots twice, this phase's and the next's. As few phases as there can be.
-constexpr int kPhaseSlots = 2;
+// As few phases as there can be.
 int64_t min_phases(const Linear4bitProblem& p) {
-  return ceil_div(p.k, int64_t{Linear4bitStream::kMaxWarps} * kPhaseSlots * Linear4bitStream::kSlotDepth);
+  using Stream = Linear4bitStream;
+  return ceil_div(p.k, int64_t{Stream::kMaxWarps} * Stream::kPhaseSlots * Stream::kSlotDepth);
+}
+
+const Costs& costs_of(const Linear4bitProblem& p, int column_tiles) {
+  const bool on_hopper = p.compute_capability == 90 && p.experts == 0;
+  if (column_tiles == 2) return on_hopper ? kTwoTilesOnHopper : kTwoTiles;
+  return on_hopper && min_phases(p) > 1 ? kOneTileOfLongRows : kOneTile;
 }
 
 // The plan with these choices, or nothing where the device cannot hold it.
@@ -83,8 +101,7 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
                       .warps = static_cast<int>(groups * parts),
                       .parts = static_cast<int>(parts)};
   const SharedLimit limit = shared_limit(p.compute_capability);
-  const bool is_long = p.compute_capability == 90 && p.experts == 0 && min_phases(p) > 1;
-  const Costs& costs = column_tiles == 2 ? kTwoTiles : is_long ? kOneTileOfLongRows : kOneTile;
+  const Costs& costs = costs_of(p, column_tiles);
   // Sums of a cluster, and of earlier phases, wait in shared memory: where they would not fit, blocks do fewer rounds.
   for (int64_t waves = 1; waves <= 64; waves *= 2) {
     const int64_t columns = std::min(tiles, resident_clusters(p.sm_count, splits) * waves);
@@ -96,14 +113,16 @@ std::optional<Linear4bitPlan> candidate(const Linear4bitProblem& p, int column_t
       // Of a stage: codes, and float32 scales, or 16-bit ones with zeros, of 64 elements.
       const double bytes = static_cast<double>(groups * 16 * slots) * (Linear4bitStream::kSlotDepth / 2 + 16);
       const double resident = static_cast<double>(plan.blocks) / static_cast<double>(waves);
-      const double transfer = bytes / std::clamp(kBytesPerClock * p.sm_count / resident, kBytesPerClock, kMostPerClock);
-      const double issue =
-          (affine ? costs.affine_slot : costs.slot) * warp_slots * static_cast<double>(ceil_div(plan.warps, 4));
+      const double drawn = costs.draw * kBytesPerClock * p.sm_count / resident;
+      const double transfer = bytes / std::clamp(drawn, kBytesPerClock, kMostPerClock);
+      const int warps = ceil_div(plan.warps, 4);  // of a scheduler
+      const double issue = (affine ? costs.affine_slot : costs.slot) * warp_slots *
+                           (warps == 1 ? costs.lone : static_cast<double>(warps));
       const int64_t x_rows = std::min<int64_t>(p.m, 8 * column_tiles);
       const double x_bytes = static_cast<double>(x_rows * groups * plan.split_depth * 2);  // each group loads its own
       const double tile_rounds = static_cast<double>(ceil_div(tiles, columns));
       const double x_clocks = x_bytes / costs.x_bytes_per_clock;
-      const double phase = x_clocks + kPhaseClocks + kShortPhaseClocks * std::max(3.0 - tile_rounds, 0.0);
+      const double phase = x_clocks + (affine ? costs.affine_phase : costs.phase);
       const double clocks = x_clocks + phase * (phases - 1) +
                             tile_rounds * phases * (std::max(transfer, issue) + kRoundClocks) +
                             (splits > 1 ? costs.cluster + costs.split * splits : 0.0);
@@ -138,7 +157,7 @@ std::vector<Linear4bitPlan> candidates(const Linear4bitProblem& p, int column_ti
   }
   const int64_t phases = min_phases(p);
   if (p.experts == 0 && column_tiles == 1 && phases > 1 && phases <= Linear4bitStream::kMaxPhases) {
-    add(1, static_cast<int>(phases), kPhaseSlots);
+    add(1, static_cast<int>(phases), Linear4bitStream::kPhaseSlots);
   }
   return found;
 }

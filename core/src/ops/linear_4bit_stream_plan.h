@@ -12,16 +12,18 @@ struct Linear4bitStream {
   static constexpr int kMaxWarps = 8;      // that multiply
   static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
   static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Registers of a thread, where x fills 128 of them, of a phase and the next or all of one: shared out anew among the
-  // 168 that a launch gives each of 12 warps.
+  // Where x fills 128 registers of a thread, of a phase and the next or all of one, the 168 that a launch gives each of
+  // 12 warps are shared out anew.
   static constexpr bool shares_registers(int column_tiles, int warp_slots, bool phased) {
     return column_tiles * warp_slots * (phased ? 2 : 1) == 4;
   }
-  static constexpr int kServiceRegisters = 88;
-  static constexpr int kMultiplyRegisters = 208;
+  // The service warps need more where there are zeros to bring, or experts to search for.
+  static constexpr int service_registers(bool affine, bool grouped) { return affine || grouped ? 88 : 56; }
+  static constexpr int multiply_registers(bool affine, bool grouped) { return affine || grouped ? 208 : 224; }
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
-  static constexpr int kMaxPhases = 32;           // which 131,072 columns take: no model has longer rows
+  static constexpr int kMaxPhases = 32;  // which 131,072 columns take: no model has longer rows
+  static constexpr int kPhaseSlots = 2;  // of a warp: registers hold x of these twice, this phase's and the next's
   static constexpr int kFirstBytesPerClock = 18;  // at which a block fills its ring; measured on an H200
   static constexpr int kBarrierBytes = 128;
   // Pitches of a stage's rows of codes and scales, such that the rows of a fragment lie in different banks.
