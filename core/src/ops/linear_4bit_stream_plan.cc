@@ -27,24 +27,26 @@ struct Costs {
   double phase = 0.0;  // what each phase but the first costs, besides its x
   double affine_phase = 0.0;
 };
-// Products on Hopper: one column tile of long rows, and two of any. All others: fitted before there were phases.
-constexpr Costs kOneTileOfLongRows{.cluster = 1200,
-                                   .split = 0,
-                                   .x_bytes_per_clock = 70,
-                                   .draw = 0.94,
-                                   .slot = 280,
-                                   .affine_slot = 420,
-                                   .phase = 500,
-                                   .affine_phase = 1200};
+// Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
+constexpr int64_t kMaxPhaseRows = 4;
+// Products on Hopper: long rows of one column tile, up to kMaxPhaseRows of x and more, and two column tiles. All
+// others: fitted before there were phases.
+constexpr Costs kPhaseRows{.cluster = 1200,
+                           .split = 0,
+                           .x_bytes_per_clock = 70,
+                           .draw = 0.94,
+                           .slot = 280,
+                           .affine_slot = 420,
+                           .phase = 500,
+                           .affine_phase = 1200};
+constexpr Costs kOneTileOfLongRows{
+    .cluster = 2560, .split = 0, .x_bytes_per_clock = 58, .draw = 1, .slot = 240, .affine_slot = 240};
 constexpr Costs kTwoTilesOnHopper{
     .cluster = 800, .split = 0, .x_bytes_per_clock = 30, .draw = 0.94, .slot = 520, .affine_slot = 560, .lone = 1.4};
 constexpr Costs kOneTile{
     .cluster = 0, .split = 750, .x_bytes_per_clock = 40, .draw = 1, .slot = 360, .affine_slot = 540};
 constexpr Costs kTwoTiles{
     .cluster = 0, .split = 750, .x_bytes_per_clock = 25, .draw = 1, .slot = 560, .affine_slot = 760};
-
-// Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
-constexpr int64_t kMaxPhaseRows = 4;
 
 constexpr int64_t kMaxSize = 1 << 30;  // of N and K, which the kernel counts in 32 bits
 
@@ -72,7 +74,8 @@ int64_t min_phases(const Linear4bitProblem& p) {
 const Costs& costs_of(const Linear4bitProblem& p, int column_tiles) {
   const bool on_hopper = p.compute_capability == 90 && p.experts == 0;
   if (column_tiles == 2) return on_hopper ? kTwoTilesOnHopper : kTwoTiles;
-  return on_hopper && min_phases(p) > 1 ? kOneTileOfLongRows : kOneTile;
+  if (!on_hopper || min_phases(p) == 1) return kOneTile;
+  return p.m <= kMaxPhaseRows ? kPhaseRows : kOneTileOfLongRows;
 }
 
 // The plan with these choices, or nothing where the device cannot hold it.
