@@ -151,8 +151,11 @@ void throw_refusal(PyObject* object, const char* op, const char* argument, const
   dlpack::Tensor tensor;
   if (torch.api->tensor_from_object(object, &tensor) != 0) {
     const nb::python_error error;
+    constexpr const char* kWanted = "a dense tensor on cpu or cuda";
+    const std::string layout = text(nb::handle(object).attr("layout"));
+    if (layout != "torch.strided") refuse(kWrongType, op, argument, "a tensor of layout " + layout, kWanted);
     refuse(kWrongType, op, argument, "a tensor without plain memory (" + first_line(text(error.value())) + ")",
-           "a dense tensor on cpu or cuda");
+           kWanted);
   }
   if (!to_dtype(tensor.dtype)) {
     refuse(kWrongType, op, argument, "dtype " + text(nb::handle(object).attr("dtype")), dtypes);
