@@ -44,8 +44,8 @@ struct StreamArgs {
 
 // Affine codes become numbers of T, kOffset + kUnit times the code. A word holds eight, c1 c0 c3 c2 c5 c4 c7 c6 from
 // its lowest bits on, of which a pair has those 16 bits apart. Shifts and masks share a pipe of half the rate, so one
-// shift serves four codes, and of each byte the higher code becomes a subnormal number that a product brings to its
-// size.
+// shift serves four codes, and of each byte the higher code stays in place: a subnormal number, or one of the first
+// normal ones, that a product brings to its size.
 template <class T>
 struct StreamAffineCodes {
   static constexpr bool kHalf = std::is_same_v<T, __half>;
@@ -61,7 +61,7 @@ struct StreamAffineCodes {
       asm("mul.f16x2 %0, %1, %2;\n" : "=r"(pair) : "r"(bytes & 0x00f000f0U), "r"(0x2c002c00U));  // 1 / 16
     } else if (i % 2 == 0) {  // (bytes & mask) | 1.0 twice, of which the compiler would make two instructions
       asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(pair) : "r"(bytes), "n"(0x000f000f), "r"(0x3f803f80U));
-    } else {  // 2^122 times 2^-129 times the code, and 1
+    } else if constexpr (kHasSm80) {  // 2^122 times 2^-129 times the code, and 1
       asm("fma.rn.bf16x2 %0, %1, %2, %3;\n"
           : "=r"(pair)
           : "r"(bytes & 0x00f000f0U), "r"(0x7c807c80U), "r"(0x3f803f80U));

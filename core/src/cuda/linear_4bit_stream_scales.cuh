@@ -233,7 +233,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   stage_nested();
 }
 
-// The same by asynchronous copies, of scales that come as they are.
+// The same of scales that are in float32 already, by asynchronous copies.
 template <class T, class Block, int kChunk>
 __device__ void stream_copy_scales(const Block& block, int turn) {
   const Weight4bitView& w = block.args.weight;
@@ -258,7 +258,7 @@ __device__ void stream_copy_scales(const Block& block, int turn) {
   });
 }
 
-// The same, one by one.
+// Any scales, one by one.
 template <class T, class Block, int kChunk, bool kAffine>
 __device__ void stream_bring_single_scales(const Block& block, int turn) {
   const Weight4bitView& w = block.args.weight;

@@ -27,7 +27,7 @@ struct Costs {
   double phase = 0.0;  // what each phase but the first costs, besides its x
   double affine_phase = 0.0;
 };
-// Of x, up to which phases take less than clusters: more, which come while codes are looked up, delay that.
+// Of x, up to which phases may take less than clusters: more, which come while codes are looked up, delay that.
 constexpr int64_t kMaxPhaseRows = 4;
 // Products on Hopper: long rows of one column tile, up to kMaxPhaseRows of x and more, and two column tiles. All
 // others: fitted before there were phases.
