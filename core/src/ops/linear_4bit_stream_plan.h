@@ -12,14 +12,18 @@ struct Linear4bitStream {
   static constexpr int kMaxWarps = 8;      // that multiply
   static constexpr int kServiceWarps = 4;  // copies, sums, and two for scales
   static constexpr int kMaxThreads = 32 * (kMaxWarps + kServiceWarps);
-  // Where x fills 128 registers of a thread, of a phase and the next or all of one, the 168 that a launch gives each of
+  // Where x fills 128 registers of a thread, of a phase and the next or all of one, those that a launch gives each of
   // 12 warps are shared out anew.
   static constexpr bool shares_registers(int column_tiles, int warp_slots, bool phased) {
     return column_tiles * warp_slots * (phased ? 2 : 1) == 4;
   }
-  // The service warps need more where there are zeros to bring, or experts to search for.
+  static constexpr int kLaunchRegisters = 168;
+  // The service warps need more where there are zeros to bring, or experts to search for. The others, twice as many,
+  // have what these leave.
   static constexpr int service_registers(bool affine, bool grouped) { return affine || grouped ? 88 : 56; }
-  static constexpr int multiply_registers(bool affine, bool grouped) { return affine || grouped ? 208 : 224; }
+  static constexpr int multiply_registers(bool affine, bool grouped) {
+    return (3 * kLaunchRegisters - service_registers(affine, grouped)) / 2;
+  }
   static constexpr int kSlotDepth = 256;
   static constexpr int kMaxStages = 6;
   static constexpr int kMaxPhases = 32;  // which 131,072 columns take: no model has longer rows
