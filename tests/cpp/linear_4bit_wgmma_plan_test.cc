@@ -82,7 +82,10 @@ TEST(Linear4bitWgmmaPlan, SharesCoverTilesOnce) {
 
 void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool transposed, int64_t most_units) {
   const WgmmaSchedule schedule = linear_4bit_wgmma_schedule(plan, p.m, transposed ? p.k : p.n, transposed ? p.n : p.k);
-  EXPECT_EQ(schedule.m_tiles * schedule.row_tiles, plan.whole_tiles + plan.shared_tiles);
+  const int sharers = plan.shares_x ? 2 : 1;
+  EXPECT_EQ(schedule.m_tiles * schedule.row_tiles * sharers, plan.whole_tiles + plan.shared_tiles);
+  EXPECT_EQ(plan.blocks % sharers, 0);
+  EXPECT_TRUE(!plan.shares_x || (plan.columns == 256 && plan.splits == 1 && plan.shared_tiles == 0));
   EXPECT_GT(plan.blocks, 0);
   EXPECT_EQ(plan.blocks % plan.splits, 0);
   EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0 || plan.clusters > 1);
@@ -102,7 +105,7 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
   for (const WgmmaPlan& rest : plan.rest) {
     EXPECT_TRUE(rest.rest.empty());
     EXPECT_GT(rest.first, plan.first);
-    EXPECT_EQ((rest.first - plan.first) % (plan.groups * 64), 0);
+    EXPECT_EQ((rest.first - plan.first) % (plan.groups * 64 * sharers), 0);
     EXPECT_LT(rest.first, transposed ? p.k : p.n);
     ExpectCoversProblem(rest, p, transposed, most_units);
   }
@@ -137,6 +140,35 @@ TEST(Linear4bitWgmmaPlan, TheFastestIsPlanned) {
     const WgmmaPlan best = linear_4bit_wgmma_plan(p, false);
     for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, false)) EXPECT_LE(best.time, plan.time);
   }
+}
+
+TEST(Linear4bitWgmmaPlan, AnyNumberOfMultiprocessors) {
+  for (const int sm_count : {1, 2, 3, 5, 113}) {
+    for (const int64_t n : {100, 1100, 4096}) {
+      for (const int64_t m : {16, 300, 4096}) {
+        for (const bool transposed : {false, true}) {
+          const Linear4bitProblem p = {.block_size = 64, .n = n, .k = 1056, .m = m, .sm_count = sm_count};
+          for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, transposed)) {
+            ExpectCoversProblem(plan, p, transposed, 20'000);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear4bitWgmmaPlan, WideTilesOfWholeWavesShareX) {
+  Linear4bitProblem p = {.block_size = 64, .n = 8192, .k = 8192};
+  for (const int64_t m : {512, 1024, 4096}) {
+    p.m = m;
+    EXPECT_TRUE(linear_4bit_wgmma_plan(p, false).shares_x) << m;
+    EXPECT_TRUE(linear_4bit_wgmma_plan(p, true).shares_x) << m;
+  }
+  p.m = 256;  // half a wave: blocks of a cluster share tiles
+  EXPECT_FALSE(linear_4bit_wgmma_plan(p, false).shares_x);
+  p.n = 128;
+  p.m = 4096;
+  for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, false)) EXPECT_FALSE(plan.shares_x);  // one tile of rows
 }
 
 TEST(Linear4bitWgmmaPlan, SumsAreScaledWhereWeightsComeSlower) {

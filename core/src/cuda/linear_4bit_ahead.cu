@@ -19,6 +19,18 @@ struct Product {
   void* workspace;
 };
 
+// Only rows that begin at 16 bytes have a map.
+CUtensorMap outs(const Product& product, int64_t outputs) {
+  if (outputs % 8 != 0) return {};
+  return encode_tile({.data = product.out,
+                      .rows = product.m,
+                      .columns = outputs,
+                      .row_bytes = outputs * 2,
+                      .box_rows = kAheadSlabRows,
+                      .box_columns = 64},
+                     product.dtype);
+}
+
 template <bool kTransposed>
 void run(const Product& product, const AheadPlan& plan, Stream stream) {
   const Weight4bitArgs& weight = product.weight;
@@ -37,6 +49,7 @@ void run(const Product& product, const AheadPlan& plan, Stream stream) {
                         .box_rows = plan.columns / Ahead::kBlocks,
                         .box_columns = Ahead::kStageDepth},
                        product.dtype),
+      .outs = outs(product, outputs),
       .bias = product.bias,
       .out = product.out,
       .units = units,

@@ -109,7 +109,7 @@ struct AheadMultiplier {
 
   __device__ void release(int slot) const {
     const int lane = thread % 32;
-    if (lane < Ahead::kBlocks) barrier_arrive_cluster(window + Layout::kEmpty + slot * 8, lane);
+    if (lane < Ahead::kBlocks) barrier_arrive_cluster(cluster_address(window + Layout::kEmpty + slot * 8, lane));
   }
 
   __device__ void multiply(int stages) {
@@ -137,32 +137,48 @@ struct AheadMultiplier {
     pin(sums);
   }
 
-  // Rounds and writes the sums, 64 rows of x by 64 outputs at a time: fragments are transposed through a slab of
-  // shared memory, so that 128 bytes of a row of out leave together.
+  // Rounds and writes the sums, 64 rows of x by 64 outputs at a time: fragments are transposed through slabs of shared
+  // memory, of which one is filled while the other leaves, by bulk copies where rows of out begin at 16 bytes.
   __device__ void write(int64_t m0, int64_t n0) {
     const int warp = thread / 32;
     const int lane = thread % 32;
     const int64_t n = n0 + group * 64;
     const int64_t row = n + warp * 16 + lane / 4;  // of a fragment's two, the thread's first
     if (args.bias != nullptr) add_bias<T>(args.bias, row, row + 8, args.outputs, sums);
+    const auto slab = [&](int s) {
+      return window + Layout::kSlabs + (group * Shape::kSlabs + s % Shape::kSlabs) * Layout::kSlabBytes;
+    };
+    const auto put = [&](int s) {
+      put_in_slab<T, kAheadSlabRows>(sums + s * kAheadSlabRows / 2, slab(s), 128, thread);
+    };
+    constexpr int kParts = Shape::kColumns / kAheadSlabRows;
+    static_assert(kParts % 2 == 0);  // the next tile begins with the first slab
+    const bool bulk = args.outputs % 8 == 0;
     SlabWriter<T> writer(args.out, args.outputs, m0, args.m, n, thread);
     const int place = thread / 8 * 128 + (thread % 8 ^ (thread / 8 & 7)) * 16;
+    put(0);
 #pragma unroll
-    for (int s = 0; s < Shape::kColumns / Shape::kSlabRows; ++s) {
-      const uint32_t slab = window + Layout::kSlabs + (group * Shape::kSlabs + s % Shape::kSlabs) * Layout::kSlabBytes;
-#pragma unroll
-      for (int i = 0; i < Shape::kSlabRows / 16; ++i) {
-        const float* const d = sums + s * Shape::kSlabRows / 2 + i * 8;
-        uint32_t packed[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2], d[j * 2 + 1]);
-        const int m = (i * 2 + lane / 16) * 8 + lane % 8;
-        const int chunk = warp * 2 + (lane / 8 & 1);
-        store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
+    for (int s = 0; s < kParts; ++s) {
+      if (bulk) {
+        shared_write_fence();
+        if (thread == 0) wait_for_stored_boxes();  // the slab that is filled next has left
+        __syncwarp();
       }
       group_sync(kAheadGroupBarrier + group, 128);
-      writer.template write<Shape::kSlabRows / 16>(slab + place, 16 * 128);
+      if (!bulk) {
+        writer.template write<kAheadSlabRows / 16>(slab(s) + place, 16 * 128);
+      } else if (thread == 0 && m0 + s * kAheadSlabRows < args.m && n < args.outputs) {
+        store_box(&args.outs, static_cast<int>(n), static_cast<int>(m0) + s * kAheadSlabRows, slab(s));
+      }
+      __syncwarp();
+      if (s + 1 < kParts) put(s + 1);
     }
+  }
+
+  // What is written has left shared memory.
+  __device__ void finish() const {
+    if (thread == 0) wait_for_stored_boxes();
+    __syncwarp();
   }
 };
 
@@ -182,6 +198,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_ahead_kernel(c
 
   if (tid == 0) {
     prefetch_map(&args.x);
+    if (args.outputs % 8 == 0) prefetch_map(&args.outs);
     for (int i = 0; i < Shape::kStages; ++i) {
       barrier_init(window + Layout::kFull + i * 8, 1);
       barrier_init(window + Layout::kEmpty + i * 8, Shape::kGroups * 4 * Ahead::kBlocks);
@@ -228,6 +245,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_ahead_kernel(c
       multiplier.write(int64_t{tile.x} * Shape::kColumns,
                        (int64_t{tile.row} * Ahead::kBlocks + rank) * Ahead::kBlockOutputs);
     });
+    multiplier.finish();
   }
   // The other block of the cluster arrives on this one's barriers until here.
   cluster_sync();

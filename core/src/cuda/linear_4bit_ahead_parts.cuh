@@ -10,6 +10,8 @@
 
 namespace qbits::cuda {
 
+inline constexpr int kAheadSlabRows = 64;  // of x, by 64 outputs, in a slab of shared memory on the way out
+
 template <int kColumnsOf, bool kAffineOf, bool kTransposedOf>
 struct AheadShape {
   static constexpr int kColumns = kColumnsOf;
@@ -20,8 +22,7 @@ struct AheadShape {
   static constexpr int kThreads = kMultiplyThreads + 128;
   static constexpr int kDecodeWarps = 3;
   static constexpr int kStages = kColumns == 256 ? 4 : 6;
-  static constexpr int kSlabs = 2;      // of each warpgroup, on the way out:
-  static constexpr int kSlabRows = 64;  // rows of x in one, by 64 outputs
+  static constexpr int kSlabs = 2;  // of each warpgroup, on the way out
   // A launch gives 168 registers to each thread.
   static constexpr int kServiceRegisters = 104;
   static constexpr int kMultiplyRegisters = 200;
@@ -29,6 +30,7 @@ struct AheadShape {
 
 struct AheadArgs {
   CUtensorMap x;
+  CUtensorMap outs;  // out, by boxes of a slab, if its rows begin at 16 bytes
   const void* bias;
   void* out;
   uint8_t* units;  // the ring: weights as wgmma's operands lie in shared memory
@@ -49,7 +51,7 @@ struct AheadLayout {
   static constexpr int kWeightBytes = Ahead::kBlockOutputs * Ahead::kStageDepth * 2;
   static constexpr int kXBytes = Shape::kColumns * 128;
   static constexpr int kStageBytes = kWeightBytes + kXBytes;
-  static constexpr int kSlabBytes = Shape::kSlabRows * 128;
+  static constexpr int kSlabBytes = kAheadSlabRows * 128;
   static constexpr uint32_t kBase = kSharedBase;
   static constexpr uint32_t kStages = kBase;
   static constexpr uint32_t kSlabs = kStages + Shape::kStages * kStageBytes;
@@ -60,7 +62,7 @@ struct AheadLayout {
   static constexpr uint32_t kUnitOf = kEmpty + Shape::kStages * 8;
   static constexpr uint32_t kReadable = kUnitOf + Shape::kStages * 4;
   static constexpr int kBytes = kReadable + 4 - kBase;
-  static_assert(kBytes <= 227 * 1024);
+  static_assert(kBytes <= 227 * 1024 && kSlabs % 1024 == 0);
 };
 
 inline constexpr int kAheadGroupBarrier = 1;  // named barriers of the multiplying warpgroups, 1 and 2

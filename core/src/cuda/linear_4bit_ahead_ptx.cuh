@@ -3,28 +3,29 @@
 #include "cuda/linear_4bit_wgmma_mma.cuh"
 
 // What the kernel that dequantizes ahead needs besides: wgmma with both operands in shared memory, counters in global
-// memory, and copies of what other threads have written there.
+// memory, copies of what other threads have written there, and bulk stores.
 
 namespace qbits::cuda {
-
-__device__ inline void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
-  QBITS_WGMMA_ASM("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(cluster_address(barrier, rank)) : "memory");
-}
-
-// As copy_box, to the same offsets, data and barrier, in every block of the cluster whose bit is set.
-__device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* map, int column, int row,
-                                          uint32_t barrier, uint16_t blocks) {
-  QBITS_WGMMA_ASM(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
-      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
-}
 
 __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
   QBITS_WGMMA_ASM(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared),
       "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
+// Of what this thread has written to shared memory, before bulk copies read it.
+__device__ inline void shared_write_fence() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
+
+// Writes the box at (column, row) of the map's matrix from shared memory, but for elements outside; a group of its own.
+__device__ inline void store_box(const CUtensorMap* map, int column, int row, uint32_t shared) {
+  QBITS_WGMMA_ASM(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];\n"
+      "cp.async.bulk.commit_group;\n" ::"l"(map),
+      "r"(shared), "r"(column), "r"(row) : "memory");
+}
+
+// Shared memory of all boxes that this thread writes is read.
+__device__ inline void wait_for_stored_boxes() { QBITS_WGMMA_ASM("cp.async.bulk.wait_group.read 0;\n" :: : "memory"); }
 
 __device__ inline int load_acquire(const int* p) {
   int v = 0;

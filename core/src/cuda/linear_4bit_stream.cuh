@@ -335,6 +335,10 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (service == 0) block.expect_splits();
   if (args.splits > 1) cluster_arrive();
   __syncthreads();
+  const auto wait_for_cluster = [&] {
+    __syncwarp();  // what waits is a whole warp
+    if (args.splits > 1) cluster_wait();
+  };
   if (block.warp < 0) {
     if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
     if (!args.early || service == 1) {  // which writes
@@ -343,19 +347,19 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     }
     if (service == 0) {
       stream_copy_codes<Block>(block);
-      if (args.splits > 1) cluster_wait();
+      wait_for_cluster();
     } else if (service == 1) {
-      if (args.splits > 1) cluster_wait();
+      wait_for_cluster();
       stream_take_sums<T, Block, kColumnTiles>(block);
     } else {
       stream_bring_any_scales<T, Block, kChunk, kAffine>(block, service - 2);
-      if (args.splits > 1) cluster_wait();
+      wait_for_cluster();
     }
   } else {
     if constexpr (Block::kShares) take_registers<Linear4bitStream::multiply_registers(kAffine, kGrouped)>();
     // Warps past args.warps fill up the last group of four, which share out registers together.
     if (block.warp < args.warps) stream_multiply<T, Block, kColumnTiles, kChunk, kAffine>(block);
-    if (args.splits > 1) cluster_wait();
+    wait_for_cluster();
   }
   if (args.splits == 1) return;
   wait_for_kernels_before();  // what has read early now writes

@@ -35,15 +35,19 @@ struct WgmmaComputer {
   int group;
   int first_stage;  // of a unit, for this warpgroup
   int lane;
+  uint32_t x_empty;  // where x is shared: of the block that this lane tells of a stage that is read, in the cluster
+  bool tells;
   WgmmaDecoder<T, Shape> decoder;
   typename WgmmaDecoder<T, Shape>::Raw raw;  // of the step to be decoded next
 
-  __device__ WgmmaComputer(uint32_t window_, int group_, int warp, int lane_, bool wide_groups)
+  __device__ WgmmaComputer(uint32_t window_, int group_, int warp, int lane_, const WgmmaArgs& args)
       : window(window_),
         group(group_),
         first_stage(group_ / Shape::kRowGroups * kGroupStages),
         lane(lane_),
-        decoder(window_, group_ % Shape::kRowGroups, warp, lane_, wide_groups) {
+        x_empty(cluster_address(window_ + Layout::kXEmpty, args.sharers > 1 ? lane_ % 2 : cluster_rank())),
+        tells(lane_ < args.sharers),
+        decoder(window_, group_ % Shape::kRowGroups, warp, lane_, args.wide_groups) {
     if (kTurns && group == Shape::kGroups - 1) group_arrive(kWgmmaTurnBarrier, kWgmmaTurnThreads);
   }
 
@@ -67,7 +71,12 @@ struct WgmmaComputer {
 
   // The stage of the step is read: of x, and of codes where they are not apart.
   __device__ void release(const Ring& ring, int step) const {
-    if (lane == 0) barrier_arrive(window + Layout::kXEmpty + stage_of(ring.x(), step) * 8);
+    const int at = stage_of(ring.x(), step) * 8;
+    if constexpr (Shape::kMayShareX) {
+      if (tells) barrier_arrive_cluster(x_empty + at);
+    } else {
+      if (lane == 0) barrier_arrive(window + Layout::kXEmpty + at);
+    }
   }
   __device__ void release_codes(const Ring& ring, int step) const {
     if (lane == 0) barrier_arrive(window + Layout::kEmpty + stage_of(ring.codes, step) * 8);

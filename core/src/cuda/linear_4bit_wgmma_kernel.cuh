@@ -13,19 +13,22 @@ namespace qbits::cuda {
 
 // Those of warp `warp` of the loading ones.
 template <class Shape>
-__device__ void init_barriers(uint32_t window, int warp) {
+__device__ void init_barriers(uint32_t window, int warp, int sharers) {
   using Layout = WgmmaLayout<Shape>;
   constexpr int kReaders = Shape::kRowGroups * 4;
+  const int x_readers = kReaders * sharers;
   if (warp == 0) {
     for (int i = 0; i < Shape::kCodeStages; ++i) {
       barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
     }
   } else if (warp == 1) {
-    for (int i = 0; i < Shape::kCodeStages; ++i) barrier_init(window + Layout::kEmpty + i * 8, kReaders);
+    for (int i = 0; i < Shape::kCodeStages; ++i) {
+      barrier_init(window + Layout::kEmpty + i * 8, Shape::kCodesApart ? kReaders : x_readers);
+    }
   } else if (warp == 2) {
     for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
       barrier_init(window + Layout::kXFull + i * 8, 1);
-      barrier_init(window + Layout::kXEmpty + i * 8, kReaders);
+      barrier_init(window + Layout::kXEmpty + i * 8, x_readers);
     }
     for (int i = 0; i < 2; ++i) {
       barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
@@ -49,7 +52,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
 
   // Each warp initializes some barriers, one lane of it, for an address that lanes differ in takes a loop over them.
   if (warpgroup == 0) {
-    if (lane == 0) init_barriers<Shape>(window, warp);
+    if (lane == 0) init_barriers<Shape>(window, warp, args.sharers);
     if (args.early && warp == 2) drop_l1();
     if (warp == 3 && lane == 0) {
       prefetch_map(&args.x.whole);
@@ -57,6 +60,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     }
   }
   __syncthreads();
+  const bool shares_x = Shape::kMayShareX && args.sharers > 1;
+  if (shares_x) cluster_sync();  // before anything arrives at the other's barriers
 
   // Calls f(segment, tile, begin) for each part of a tile that this block computes, from `begin` of the depth. Of
   // experts, whole warps call it, and tiles are whole.
@@ -74,10 +79,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         __syncwarp();
       }
     } else {
-      for_each_segment(args.schedule, static_cast<int>(blockIdx.x), [&](const WgmmaSegment& s) {
+      const int rank = shares_x ? static_cast<int>(cluster_rank()) : 0;
+      for_each_segment(args.schedule, static_cast<int>(blockIdx.x) >> (args.sharers - 1), [&](const WgmmaSegment& s) {
         const WgmmaSchedule::Position at = args.schedule.position(s.tile);
         const WgmmaTile tile{at.m_tile * Shape::kColumns, static_cast<int>(args.m),
-                             args.first_row + at.row_tile * Layout::kRows, 0};
+                             args.first_row + (at.row_tile * args.sharers + rank) * Layout::kRows, 0};
         f(s, tile, s.first * kWgmmaUnitDepth);
       });
     }
@@ -172,7 +178,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     if (Shape::kLookedUp && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
     if (!args.early) wait_for_kernels_before();
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
-    WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args.wide_groups);
+    WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args);
     typename WgmmaComputer<T, Shape>::Ring ring;
     int i = 0;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
@@ -207,6 +213,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     // Others in the cluster have read this block's sums.
     if (args.schedule.splits > 1) cluster_wait();
   }
+  if (shares_x) {
+    __syncwarp();
+    cluster_sync();  // the other block arrives at this one's barriers until here
+  }
 #endif
 }
 
@@ -219,7 +229,7 @@ void launch_wgmma_shape(const WgmmaArgs& args, const WgmmaPlan& plan, Stream str
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = Shape::kThreads,
                           .shared_bytes = size_t{kBytes},
-                          .cluster = plan.splits,
+                          .cluster = plan.shares_x ? 2 : plan.splits,
                           .overlaps = true};
   launch(kOp, kernel, shape, stream, args);
 }

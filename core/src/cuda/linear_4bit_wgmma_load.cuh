@@ -88,8 +88,13 @@ struct WgmmaLoader {
   // the ring has not been filled before.
   __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first) const {
     constexpr int kLead = Shape::kCodeStages - Shape::kStages;
-    const CUtensorMap* const x = args.x.map(m0);
-    const int stage_x_bytes = args.x.box_rows(m0) * (Shape::kStageSteps * kWgmmaStepDepth * 2);
+    const bool shares_x = Shape::kMayShareX && args.sharers > 1;
+    const int share = shares_x ? static_cast<int>(cluster_rank()) * (Shape::kColumns / 2) : 0;
+    const int row = m0 + share;
+    const CUtensorMap* const x = args.x.map(row);
+    int x_rows = args.x.box_rows(m0);
+    if (shares_x && m0 + Shape::kColumns / 2 < args.m) x_rows += args.x.box_rows(m0 + Shape::kColumns / 2);
+    const int stage_x_bytes = x_rows * (Shape::kStageSteps * kWgmmaStepDepth * 2);
     // The weight's codes pass through the L2 once, and would push out sums that blocks leave there for one another.
     const uint64_t policy = args.schedule.m_tiles == 1 && args.schedule.shared_units() > 0 ? kEvictFirst : kEvictNormal;
     // Copies that every block starts at once come in together, late: where products wait for codes most, those of the
@@ -121,8 +126,13 @@ struct WgmmaLoader {
       }
 #pragma unroll
       for (int step = 0; step < Shape::kStageSteps; ++step) {
-        copy_box(window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes, x,
-                 begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth, m0, full);
+        const uint32_t to = window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes;
+        const int column = begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth;
+        if (!shares_x) {
+          copy_box(to, x, column, m0, full);
+        } else if (row < args.m) {
+          copy_box_multicast(to + share * (kWgmmaStepDepth * 2), x, column, row, full, 0b11);
+        }
       }
       if constexpr (Shape::kCodesApart) {
         ring.x_apart.advance();

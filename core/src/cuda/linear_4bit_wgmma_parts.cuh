@@ -50,6 +50,8 @@ struct WgmmaShape {
   static constexpr int kCodeUnits = kCodesApart ? 2 * kUnits : kUnits;
   static constexpr int kCodeStages = kCodeUnits * kUnitStages;
   static_assert(!kCodesApart || kDecode == WgmmaDecode::Weights);
+  // Whether two blocks of a cluster may share x, each bringing half of it for both.
+  static constexpr bool kMayShareX = kColumns == 256 && !kGrouped;
   static_assert(kUnitStages % kDepthGroups == 0);
   // A launch gives 168 registers to each of 384 threads, 128 to each of 512.
   static constexpr int kLoadRegisters = 56;
@@ -62,10 +64,11 @@ struct WgmmaArgs {
   const void* bias;
   void* out;
   int64_t m;
-  int64_t outputs;  // columns of out: rows of the weight, or its columns
-  int64_t depth;    // of the sums
-  int first_row;    // of those, the first of this launch
-  WgmmaSchedule schedule;
+  int64_t outputs;         // columns of out: rows of the weight, or its columns
+  int64_t depth;           // of the sums
+  int first_row;           // of those, the first of this launch
+  WgmmaSchedule schedule;  // where blocks share x, of two tiles of weight rows and two blocks for each one
+  int sharers;             // of x: blocks of a cluster, with a tile each
   void* workspace;         // of shared tiles: a flag for each share, then the sums of each
   uint64_t nonce;          // the value of a flag that is set, of this launch alone
   bool wide_groups;        // scales change every 64 elements of a row at most

@@ -50,6 +50,11 @@ __device__ inline uint32_t cluster_address(uint32_t address, uint32_t rank) {
   return result;
 }
 
+// At a barrier of any block of the cluster, by its cluster_address.
+__device__ inline void barrier_arrive_cluster(uint32_t barrier) {
+  QBITS_WGMMA_ASM("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 __device__ inline float4 load_cluster(uint32_t address, uint32_t rank) {
   float4 v{};
   QBITS_WGMMA_ASM("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];\n" : "=f"(v.x), "=f"(v.y), "=f"(v.z),
@@ -92,6 +97,15 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int col
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy) : "memory");
+}
+
+// As copy_box, to the same offsets, data and barrier, in every block of the cluster whose bit is set.
+__device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* map, int column, int row,
+                                          uint32_t barrier, uint16_t blocks) {
+  QBITS_WGMMA_ASM(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
 }
 
 // Brings the box into the L2.

@@ -16,7 +16,7 @@ struct WgmmaTile {
 };
 
 // Rounds and writes a warpgroup's sums, of 2 kSums rows of x from m0 on: 32 (or 16) of them by 64 weight rows at a
-// time. Fragments are transposed through a slab of shared memory, so that 128 bytes of a row of out leave together.
+// time. Fragments are transposed through slabs of shared memory, so that 128 bytes of a row of out leave together.
 template <class T, class Shape, int kSums>
 __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaArgs& args, const WgmmaTile& tile,
                            int thread, float (&sums)[kSums]) {
@@ -24,9 +24,10 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
   constexpr int kSlabs = Layout::kGroupSlabs < 2 ? 1 : 2;
   constexpr int kRows = kSums < 16 ? kSums * 2 : 32;  // of x, in a slab
   constexpr int kParts = kSums * 2 / kRows;
-  const int warp = thread / 32;
-  const int lane = thread % 32;
   const int group = computer.group;
+  // As something new: where a thread's part of slabs lies shall be computed here, not kept from tile to tile in
+  // registers that the loop over the depth then lacks.
+  asm volatile("" : "+r"(thread));
   if (args.bias != nullptr) {
     const int64_t n = tile.n0;
     add_bias<T>(static_cast<const T*>(args.bias) + tile.base, n + computer.decoder.output_row(0),
@@ -34,36 +35,39 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
   }
   SlabWriter<T> writer(args.out, args.outputs, tile.m0, tile.m_end, tile.n0 + group % Shape::kRowGroups * 64, thread);
   const int place = thread / 8 * Layout::kSlabPitch + (thread % 8 ^ (thread / 8 & 7)) * 16;
-#pragma unroll
-  for (int s = 0; s < kParts; ++s) {
-    const uint32_t slab = computer.window + Layout::kSlabs + (group * kSlabs + s % kSlabs) * Layout::kSlabBytes;
+  const auto slab = [&](int s) {
+    return computer.window + Layout::kSlabs + (group * kSlabs + s % kSlabs) * Layout::kSlabBytes;
+  };
+  const auto put = [&](int s) {
     if constexpr (Shape::kTransposed) {
       // The thread's two rows of a fragment are neighbours in out.
       const int column = computer.decoder.output_row(0) % 64;
+      const int lane = thread % 32;
 #pragma unroll
       for (int i = 0; i < kRows / 4; ++i) {
         const float* const d = sums + s * 16 + i / 2 * 4 + i % 2;
         const int m = i / 2 * 8 + lane % 4 * 2 + i % 2;
-        store_shared(slab + m * Layout::kSlabPitch + (column / 8 ^ (m & 7)) * 16 + column % 8 * 2,
+        store_shared(slab(s) + m * Layout::kSlabPitch + (column / 8 ^ (m & 7)) * 16 + column % 8 * 2,
                      round_pair<T>(d[0], d[2]));
       }
     } else {
-#pragma unroll
-      for (int i = 0; i < kRows / 16; ++i) {
-        const float* const d = sums + s * 16 + i * 8;
-        uint32_t packed[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2], d[j * 2 + 1]);
-        const int m = (i * 2 + lane / 16) * 8 + lane % 8;
-        const int chunk = warp * 2 + (lane / 8 & 1);
-        store_matrices_transposed(slab + m * Layout::kSlabPitch + (chunk ^ (m & 7)) * 16, packed);
-      }
+      put_in_slab<T, kRows>(sums + s * 16, slab(s), Layout::kSlabPitch, thread);
     }
+  };
+  // Of two slabs, one is filled while the other leaves.
+  put(0);
+#pragma unroll
+  for (int s = 0; s < kParts; ++s) {
     group_sync(kWgmmaGroupBarrier + group, 128);
-    writer.template write<kRows / 16>(slab + place, 16 * Layout::kSlabPitch);
-    // Before the slab is written again: where there are two, by the next but one.
-    if constexpr (kSlabs == 1 || kParts % 2 != 0) group_sync(kWgmmaGroupBarrier + group, 128);
+    writer.template write<kRows / 16>(slab(s) + place, 16 * Layout::kSlabPitch, [&] {
+      if (kSlabs > 1 && s + 1 < kParts) put(s + 1);
+    });
+    if (kSlabs > 1) continue;
+    group_sync(kWgmmaGroupBarrier + group, 128);
+    if (s + 1 < kParts) put(s + 1);
   }
+  if constexpr (kSlabs > 1 && kParts % 2 != 0) group_sync(kWgmmaGroupBarrier + group, 128);  // the next tile fills it
+  __syncwarp();  // what comes next takes whole warps
 }
 
 }  // namespace qbits::cuda

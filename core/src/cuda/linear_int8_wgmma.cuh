@@ -289,24 +289,13 @@ class Int8Computer {
     } else {
       // Fragments are transposed through a slab of shared memory, so that 128 bytes of a row of out leave together.
       constexpr int kRows = Shape::kSlabRows;
-      const int warp = thread_ / 32;
-      const int lane = thread_ % 32;
       const uint32_t slab = window_ + Shape::kSlabs + finisher() * (kRows * 128);
       SlabWriter<T> writer(args_.out, args_.n, tile_.m0 + first_column(), args_.m, tile_.n0 + group_ * 64, thread_);
       const int place = thread_ / 8 * 128 + (thread_ % 8 ^ (thread_ / 8 & 7)) * 16;
 #pragma unroll
       for (int s = 0; s < Shape::kFinishColumns / kRows; ++s) {
         group_sync(kInt8GroupBarrier + finisher(), 128);  // what the slab held has been read
-#pragma unroll
-        for (int i = 0; i < kRows / 16; ++i) {
-          const float* const d = sums + s * (kRows / 2) + i * 8;
-          uint32_t packed[4];
-#pragma unroll
-          for (int j = 0; j < 4; ++j) packed[j] = round_pair<T>(d[j * 2], d[j * 2 + 1]);
-          const int m = (i * 2 + lane / 16) * 8 + lane % 8;
-          const int chunk = warp * 2 + (lane / 8 & 1);
-          store_matrices_transposed(slab + m * 128 + (chunk ^ (m & 7)) * 16, packed);
-        }
+        put_in_slab<T, kRows>(sums + s * (kRows / 2), slab, 128, thread_);
         group_sync(kInt8GroupBarrier + finisher(), 128);
         writer.template write<kRows / 16>(slab + place, 16 * 128);
       }

@@ -23,9 +23,9 @@ struct Tile {
   int columns;
   double stage;  // 64 of depth
 };
-constexpr Tile kTiles[] = {{256, 0.70}, {128, 0.42}};
+constexpr Tile kTiles[] = {{256, 0.685}, {128, 0.41}};
 constexpr double kLaunch = 6.0;   // from launch to the first product
-constexpr double kFinish = 3.0;   // to write the sums
+constexpr double kFinish = 1.75;  // to write the sums
 constexpr double kDecode = 1.92;  // to dequantize a stage of weights,
 constexpr double kHinder = 0.1;   // by which that keeps from multiplying, divided by the tiles that share it
 

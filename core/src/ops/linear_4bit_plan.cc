@@ -296,6 +296,7 @@ std::string to_string(const Linear4bitPlan& plan) {
         std::string of = std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
                          kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
                          std::to_string(w.shared_tiles) + " shared";
+        if (w.shares_x) of += ", x shared by two blocks";
         if (w.clusters > 1) of += ", by " + std::to_string(w.clusters) + " clusters";
         return of;
       };

@@ -26,6 +26,8 @@ struct Tile {
 constexpr double kLaunch = 1.7;            // from launch to the first product
 constexpr double kNextLaunch = 1.5;        // to follow another launch
 constexpr double kCluster[] = {1.3, 2.0};  // for the blocks of a cluster of 2, of 4 to add their sums
+constexpr double kShareX = 0.98;           // a tile of blocks that share x
+constexpr double kWideCluster = 0.6;       // more where tiles are wide
 constexpr double kPairs = 1.5;             // for two clusters to hear of each other
 constexpr double kSharing = 2.0;           // for the sums of shared tiles that a block has, and for each share of one,
 constexpr double kShare = 0.65;            // to hear of it,
@@ -58,7 +60,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       slower * (transposed ? 1.38 + 0.012 * m_tiles : 1.29 + 0.004 * m_tiles * static_cast<double>(p.k) / 8192);
   const double half_wide = slower * (transposed ? 1.15 : 0.88);
   const Tile tiles[] = {
-      {256, 2, WgmmaDecode::Weights, wide, 1.5},          {128, 2, WgmmaDecode::Weights, half_wide, 1.0},
+      {256, 2, WgmmaDecode::Weights, wide, 0.9},          {128, 2, WgmmaDecode::Weights, half_wide, 1.0},
       {64, 2, WgmmaDecode::Weights, 0.70 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
       {64, 2, WgmmaDecode::Sums, 0.58 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
       {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},  {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
@@ -90,13 +92,21 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     plan.blocks = blocks;
     plan.whole_tiles = tiles;
     if (tile.groups > 1) add(plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks)));
+    if (tile.columns == 256 && row_tiles > 1 && p.sm_count > 1 && !grouped) {
+      WgmmaPlan shares = plan;
+      shares.shares_x = true;
+      shares.whole_tiles = (row_tiles + row_tiles % 2) * ceil_div(p.m, tile.columns);
+      shares.blocks = std::min<int64_t>(shares.whole_tiles, p.sm_count - p.sm_count % 2);
+      add(shares, kLaunch + kShareX * whole * static_cast<double>(ceil_div(shares.whole_tiles, shares.blocks)));
+    }
     if (grouped) continue;  // how many tiles there are, by which to share them, only the device knows
+    const double cluster = tile.finish + (tile.columns == 256 ? kWideCluster : 0.0);
     for (const int splits : {2, 4}) {
       if (units < splits || tiles > resident_clusters(p.sm_count, splits)) continue;
       WgmmaPlan split = plan;
       split.splits = splits;
       split.blocks = tiles * splits;
-      add(split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + tile.finish + kCluster[splits / 4]);
+      add(split, kLaunch + unit * static_cast<double>(ceil_div(units, splits)) + cluster + kCluster[splits / 4]);
     }
     if (units >= 4 && tiles <= resident_clusters(p.sm_count, 2) / 2) {
       WgmmaPlan pairs = plan;
@@ -106,7 +116,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       // Sums of each cluster, and a count for each warpgroup that finishes some.
       const int finishers = wgmma_finishers(tile.columns, tile.groups == 1 ? 4 : 2);
       pairs.workspace_bytes = 2 * tiles * tile_bytes + ceil_div(tiles * tile.groups * finishers, 2) * 16;
-      add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + tile.finish + kCluster[0] + kPairs +
+      add(pairs, kLaunch + unit * static_cast<double>(ceil_div(units, 4)) + cluster + kCluster[0] + kPairs +
                      static_cast<double>(tile_bytes) / kShareBytes);
     }
     if (tile.groups == 1) continue;
@@ -146,10 +156,11 @@ void add_plans_of_two(const Linear4bitProblem& p, double limit, std::vector<Wgmm
   const size_t single = plans.size();
   for (size_t i = 0; i < single; ++i) {
     WgmmaPlan both = plans[i];
-    if (both.splits > 1 || both.shared_tiles > 0 || both.whole_tiles <= p.sm_count) continue;
+    if (both.splits > 1 || both.shared_tiles > 0 || both.whole_tiles <= both.blocks) continue;
     const int64_t m_tiles = ceil_div(p.m, both.columns);
-    const int64_t waves = ceil_div(both.whole_tiles, p.sm_count);
-    const int64_t rows = (waves - 1) * p.sm_count / m_tiles * both.groups * 64;
+    const int64_t waves = ceil_div(both.whole_tiles, both.blocks);
+    const int64_t row_tiles = (waves - 1) * both.blocks / m_tiles;
+    const int64_t rows = (both.shares_x ? row_tiles - row_tiles % 2 : row_tiles) * both.groups * 64;
     if (rows == 0 || rows >= p.n) continue;
     both.time =
         kLaunch + (both.time - kLaunch) * static_cast<double>(waves - 1) / static_cast<double>(waves) + kNextLaunch;
@@ -159,7 +170,7 @@ void add_plans_of_two(const Linear4bitProblem& p, double limit, std::vector<Wgmm
     WgmmaPlan rest = std::ranges::min(timed_plans(last, false), {}, &WgmmaPlan::time);
     rest.first = rows;
     both.whole_tiles = rows / (both.groups * 64) * m_tiles;
-    both.blocks = std::min<int64_t>(both.whole_tiles, p.sm_count);
+    both.blocks = std::min<int64_t>(both.whole_tiles, both.blocks);
     both.time += rest.time;
     both.rest = {std::move(rest)};
     plans.push_back(std::move(both));
@@ -172,11 +183,12 @@ bool may_be_two(const Linear4bitProblem& p, bool transposed) { return !transpose
 
 WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
   const int64_t rows = (plan.rest.empty() ? outputs : plan.rest.front().first) - plan.first;
+  const int sharers = plan.shares_x ? 2 : 1;
   const WgmmaSchedule schedule{.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
-                               .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64)),
-                               .whole_tiles = static_cast<int>(plan.whole_tiles),
+                               .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64 * sharers)),
+                               .whole_tiles = static_cast<int>(plan.whole_tiles / sharers),
                                .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
-                               .blocks = static_cast<int>(plan.blocks),
+                               .blocks = static_cast<int>(plan.blocks / sharers),
                                .splits = plan.splits,
                                .clusters = plan.clusters};
   return schedule.with_divisors();

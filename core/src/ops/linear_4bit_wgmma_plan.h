@@ -33,10 +33,12 @@ struct WgmmaPlan {
   int columns = 256;  // rows of x in a tile
   int groups = 2;     // the tile has 64 times as many weight rows: 1, only where splits > 1, to 3
   WgmmaDecode decode = WgmmaDecode::Weights;
-  int splits = 1;    // blocks of a cluster that share its one tile; 1, 2 or 4
-  int clusters = 1;  // that share a tile; 2 only where splits are 2
+  int splits = 1;         // blocks of a cluster that share its one tile; 1, 2 or 4
+  int clusters = 1;       // that share a tile; 2 only where splits are 2
+  bool shares_x = false;  // the two blocks of a cluster, with neighbouring tiles of the weight's rows, all whole
   int64_t blocks = 0;
-  int64_t whole_tiles = 0;  // computed by one block each; the depth of the others is shared out
+  int64_t whole_tiles = 0;  // computed by one block each (an odd row of tiles that share x has a next one, without
+                            // outputs); the depth of the others is shared out
   int64_t shared_tiles = 0;
   int64_t workspace_bytes = 0;       // for shared tiles, or of clusters
   int64_t first = 0;                 // of the weight's rows, the first this launch takes
@@ -47,7 +49,8 @@ struct WgmmaPlan {
   bool operator==(const WgmmaPlan&) const = default;
 };
 
-// Which block of the plan's own launch computes what of out[m, outputs], sums over `depth`.
+// Which block of the plan's own launch computes what of out[m, outputs], sums over `depth`. Where blocks share x, what
+// two do: their tiles are one.
 QBITS_API WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth);
 
 // The fastest plan by a model of measured times. `transposed`: of the gradient.
