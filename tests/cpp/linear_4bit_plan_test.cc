@@ -3,11 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
-#include "ops/codebook_fit.h"
 #include "qbits/error.h"
 #include "qbits/linear.h"
 #include "qbits/runtime.h"
@@ -339,22 +337,6 @@ TEST(Linear4bitPlan, PublicLineOnTheCpu) {
   EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{90, 0}), Error);
   EXPECT_THROW(linear_4bit_plan(nf4, 64, 64, 64, 1, DType::Float32, CudaDevice{70, 80}), Error);
   set_num_threads(threads);
-}
-
-TEST(CodebookFit, ErrsLessThanRoundingEachWeight) {
-  for (const Format& f : formats()) {
-    if (f.codebook.size() != 16) continue;
-    for (const int bits : {8, 11}) {
-      const FittedCodebook fit = fit_codebook(f.codebook, bits);
-      EXPECT_GT(fit.factor, 0.5F);
-      EXPECT_LE(fit.factor, 1.0F);
-      for (int i = 0; i < 16; ++i) {
-        const float fitted = fit.values[i] * fit.factor;
-        EXPECT_NEAR(fitted, f.codebook[i], std::abs(f.codebook[i]) / static_cast<float>(1 << bits)) << f.name << i;
-        EXPECT_EQ(std::signbit(fit.values[i]), std::signbit(f.codebook[i])) << f.name << i;
-      }
-    }
-  }
 }
 
 }  // namespace

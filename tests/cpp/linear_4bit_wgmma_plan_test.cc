@@ -3,15 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <set>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "ops/codebook_fit.h"
 #include "ops/linear_4bit_plan.h"
 
 namespace qbits {
@@ -194,48 +191,6 @@ TEST(Linear4bitWgmmaPlan, ObstaclesAreNamed) {
   EXPECT_EQ(obstacle([](auto& p) { p.block_size = 16; }), "block size is no power of two from 32");
   EXPECT_EQ(obstacle([](auto& p) { p.n = 4100; }, true), "N is no multiple of 8");
   EXPECT_EQ(obstacle([](auto& p) { p.n = 4100; }), "");
-}
-
-TEST(CodebookFit, ShiftedValuesAreFractionsThatErrFarLessThanBFloat16) {
-  for (const Format& f : formats()) {
-    if (f.codebook.size() != 16) continue;
-    const FittedCodebook fit = fit_codebook_shifted(f.codebook, 4.0F, 16);
-    for (int i = 0; i < 16; ++i) {
-      EXPECT_EQ(std::fmod(fit.values[i], 1.0F / 16384), 0.0F) << f.name << i;
-      EXPECT_NEAR(fit.values[i] * fit.factor, f.codebook[i], 1.0F / 8192) << f.name << i;
-      EXPECT_TRUE(f.codebook[i] != 0.0F || fit.values[i] == 0.0F) << f.name << i;
-    }
-  }
-}
-
-// The root mean square of what codes err, over that of rounding scaled weights to `bits`.
-double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& fit, int bits) {
-  constexpr int kScales = 1024;
-  double fitting = 0;
-  double rounding = 0;
-  for (int i = 0; i < 16; ++i) {
-    fitting += std::pow(double{fit.values[i]} * fit.factor - codebook[i], 2);
-    for (int s = 0; s < kScales; ++s) {
-      const double scale = std::exp2(static_cast<double>(s) / kScales);
-      int exponent = 0;
-      const double value = std::ldexp(std::frexp(codebook[i] * scale, &exponent), bits);
-      rounding += std::pow(std::ldexp(std::nearbyint(value) - value, exponent - bits) / scale, 2) / kScales;
-    }
-  }
-  return std::sqrt(fitting / rounding);
-}
-
-// What joins the one rounding of a scaled weight: with 0.4 of it products err 1.04 times as much, 1.05 being the bound.
-TEST(CodebookFit, CodesErrLessThanScaledWeightsAreRounded) {
-  for (const Format& f : formats()) {
-    if (f.codebook.size() != 16) continue;
-    const double bfloat16 = ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11), 8);
-    const double float16 = ErrorOverRounding(f.codebook, fit_codebook_shifted(f.codebook, 4.0F, 16), 11);
-    EXPECT_LT(bfloat16, 0.15) << f.name;
-    EXPECT_LT(float16, 0.4) << f.name;
-    RecordProperty(std::string(f.name),
-                   std::to_string(bfloat16) + " of bfloat16, " + std::to_string(float16) + " of float16");
-  }
 }
 
 }  // namespace

@@ -294,6 +294,22 @@ def test_printing():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [32, 64, 256, 4096])
+@pytest.mark.parametrize("format", ["nf4", "fp4"])
+def test_on_the_gpu_products_err_as_those_of_rounded_weights(gpu, format, block_size):
+    """Of weights that were bfloat16, so that the greatest of each block is rounded without error."""
+    dense = torch.randn(2048, 4096).to(gpu, torch.bfloat16)
+    weight = qbits.quantize(dense, format, block_size=block_size)
+    values = weight.dequantize(torch.float32)
+    for rows in (8, 16, 64, 300):
+        x = torch.randn(rows, 4096).to(gpu, torch.bfloat16)
+        exact = x.double() @ values.double().t()
+        rounded = nn.functional.linear(x, values.bfloat16())
+        error = (linear_4bit(x, weight) - exact).norm() / (rounded - exact).norm()
+        assert error <= 1.05, f"{rows} rows"
+
+
+@pytest.mark.gpu
 def test_on_the_gpu_the_bits_are_those_of_the_cpu(gpu, options):
     linear = nn.Linear(256, 96)
     here = Linear4bit.from_float(linear, qbits.QuantizeConfig(**options))

@@ -4,22 +4,30 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 namespace qbits {
 namespace {
 
 using Entries = std::array<double, 16>;
 
-constexpr int kCandidates = 8192;
-// Absmax of a block in standard deviations: blocks of 16 to 4096 normal weights, and heavier tails.
-constexpr std::array<double, 7> kAbsmax = {1.6, 2.0, 2.5, 3.0, 3.7, 5.0, 7.0};
-// How many equal activations in a sum the mean error is weighed for.
-constexpr double kSumLength = 4096;
+constexpr int kCandidates = 4096;
+// Weights of a block, by its absmax in their standard deviations, and how much they count: normal ones of blocks of 16
+// to 4096 (about 1.7 to 3.7), those of 32 and 64 most, and heavier tails.
+struct Weights {
+  double absmax;
+  double counts;
+};
+constexpr std::array<Weights, 7> kWeights = {{{1.6, 0.2}, {2, 2}, {2.5, 2}, {3, 1}, {3.7, 1}, {5, 1}, {7, 0.1}}};
+constexpr double kUniformCounts = 0.5;  // all codes equally likely
+// The square of the mean error counts as in a sum of 4096 products with activations of one sign, half normal.
+constexpr double kSumLength = 4096 * 2 / 3.14159265;
 
-double round_to(double v, int bits) {
+// What a number that is rounded to `bits` is a multiple of.
+double step_of(double v, int bits) {
   int exponent = 0;
-  const double fraction = std::frexp(v, &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
+  std::frexp(v, &exponent);
+  return std::ldexp(1.0, exponent - bits);
 }
 
 // Probability of each entry being nearest to a normal weight over its block's absmax.
@@ -41,50 +49,143 @@ Entries probabilities(std::span<const float> codebook, double absmax) {
   return p;
 }
 
-// The multiplier c in [1, 2) for which round(codebook * c) / c errs least.
-template <class Round>
-FittedCodebook fit(std::span<const float> codebook, Round round) {
-  std::array<Entries, kAbsmax.size()> p{};
-  std::array<double, kAbsmax.size()> power{};
-  for (size_t d = 0; d < kAbsmax.size(); ++d) {
-    p[d] = probabilities(codebook, kAbsmax[d]);
-    for (int i = 0; i < 16; ++i) power[d] += p[d][i] * codebook[i] * codebook[i];
+// The cost of the errors of all entries, a quadratic form: of each kind of weights the mean square of the error and,
+// kSumLength times, the square of its mean, relative to the mean square of the weights.
+class Cost {
+ public:
+  explicit Cost(std::span<const float> codebook) {
+    Entries uniform{};
+    uniform.fill(1.0 / 16);
+    add(codebook, uniform, kUniformCounts);
+    for (const Weights& w : kWeights) add(codebook, probabilities(codebook, w.absmax), w.counts);
   }
-  double best = std::numeric_limits<double>::infinity();
-  double best_c = 1;
+
+  double of(const Entries& error) const {
+    double cost = 0;
+    for (int i = 0; i < 16; ++i) cost += error[i] * slope(error, i);
+    return cost;
+  }
+
+  // Moves errors by at most one step of theirs, one or two at a time, while that lowers the cost.
+  void descend(Entries& error, const Entries& step) const {
+    struct Move {
+      int entry = -1;
+      int sign = 0;
+    };
+    std::array<int, 16> moved{};
+    double last = of(error);
+    while (true) {
+      std::array<Entries, 2> single{};  // the change of the cost by one step down, and up
+      for (int i = 0; i < 16; ++i) {
+        for (const int sign : {-1, 1}) {
+          single[sign > 0][i] = 2 * sign * step[i] * slope(error, i) + step[i] * step[i] * form_[i][i];
+        }
+      }
+      const auto may = [&](Move m) { return step[m.entry] > 0 && std::abs(moved[m.entry] + m.sign) <= 1; };
+      double best = -1e-6 * last;
+      std::array<Move, 2> moves{};
+      for (int i = 0; i < 16; ++i) {
+        for (const int sign : {-1, 1}) {
+          const Move first{i, sign};
+          if (!may(first)) continue;
+          if (single[sign > 0][i] < best) {
+            best = single[sign > 0][i];
+            moves = {first, Move{}};
+          }
+          for (int j = 0; j < i; ++j) {
+            for (const int other : {-1, 1}) {
+              const Move second{j, other};
+              const double change =
+                  single[sign > 0][i] + single[other > 0][j] + 2 * sign * other * step[i] * step[j] * form_[i][j];
+              if (change >= best || !may(second)) continue;
+              best = change;
+              moves = {first, second};
+            }
+          }
+        }
+      }
+      if (moves[0].entry < 0) return;
+      for (const Move& m : moves) {
+        if (m.entry < 0) continue;
+        error[m.entry] += m.sign * step[m.entry];
+        moved[m.entry] += m.sign;
+      }
+      last += best;
+    }
+  }
+
+ private:
+  void add(std::span<const float> codebook, const Entries& p, double counts) {
+    double power = 0;
+    for (int i = 0; i < 16; ++i) power += p[i] * codebook[i] * codebook[i];
+    if (power == 0) return;
+    for (int i = 0; i < 16; ++i) {
+      form_[i][i] += counts / power * p[i];
+      for (int j = 0; j < 16; ++j) form_[i][j] += counts / power * kSumLength * p[i] * p[j];
+    }
+  }
+
+  // Half of the slope of the cost along an entry.
+  double slope(const Entries& error, int i) const {
+    double sum = 0;
+    for (int j = 0; j < 16; ++j) sum += form_[i][j] * error[j];
+    return sum;
+  }
+
+  std::array<Entries, 16> form_{};
+};
+
+// The multiplier c in [1, 2), and shift + codebook * c rounded to `bits`, up or down, that err least; 0 stays 0.
+FittedCodebook fit(std::span<const float> codebook, double shift, int bits) {
+  const Cost cost(codebook);
+  double least = std::numeric_limits<double>::infinity();
+  FittedCodebook fitted{};
   for (int candidate = 0; candidate < kCandidates; ++candidate) {
     const double c = 1 + static_cast<double>(candidate) / kCandidates;
     Entries error{};
-    for (int i = 0; i < 16; ++i) error[i] = round(codebook[i] * c) / c - codebook[i];
-    double cost = 0;
-    for (size_t d = 0; d < kAbsmax.size(); ++d) {
-      double mean = 0;
-      double square = 0;
-      for (int i = 0; i < 16; ++i) {
-        mean += p[d][i] * error[i];
-        square += p[d][i] * error[i] * error[i];
-      }
-      cost += (square + kSumLength * mean * mean) / power[d];
+    Entries steps{};
+    for (int i = 0; i < 16; ++i) {
+      if (codebook[i] == 0) continue;
+      const double v = shift + codebook[i] * c;
+      const double nearest = std::nearbyint(v / step_of(v, bits)) * step_of(v, bits);
+      error[i] = (nearest - v) / c;
+      steps[i] = step_of(nearest, bits) / c;
     }
-    if (cost < best) {
-      best = cost;
-      best_c = c;
+    cost.descend(error, steps);
+    const double all = cost.of(error);
+    if (all >= least) continue;
+    least = all;
+    for (int i = 0; i < 16; ++i) {
+      fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>((codebook[i] + error[i]) * c);
     }
+    fitted.factor = static_cast<float>(1 / c);
   }
-  FittedCodebook fitted{};
-  for (int i = 0; i < 16; ++i) fitted.values[i] = static_cast<float>(round(codebook[i] * best_c));
-  fitted.factor = static_cast<float>(1 / best_c);
   return fitted;
 }
 
 }  // namespace
 
 FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
-  return fit(codebook, [=](double v) { return round_to(v, significand_bits); });
+  return fit_codebook_shifted(codebook, 0, significand_bits);
 }
 
 FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
-  return fit(codebook, [=](double v) { return round_to(shift + v, significand_bits) - shift; });
+  // It takes milliseconds, and a codebook that is not of the format table is fitted for each call.
+  struct Known {
+    std::array<float, 16> codebook{};
+    float shift = 0;
+    int bits = 0;
+    FittedCodebook fitted{};
+  };
+  thread_local std::optional<Known> last;
+  if (!last || last->shift != shift || last->bits != significand_bits ||
+      !std::ranges::equal(last->codebook, codebook)) {
+    Known now{.shift = shift, .bits = significand_bits};
+    std::ranges::copy(codebook, now.codebook.begin());
+    now.fitted = fit(codebook, shift, significand_bits);
+    last = now;
+  }
+  return last->fitted;
 }
 
 }  // namespace qbits

@@ -1,0 +1,118 @@
+#include "ops/codebook_fit.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qbits/format.h"
+
+namespace qbits {
+namespace {
+
+double RoundTo(double v, int bits) {
+  int exponent = 0;
+  const double fraction = std::frexp(v, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
+}
+
+TEST(CodebookFit, ValuesAreRoundedEntries) {
+  for (const Format& f : formats()) {
+    if (f.codebook.size() != 16) continue;
+    for (const int bits : {8, 11}) {
+      const FittedCodebook fit = fit_codebook(f.codebook, bits);
+      EXPECT_GT(fit.factor, 0.5F);
+      EXPECT_LE(fit.factor, 1.0F);
+      for (int i = 0; i < 16; ++i) {
+        const float fitted = fit.values[i] * fit.factor;
+        // Rounded to the next but one at most, to a number of so many bits.
+        EXPECT_NEAR(fitted, f.codebook[i], 3 * std::abs(f.codebook[i]) / static_cast<float>(1 << bits)) << f.name << i;
+        EXPECT_EQ(RoundTo(fit.values[i], bits), fit.values[i]) << f.name << i;
+        EXPECT_EQ(std::signbit(fit.values[i]), std::signbit(f.codebook[i])) << f.name << i;
+      }
+    }
+  }
+}
+
+// Products of weights that were bfloat16, so that the greatest of each block is rounded without error: with results
+// rounded, too, they err at most 1.05 times as those of rounded weights.
+TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16) {
+  constexpr int kBits = 8;
+  constexpr int kWeights = 1 << 17;
+  std::mt19937_64 random(1);
+  std::normal_distribution<double> normal;
+  for (const Format& f : formats()) {
+    if (f.codebook.size() != 16) continue;
+    const FittedCodebook fit = fit_codebook(f.codebook, kBits);
+    for (const int block : {32, 64, 128, 256, 1024, 4096}) {
+      double fitting = 0;
+      double rounding = 0;
+      double results = 0;
+      std::vector<double> weights(block);
+      for (int first = 0; first < kWeights; first += block) {
+        double absmax = 0;
+        for (double& w : weights) {
+          w = RoundTo(normal(random), kBits);
+          absmax = std::max(absmax, std::abs(w));
+        }
+        for (const double w : weights) {
+          int nearest = 0;
+          for (int i = 1; i < 16; ++i) {
+            if (std::abs(f.codebook[i] * absmax - w) < std::abs(f.codebook[nearest] * absmax - w)) nearest = i;
+          }
+          const double exact = f.codebook[nearest] * absmax;
+          fitting += std::pow(double{fit.values[nearest]} * fit.factor * absmax - exact, 2);
+          rounding += std::pow(RoundTo(exact, kBits) - exact, 2);
+          results += std::pow(RoundTo(w * 1.2345678, kBits) / 1.2345678 - w, 2);
+        }
+      }
+      EXPECT_LE(fitting + results, 1.05 * 1.05 * (rounding + results)) << f.name << ", block " << block;
+    }
+  }
+}
+
+TEST(CodebookFit, ShiftedValuesAreFractionsThatErrFarLessThanBFloat16) {
+  for (const Format& f : formats()) {
+    if (f.codebook.size() != 16) continue;
+    const FittedCodebook fit = fit_codebook_shifted(f.codebook, 4.0F, 16);
+    for (int i = 0; i < 16; ++i) {
+      EXPECT_EQ(std::fmod(fit.values[i], 1.0F / 16384), 0.0F) << f.name << i;
+      EXPECT_NEAR(fit.values[i] * fit.factor, f.codebook[i], 1.0F / 8192) << f.name << i;
+      EXPECT_TRUE(f.codebook[i] != 0.0F || fit.values[i] == 0.0F) << f.name << i;
+    }
+  }
+}
+
+// The root mean square of what codes err, over that of rounding scaled weights to `bits`.
+double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& fit, int bits) {
+  constexpr int kScales = 1024;
+  double fitting = 0;
+  double rounding = 0;
+  for (int i = 0; i < 16; ++i) {
+    fitting += std::pow(double{fit.values[i]} * fit.factor - codebook[i], 2);
+    for (int s = 0; s < kScales; ++s) {
+      const double scale = std::exp2(static_cast<double>(s) / kScales);
+      rounding += std::pow((RoundTo(codebook[i] * scale, bits) - codebook[i] * scale) / scale, 2) / kScales;
+    }
+  }
+  return std::sqrt(fitting / rounding);
+}
+
+// What joins the one rounding of a scaled weight: with 0.4 of it products err 1.04 times as much, 1.05 being the bound.
+TEST(CodebookFit, CodesErrLessThanScaledWeightsAreRounded) {
+  for (const Format& f : formats()) {
+    if (f.codebook.size() != 16) continue;
+    const double bfloat16 = ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11), 8);
+    const double float16 = ErrorOverRounding(f.codebook, fit_codebook_shifted(f.codebook, 4.0F, 16), 11);
+    EXPECT_LT(bfloat16, 0.15) << f.name;
+    EXPECT_LT(float16, 0.4) << f.name;
+    RecordProperty(std::string(f.name),
+                   std::to_string(bfloat16) + " of bfloat16, " + std::to_string(float16) + " of float16");
+  }
+}
+
+}  // namespace
+}  // namespace qbits
