@@ -2,27 +2,26 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "float_bits.h"
 #include "qbits/format.h"
 
 namespace qbits {
 namespace {
 
-double RoundTo(double v, int bits) {
-  int exponent = 0;
-  const double fraction = std::frexp(v, &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
-}
+using test::rounded;
 
 TEST(CodebookFit, ValuesAreRoundedEntries) {
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    for (const int bits : {8, 11}) {
+    for (const auto& [bits, dtype] : {std::pair(8, DType::BFloat16), std::pair(11, DType::Float16)}) {
       const FittedCodebook fit = fit_codebook(f.codebook, bits);
       EXPECT_GT(fit.factor, 0.5F);
       EXPECT_LE(fit.factor, 1.0F);
@@ -30,7 +29,7 @@ TEST(CodebookFit, ValuesAreRoundedEntries) {
         const float fitted = fit.values[i] * fit.factor;
         // Rounded to the next but one at most, to a number of so many bits.
         EXPECT_NEAR(fitted, f.codebook[i], 3 * std::abs(f.codebook[i]) / static_cast<float>(1 << bits)) << f.name << i;
-        EXPECT_EQ(RoundTo(fit.values[i], bits), fit.values[i]) << f.name << i;
+        EXPECT_EQ(rounded(fit.values[i], dtype), fit.values[i]) << f.name << i;
         EXPECT_EQ(std::signbit(fit.values[i]), std::signbit(f.codebook[i])) << f.name << i;
       }
     }
@@ -40,13 +39,13 @@ TEST(CodebookFit, ValuesAreRoundedEntries) {
 // Products of weights that were bfloat16, so that the greatest of each block is rounded without error: with results
 // rounded, too, they err at most 1.05 times as those of rounded weights.
 TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16) {
-  constexpr int kBits = 8;
+  constexpr DType kDtype = DType::BFloat16;
   constexpr int kWeights = 1 << 17;
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal;
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    const FittedCodebook fit = fit_codebook(f.codebook, kBits);
+    const FittedCodebook fit = fit_codebook(f.codebook, 8);
     for (const int block : {32, 64, 128, 256, 1024, 4096}) {
       double fitting = 0;
       double rounding = 0;
@@ -55,7 +54,7 @@ TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16) {
       for (int first = 0; first < kWeights; first += block) {
         double absmax = 0;
         for (double& w : weights) {
-          w = RoundTo(normal(random), kBits);
+          w = rounded(normal(random), kDtype);
           absmax = std::max(absmax, std::abs(w));
         }
         for (const double w : weights) {
@@ -65,8 +64,8 @@ TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16) {
           }
           const double exact = f.codebook[nearest] * absmax;
           fitting += std::pow(double{fit.values[nearest]} * fit.factor * absmax - exact, 2);
-          rounding += std::pow(RoundTo(exact, kBits) - exact, 2);
-          results += std::pow(RoundTo(w * 1.2345678, kBits) / 1.2345678 - w, 2);
+          rounding += std::pow(rounded(exact, kDtype) - exact, 2);
+          results += std::pow(rounded(w * 1.2345678, kDtype) / 1.2345678 - w, 2);
         }
       }
       EXPECT_LE(fitting + results, 1.05 * 1.05 * (rounding + results)) << f.name << ", block " << block;
@@ -86,8 +85,8 @@ TEST(CodebookFit, ShiftedValuesAreFractionsThatErrFarLessThanBFloat16) {
   }
 }
 
-// The root mean square of what codes err, over that of rounding scaled weights to `bits`.
-double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& fit, int bits) {
+// The root mean square of what codes err, over that of rounding scaled weights to `dtype`.
+double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& fit, DType dtype) {
   constexpr int kScales = 1024;
   double fitting = 0;
   double rounding = 0;
@@ -95,7 +94,7 @@ double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& 
     fitting += std::pow(double{fit.values[i]} * fit.factor - codebook[i], 2);
     for (int s = 0; s < kScales; ++s) {
       const double scale = std::exp2(static_cast<double>(s) / kScales);
-      rounding += std::pow((RoundTo(codebook[i] * scale, bits) - codebook[i] * scale) / scale, 2) / kScales;
+      rounding += std::pow((rounded(codebook[i] * scale, dtype) - codebook[i] * scale) / scale, 2) / kScales;
     }
   }
   return std::sqrt(fitting / rounding);
@@ -105,8 +104,8 @@ double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& 
 TEST(CodebookFit, CodesErrLessThanScaledWeightsAreRounded) {
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    const double bfloat16 = ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11), 8);
-    const double float16 = ErrorOverRounding(f.codebook, fit_codebook_shifted(f.codebook, 4.0F, 16), 11);
+    const double bfloat16 = ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11), DType::BFloat16);
+    const double float16 = ErrorOverRounding(f.codebook, fit_codebook_shifted(f.codebook, 4.0F, 16), DType::Float16);
     EXPECT_LT(bfloat16, 0.15) << f.name;
     EXPECT_LT(float16, 0.4) << f.name;
     RecordProperty(std::string(f.name),

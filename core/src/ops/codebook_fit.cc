@@ -77,8 +77,9 @@ class Cost {
     while (true) {
       std::array<Entries, 2> single{};  // the change of the cost by one step down, and up
       for (int i = 0; i < 16; ++i) {
+        const double along = slope(error, i);
         for (const int sign : {-1, 1}) {
-          single[sign > 0][i] = 2 * sign * step[i] * slope(error, i) + step[i] * step[i] * form_[i][i];
+          single[sign > 0][i] = 2 * sign * step[i] * along + step[i] * step[i] * form_[i][i];
         }
       }
       const auto may = [&](Move m) { return step[m.entry] > 0 && std::abs(moved[m.entry] + m.sign) <= 1; };
@@ -147,7 +148,8 @@ FittedCodebook fit(std::span<const float> codebook, double shift, int bits) {
     for (int i = 0; i < 16; ++i) {
       if (codebook[i] == 0) continue;
       const double v = shift + codebook[i] * c;
-      const double nearest = std::nearbyint(v / step_of(v, bits)) * step_of(v, bits);
+      const double unit = step_of(v, bits);
+      const double nearest = std::nearbyint(v / unit) * unit;
       error[i] = (nearest - v) / c;
       steps[i] = step_of(nearest, bits) / c;
     }

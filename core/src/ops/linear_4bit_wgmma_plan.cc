@@ -26,8 +26,8 @@ struct Tile {
 constexpr double kLaunch = 1.7;            // from launch to the first product
 constexpr double kNextLaunch = 1.5;        // to follow another launch
 constexpr double kCluster[] = {1.3, 2.0};  // for the blocks of a cluster of 2, of 4 to add their sums
-constexpr double kShareX = 0.98;           // a tile of blocks that share x
-constexpr double kWideCluster = 0.6;       // more where tiles are wide
+constexpr double kWideCluster = 0.6;       // and more where tiles are wide
+constexpr double kShareX = 0.98;           // what a tile of blocks that share x takes of that of one alone
 constexpr double kPairs = 1.5;             // for two clusters to hear of each other
 constexpr double kSharing = 2.0;           // for the sums of shared tiles that a block has, and for each share of one,
 constexpr double kShare = 0.65;            // to hear of it,
