@@ -43,13 +43,26 @@ TEST(GroupedLinear4bitPlan, NoOffsetsHaveMorePiecesThanThePlanHolds) {
 }
 
 TEST(GroupedLinear4bitPlan, FewRowsAnExpertStreamAndMoreUseTiles) {
-  for (const int64_t m : {1, 2, 8, 32, 64}) {
+  for (const int64_t m : {1, 2, 8, 32, 64, 65, 128}) {
     EXPECT_EQ(grouped_linear_4bit_plan(with_m(kHopper, m)).kernel, Linear4bitKernel::Stream) << m;
   }
-  for (const int64_t m : {65, 128, 129, 512, 2048, 100000}) {
+  for (const int64_t m : {129, 512, 2048, 100000}) {
     EXPECT_EQ(grouped_linear_4bit_plan(with_m(kHopper, m)).kernel, Linear4bitKernel::Wgmma) << m;
   }
-  EXPECT_EQ(grouped_linear_4bit_plan(with_m(kHopper, 128)).wgmma.columns, 16);
+}
+
+TEST(GroupedLinear4bitPlan, SmallExpertsAndShortRowsUseTilesFromNineRowsOn) {
+  for (const auto& [n, k] : {std::pair{4096, 4096}, {14336, 3072}, {1536, 2048}}) {
+    Linear4bitProblem p = kHopper;
+    p.n = n;
+    p.k = k;
+    EXPECT_EQ(grouped_linear_4bit_plan(with_m(p, 64)).kernel, Linear4bitKernel::Stream);
+    for (const int64_t m : {65, 128}) {
+      const Linear4bitPlan plan = grouped_linear_4bit_plan(with_m(p, m));
+      EXPECT_EQ(plan.kernel, Linear4bitKernel::Wgmma) << n << "x" << k << ", " << m;
+      EXPECT_EQ(plan.wgmma.columns, 16);
+    }
+  }
 }
 
 TEST(GroupedLinear4bitPlan, PiecesHoldTwiceTheLikelyRows) {

@@ -79,10 +79,10 @@ TEST(Linear4bitWgmmaPlan, SharesCoverTilesOnce) {
 
 void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool transposed, int64_t most_units) {
   const WgmmaSchedule schedule = linear_4bit_wgmma_schedule(plan, p.m, transposed ? p.k : p.n, transposed ? p.n : p.k);
-  const int sharers = plan.shares_x ? 2 : 1;
-  EXPECT_EQ(schedule.m_tiles * schedule.row_tiles * sharers, plan.whole_tiles + plan.shared_tiles);
-  EXPECT_EQ(plan.blocks % sharers, 0);
-  EXPECT_TRUE(!plan.shares_x || (plan.columns == 256 && plan.splits == 1 && plan.shared_tiles == 0));
+  EXPECT_EQ(schedule.m_tiles * schedule.row_tiles * plan.sharers, plan.whole_tiles + plan.shared_tiles);
+  EXPECT_EQ(plan.blocks % plan.sharers, 0);
+  EXPECT_TRUE(plan.sharers == 1 ||
+              (plan.sharers == 2 && plan.columns == 256 && plan.splits == 1 && plan.shared_tiles == 0));
   EXPECT_GT(plan.blocks, 0);
   EXPECT_EQ(plan.blocks % plan.splits, 0);
   EXPECT_EQ(plan.workspace_bytes > 0, plan.shared_tiles > 0 || plan.clusters > 1);
@@ -102,7 +102,7 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
   for (const WgmmaPlan& rest : plan.rest) {
     EXPECT_TRUE(rest.rest.empty());
     EXPECT_GT(rest.first, plan.first);
-    EXPECT_EQ((rest.first - plan.first) % (plan.groups * 64 * sharers), 0);
+    EXPECT_EQ((rest.first - plan.first) % (plan.groups * 64 * plan.sharers), 0);
     EXPECT_LT(rest.first, transposed ? p.k : p.n);
     ExpectCoversProblem(rest, p, transposed, most_units);
   }
@@ -111,11 +111,13 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
 TEST(Linear4bitWgmmaPlan, EveryOutputAndAllOfTheDepthAreCovered) {
   for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
     for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+      const bool as_x = coding == Coding::Affine && dtype == DType::BFloat16;
       for (const int64_t n : {8, 1000, 4096, 28672}) {
         for (const int64_t k : {32, 96, 4096, 14336}) {
           for (const int64_t m : {1, 32, 33, 128, 1000, 8192}) {
             for (const bool transposed : {false, true}) {
-              const Linear4bitProblem p = {.coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype};
+              const Linear4bitProblem p = {
+                  .coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype, .scales_as_x = as_x};
               const WgmmaPlan best = linear_4bit_wgmma_plan(p, transposed);
               ASSERT_EQ(best.obstacle, "");
               ExpectCoversProblem(best, p, transposed, std::numeric_limits<int64_t>::max());
@@ -158,14 +160,14 @@ TEST(Linear4bitWgmmaPlan, WideTilesOfWholeWavesShareX) {
   Linear4bitProblem p = {.block_size = 64, .n = 8192, .k = 8192};
   for (const int64_t m : {512, 1024, 4096}) {
     p.m = m;
-    EXPECT_TRUE(linear_4bit_wgmma_plan(p, false).shares_x) << m;
-    EXPECT_TRUE(linear_4bit_wgmma_plan(p, true).shares_x) << m;
+    EXPECT_EQ(linear_4bit_wgmma_plan(p, false).sharers, 2) << m;
+    EXPECT_EQ(linear_4bit_wgmma_plan(p, true).sharers, 2) << m;
   }
   p.m = 256;  // half a wave: blocks of a cluster share tiles
-  EXPECT_FALSE(linear_4bit_wgmma_plan(p, false).shares_x);
+  EXPECT_EQ(linear_4bit_wgmma_plan(p, false).sharers, 1);
   p.n = 128;
   p.m = 4096;
-  for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, false)) EXPECT_FALSE(plan.shares_x);  // one tile of rows
+  for (const WgmmaPlan& plan : linear_4bit_wgmma_plans(p, false)) EXPECT_EQ(plan.sharers, 1);  // one tile of rows
 }
 
 TEST(Linear4bitWgmmaPlan, SumsAreScaledWhereWeightsComeSlower) {
@@ -176,6 +178,26 @@ TEST(Linear4bitWgmmaPlan, SumsAreScaledWhereWeightsComeSlower) {
   EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Weights);
   p.dtype = DType::Float16;
   EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Sums);
+}
+
+TEST(Linear4bitWgmmaPlan, AffineWeightsOfManyRowsArePackedWhereScalesAreOfXsDtype) {
+  Linear4bitProblem p = {.coding = Coding::Affine, .block_size = 64, .n = 8192, .k = 8192, .scales_as_x = true};
+  for (const int64_t m : {128, 1024, 4096}) {
+    p.m = m;
+    EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Packed) << m;
+  }
+  const auto packs = [](const Linear4bitProblem& of, bool transposed) {
+    const std::vector<WgmmaPlan> plans = linear_4bit_wgmma_plans(of, transposed);
+    return std::ranges::any_of(plans, [](const WgmmaPlan& plan) { return plan.decode == WgmmaDecode::Packed; });
+  };
+  EXPECT_TRUE(packs(p, false));
+  EXPECT_FALSE(packs(p, true));
+  for (const auto change : std::initializer_list<void (*)(Linear4bitProblem&)>{
+           [](auto& q) { q.scales_as_x = false; }, [](auto& q) { q.block_size = 32; }, [](auto& q) { q.k = 8224; }}) {
+    Linear4bitProblem other = p;
+    change(other);
+    EXPECT_FALSE(packs(other, false));
+  }
 }
 
 TEST(Linear4bitWgmmaPlan, ObstaclesAreNamed) {

@@ -21,6 +21,7 @@ Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t
           .experts = experts,
           .dtype = dtype,
           .nested = !weight.is_affine() && weight.absmax.is_nested(),
+          .scales_as_x = weight.is_affine() && weight.scale_dtype == dtype,
           .aligned = aligned,
           .compute_capability = facts.compute_capability,
           .sm_count = facts.sm_count};

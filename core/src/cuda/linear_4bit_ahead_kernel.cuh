@@ -154,8 +154,7 @@ struct AheadMultiplier {
     constexpr int kParts = Shape::kColumns / kAheadSlabRows;
     static_assert(kParts % 2 == 0);  // the next tile begins with the first slab
     const bool bulk = args.outputs % 8 == 0;
-    SlabWriter<T> writer(args.out, args.outputs, m0, args.m, n, thread);
-    const int place = thread / 8 * 128 + (thread % 8 ^ (thread / 8 & 7)) * 16;
+    SlabWriter<T, 128> writer(args.out, args.outputs, m0, args.m, n, thread);
     put(0);
 #pragma unroll
     for (int s = 0; s < kParts; ++s) {
@@ -166,7 +165,7 @@ struct AheadMultiplier {
       }
       group_sync(kAheadGroupBarrier + group, 128);
       if (!bulk) {
-        writer.template write<kAheadSlabRows / 16>(slab(s) + place, 16 * 128);
+        writer.template write<kAheadSlabRows / 16>(slab(s));
       } else if (thread == 0 && m0 + s * kAheadSlabRows < args.m && n < args.outputs) {
         store_box(&args.outs, static_cast<int>(n), static_cast<int>(m0) + s * kAheadSlabRows, slab(s));
       }

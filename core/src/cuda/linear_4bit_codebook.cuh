@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -26,7 +27,7 @@ FittedCodebook fit_operand(std::span<const float> codebook) {
   return fit_codebook(codebook, kSignificandBits<T>);
 }
 
-// kFit of a format's codebook; of the format table's computed once, for it is a pure function of constants.
+// kFit of a format's codebook, which takes milliseconds: of the format table's once, of others where another came last.
 template <FittedCodebook (*kFit)(std::span<const float>)>
 FittedCodebook fitted(const Format& format) {
   static const std::vector<FittedCodebook> table = [] {
@@ -39,7 +40,13 @@ FittedCodebook fitted(const Format& format) {
   for (size_t i = 0; i < table.size(); ++i) {
     if (&formats()[i] == &format) return table[i];
   }
-  return kFit(format.codebook);
+  thread_local std::array<float, 16> last{};
+  thread_local FittedCodebook fit{};
+  if (!std::ranges::equal(last, format.codebook)) {
+    fit = kFit(format.codebook);
+    std::ranges::copy(format.codebook, last.begin());
+  }
+  return fit;
 }
 
 // The value of each code of a format as bits of T, and the factor by which the true values are smaller.

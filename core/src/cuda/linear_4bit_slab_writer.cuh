@@ -33,10 +33,10 @@ __device__ void put_in_slab(const float* sums, uint32_t slab, int pitch, int thr
   }
 }
 
-// Writes rows of out [m, outputs] from slabs in shared memory, which hold 64 of their columns: eight threads of a
-// warpgroup take a row, 16 bytes each, and sixteen rows at a time. Few instructions, for nothing is multiplied
-// meanwhile.
-template <class T>
+// Writes rows of out [m, outputs] from slabs in shared memory, which hold 64 of their columns, kPitch bytes from row to
+// row: eight threads of a warpgroup take a row, 16 bytes each, and sixteen rows at a time. Few instructions, for
+// nothing is multiplied meanwhile.
+template <class T, int kPitch>
 class SlabWriter {
   struct Nothing {
     __device__ void operator()() const {}
@@ -45,7 +45,9 @@ class SlabWriter {
  public:
   // Of the rows from `first` to `end`, and of columns from `column` on.
   __device__ SlabWriter(void* out, int64_t outputs, int64_t first, int64_t end, int64_t column, int thread)
-      : stride_(16 * outputs), whole_(outputs % 8 == 0) {
+      : place_(thread / 8 * kPitch + (thread % 8 ^ (thread / 8 & 7)) * 16),
+        stride_(16 * outputs),
+        whole_(outputs % 8 == 0) {
     const int64_t row = first + thread / 8;
     column += thread % 8 * 8;
     to_ = static_cast<T*>(out) + row * outputs + column;
@@ -54,14 +56,15 @@ class SlabWriter {
     left_ = inside > 0 && row < end ? static_cast<int>(end - row) : 0;
   }
 
-  // The next kTimes times sixteen rows, of which the thread's 16 bytes lie at `from`, and every `pitch` after it. While
-  // they come, `meanwhile` is done, by whole warps.
+  // The next kTimes times sixteen rows. While they come, `meanwhile` is done, by whole warps.
   template <int kTimes, class F = Nothing>
-  __device__ void write(uint32_t from, int pitch, const F& meanwhile = {}) {
+  __device__ void write(uint32_t slab, const F& meanwhile = {}) {
+    const uint32_t from = slab + place_;
+    constexpr int kStep = 16 * kPitch;
     if (whole_) {
       uint4 parts[kTimes];
 #pragma unroll
-      for (int i = 0; i < kTimes; ++i) parts[i] = load_shared<uint4>(from + i * pitch);
+      for (int i = 0; i < kTimes; ++i) parts[i] = load_shared<uint4>(from + i * kStep);
       meanwhile();
 #pragma unroll
       for (int i = 0; i < kTimes; ++i) {
@@ -72,7 +75,7 @@ class SlabWriter {
       for (int i = 0; i < kTimes * 8; ++i) {
         if (left_ <= i / 8 * 16 || i % 8 >= inside_) continue;
         reinterpret_cast<uint16_t*>(to_ + i / 8 * stride_)[i % 8] =
-            load_shared<uint16_t>(from + i / 8 * pitch + i % 8 * 2);
+            load_shared<uint16_t>(from + i / 8 * kStep + i % 8 * 2);
       }
       __syncwarp();
       meanwhile();
@@ -82,6 +85,7 @@ class SlabWriter {
   }
 
  private:
+  uint32_t place_;  // of the thread's 16 bytes of the first rows
   T* to_;
   int64_t stride_;
   int left_;    // rows, from the next on

@@ -101,7 +101,7 @@ void set_wgmma_x(WgmmaArgs& wgmma, const void* x, int64_t rows, int64_t depth, D
                          .rows = rows,
                          .columns = depth,
                          .row_bytes = depth * 2,
-                         .box_rows = plan.columns / (plan.shares_x ? 2 : 1),
+                         .box_rows = plan.columns / plan.sharers,
                          .box_columns = kWgmmaStepDepth};
   wgmma.x = encode_tiles(matrix, of_experts, [&](const MatrixMap& m) { return encode_tile(m, dtype); });
 }
@@ -115,7 +115,7 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
                               .box_rows = transposed ? wgmma_stage_depth(plan.columns) : plan.groups * 64,
                               .box_columns = (transposed ? plan.groups * 64 : wgmma_stage_depth(plan.columns)) / 2});
   wgmma.first_row = static_cast<int>(plan.first);
-  wgmma.sharers = plan.shares_x ? 2 : 1;
+  wgmma.sharers = plan.sharers;
   wgmma.schedule = linear_4bit_wgmma_schedule(plan, wgmma.m, wgmma.outputs, wgmma.depth);
   wgmma.workspace = workspace;
   wgmma.nonce = next_nonce();

@@ -2,6 +2,7 @@
 
 #include "cuda/linear_4bit_wgmma_decode.cuh"
 #include "cuda/linear_4bit_wgmma_load.cuh"
+#include "cuda/linear_4bit_wgmma_scales.cuh"
 
 // linear_4bit on Hopper, as out^T = W x^T: 64 weight rows are wgmma's operand in registers, dequantized there, and
 // rows of x, brought by bulk tensor copies, its operand in shared memory. The gradient for x is the same with W^T and

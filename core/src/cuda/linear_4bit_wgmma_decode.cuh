@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/linear_4bit_wgmma_parts.cuh"
+#include "cuda/linear_4bit_wgmma_operand.cuh"
 
 // From codes in shared memory to wgmma's operand in registers, 64 output rows by 64 of depth at a time.
 
@@ -92,6 +92,32 @@ struct WgmmaRowDecoder {
     }
   }
 
+  // A step's scale of a row, of which words are decoded.
+  struct PackedRow {
+    uint32_t scale;
+    uint32_t rest;
+    uint32_t first;
+  };
+  __device__ static PackedRow packed_row(float scale_rest, float first) {
+    const uint32_t both = __float_as_uint(scale_rest);
+    return {__byte_perm(both, 0, 0x1010), __byte_perm(both, 0, 0x3232), __float_as_uint(first)};
+  }
+
+  template <bool>
+  __device__ uint32_t decode(uint32_t word, const PackedRow& row) const {
+    return WgmmaPacked<T>::weight_of(__byte_perm(word, 0, selector), row.first, row.scale, row.rest);
+  }
+
+  // Of the upper and lower row, for a half of a step.
+  __device__ static auto scale_of(const Raw& raw, int half, int row) {
+    if constexpr (Shape::kPacked) {
+      return packed_row(raw.scale[0][row], raw.zero[0][row]);
+    } else {
+      const int run = Layout::kScaleRun == 64 ? 0 : half;
+      return make_scale<T, Shape>(raw.scale[run][row], raw.zero[run][row]);
+    }
+  }
+
   // Into four k16 steps of the operand, which want, in the order of their registers: byte t of a word of the upper row,
   // of the lower row, byte t of the next word of each. `sum_scales`: of the two rows, where sums are scaled.
   template <bool kSecond>
@@ -104,17 +130,16 @@ struct WgmmaRowDecoder {
     for (int half = 0; half < 2; ++half) {
       const uint4& upper = raw.upper[half];
       const uint4& lower = raw.lower[half];
-      const int run = Shape::kDecode == WgmmaDecode::Sums ? 0 : half;
-      const WgmmaScale scale[2] = {make_scale<T, Shape>(raw.scale[run][0], raw.zero[run][0]),
-                                   make_scale<T, Shape>(raw.scale[run][1], raw.zero[run][1])};
-      out[half * 2][0] = decode<kSecond>(upper.x, scale[0]);
-      out[half * 2][1] = decode<kSecond>(lower.x, scale[1]);
-      out[half * 2][2] = decode<kSecond>(upper.y, scale[0]);
-      out[half * 2][3] = decode<kSecond>(lower.y, scale[1]);
-      out[half * 2 + 1][0] = decode<kSecond>(upper.z, scale[0]);
-      out[half * 2 + 1][1] = decode<kSecond>(lower.z, scale[1]);
-      out[half * 2 + 1][2] = decode<kSecond>(upper.w, scale[0]);
-      out[half * 2 + 1][3] = decode<kSecond>(lower.w, scale[1]);
+      const auto first = scale_of(raw, half, 0);
+      const auto second = scale_of(raw, half, 1);
+      out[half * 2][0] = decode<kSecond>(upper.x, first);
+      out[half * 2][1] = decode<kSecond>(lower.x, second);
+      out[half * 2][2] = decode<kSecond>(upper.y, first);
+      out[half * 2][3] = decode<kSecond>(lower.y, second);
+      out[half * 2 + 1][0] = decode<kSecond>(upper.z, first);
+      out[half * 2 + 1][1] = decode<kSecond>(lower.z, second);
+      out[half * 2 + 1][2] = decode<kSecond>(upper.w, first);
+      out[half * 2 + 1][3] = decode<kSecond>(lower.w, second);
     }
   }
 };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "cuda/device.h"
@@ -98,7 +99,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   const WgmmaShares<WgmmaComputer<T, Shape>> all{args};
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
-    WgmmaLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
     // What comes first is found out before the wait, and where it lies asked for: the L2, and the tables of the
     // memory's pages, know it then.
     bool waits = true;
@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     if constexpr (Shape::kGrouped) wait_to_read([] {});
     if (warp == 0) {
       if (Shape::kGrouped || lane == 0) {
+        const WgmmaLoader<T, Shape> loader{args, window};
         typename WgmmaLoader<T, Shape>::Ring ring;
         bool first = !Shape::kGrouped;  // experts' copies do not come all at once
         for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
       }
     } else {
       const int thread = tid - 64;
+      WgmmaScaleLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
       RingSlot<Shape::kCodeStages> ring;
       loader.for_scale_kind([&](auto kind) {
         using Kind = decltype(kind);
@@ -182,10 +184,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     typename WgmmaComputer<T, Shape>::Ring ring;
     int i = 0;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
-      if (Shape::kComputed && args.zeros_whole) {
+      constexpr bool kSplitZeros = Shape::kComputed && !Shape::kPacked;
+      if (kSplitZeros && args.zeros_whole) {
         computer.template run<false>(ring, s.last - s.first);
       } else {
-        computer.template run<Shape::kComputed>(ring, s.last - s.first);
+        computer.template run<kSplitZeros>(ring, s.last - s.first);
       }
       if (args.early) wait_for_kernels_before();  // what has read early now writes
       if constexpr (!Shape::kGrouped) {
@@ -229,7 +232,7 @@ void launch_wgmma_shape(const WgmmaArgs& args, const WgmmaPlan& plan, Stream str
   const LaunchShape shape{.blocks = plan.blocks,
                           .threads = Shape::kThreads,
                           .shared_bytes = size_t{kBytes},
-                          .cluster = plan.shares_x ? 2 : plan.splits,
+                          .cluster = std::max(plan.sharers, plan.splits),
                           .overlaps = true};
   launch(kOp, kernel, shape, stream, args);
 }

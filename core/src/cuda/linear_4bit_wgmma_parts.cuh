@@ -8,14 +8,10 @@
 #include "cuda/tile_maps.cuh"
 #include "ops/linear_4bit_wgmma_plan.h"
 
-// Shapes and shared memory of the wgmma kernel of linear_4bit, and how its weights are decoded.
+// Shapes and shared memory of the wgmma kernel of linear_4bit.
 
 namespace qbits::cuda {
 
-inline constexpr float kFractionShift = 4.0F;  // of fractions: a power of two, so that it leaves exactly
-// Sums of affine codes: of operands, lest large zeros overflow float16, and the factors of codes bfloat16.
-template <class T>
-inline constexpr float kZeroShift = std::is_same_v<T, __half> ? 1.0F / 512 : 1.0F / 64;
 inline constexpr int kWgmmaScaleThreads = 64;
 inline constexpr int kWgmmaStepDepth = 64;  // of a tile of x: 128 bytes, one swizzle line
 
@@ -29,10 +25,12 @@ struct WgmmaShape {
   static constexpr int kGroups = kRowGroups * kDepthGroups;  // computing warpgroups
   static constexpr WgmmaDecode kDecode = kDecodeOf;
   static constexpr bool kAffine = kAffineOf;
-  static constexpr bool kLookedUp = !kAffine || kTransposedOf;                // codes are looked up in a table
-  static constexpr bool kComputed = kAffine && kDecode == WgmmaDecode::Sums;  // codes come less their zero
-  static constexpr bool kTransposed = kTransposedOf;                          // the gradient
-  static constexpr bool kGrouped = kGroupedOf;                                // the products of experts
+  static constexpr bool kLookedUp = !kAffine || kTransposedOf;  // codes are looked up in a table
+  static constexpr bool kPacked = kDecode == WgmmaDecode::Packed;
+  static constexpr bool kComputed = kAffine && kDecode != WgmmaDecode::Weights;  // codes come less their zero
+  static constexpr bool kTransposed = kTransposedOf;                             // the gradient
+  static constexpr bool kGrouped = kGroupedOf;                                   // the products of experts
+  static_assert(!kPacked || (kAffine && !kTransposed));
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
   // decodes nothing. Where products take long, warpgroups take turns: one multiplies while the others decode.
   static constexpr bool kTurns = kColumns >= 128;
@@ -49,7 +47,7 @@ struct WgmmaShape {
   static constexpr bool kCodesApart = kColumns == 256 && !kTransposed;
   static constexpr int kCodeUnits = kCodesApart ? 2 * kUnits : kUnits;
   static constexpr int kCodeStages = kCodeUnits * kUnitStages;
-  static_assert(!kCodesApart || kDecode == WgmmaDecode::Weights);
+  static_assert(!kCodesApart || kDecode != WgmmaDecode::Sums);
   // Whether two blocks of a cluster may share x, each bringing half of it for both.
   static constexpr bool kMayShareX = kColumns == 256 && !kGrouped;
   static_assert(kUnitStages % kDepthGroups == 0);
@@ -95,9 +93,9 @@ struct WgmmaLayout {
   static constexpr int kRows = Shape::kRowGroups * 64;
   static constexpr int kXBytes = Shape::kColumns * 128;
   static constexpr int kCodeBytes = kRows * Shape::kStageDepth / 2;
-  // Scales are kept for runs of 32, of 64 where sums are scaled. They lie in the gaps of the table, 32 in each. Slabs,
-  // which hold 32 rows of out on their way there, take the gaps that are left.
-  static constexpr int kScaleRun = Shape::kDecode == WgmmaDecode::Sums ? 64 : 32;
+  // Scales are kept for runs of 32, or of 64. They lie in the gaps of the table, 32 in each. Slabs, which hold 32 rows
+  // of out on their way there, take the gaps that are left.
+  static constexpr int kScaleRun = wgmma_scale_run(Shape::kDecode);
   static constexpr int kScaleRows = Shape::kTransposed ? Shape::kStageDepth : kRows;
   static constexpr int kScaleGroups = (Shape::kTransposed ? kRows : Shape::kStageDepth) / kScaleRun;
   // Affine zeros come after all scales of a stage, or each beside its scale.
@@ -181,91 +179,5 @@ struct RingPlace {
     if constexpr (kApart) x_apart.advance();
   }
 };
-
-// Value pairs of the 256 bytes, the high nibble first, repeated for 32 lanes: no two lanes share a bank.
-__device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], int byte) {
-  const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
-  for (int i = 0; i < 8; ++i) {
-    store_shared(table + byte * kTablePitch + ((i + byte) & 7) * 16, make_uint4(pair, pair, pair, pair));
-  }
-}
-
-// Sums of affine codes: a zero, shifted, as two negative numbers of T, the first in the high half. Added to a code the
-// first is exact where the zero is under 2^(significand bits) - 16, for both are multiples of a power of two by which
-// their sum is under 2^(significand bits); so that the second rounds the code less the zero once. A zero that is a
-// number of T needs no second, and comes twice. Float16: to 2^-16 of what codes are apart, for smaller numbers are
-// subnormal. kCode: the zero is known to be in [0, 16).
-template <class T, bool kCode>
-__device__ uint32_t split_zero(float zero) {
-  constexpr float kRound = 1.5F * (1 << (23 - kSignificandBits<T>));  // times the power: added, it rounds to multiples
-  constexpr float kCodes = 16.0F * kZeroShift<T>;
-  const float z = zero * -kZeroShift<T>;
-  float round = kCodes * kRound;
-  if (!kCode && !(z <= 0.0F && z > -kCodes)) {
-    const float bound = fabsf(z) + kCodes;
-    if (!(bound < 0x1p24F)) return pack<T>(0.0F, z);
-    round = __uint_as_float((__float_as_uint(bound) & 0x7f800000) + 0x00800000) * kRound;
-  }
-  const float first = __fsub_rn(__fadd_rn(z, round), round);
-  return pack<T>(z - first, first);
-}
-
-// Of a byte that comes in both halves of a word, the high nibble in the low half.
-inline constexpr uint32_t kCodesOfByteTwice = 0x000f00f0;
-
-// An affine byte's codes less their zero, which split_zero gives, shifted. In place, the high nibble in the low half,
-// they are subnormal numbers of T (bfloat16: up to 255 by 2^-133, the first normal ones among them).
-template <class T, bool kSecond>
-__device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
-  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  constexpr float kUnit = std::is_same_v<T, __half> ? 0x1p-24F : 0x1p-126F / 128;
-  const uint32_t codes = byte_twice & kCodesOfByteTwice;
-  const uint32_t factors = pack<T>(kZeroShift<T> / 16 / kUnit, kZeroShift<T> / kUnit);
-  const uint32_t first = kSecond ? __byte_perm(zero, 0, 0x3232) : zero;
-  const Pair near = __hfma2(reinterpret_cast<const Pair&>(codes), reinterpret_cast<const Pair&>(factors),
-                            reinterpret_cast<const Pair&>(first));
-  if constexpr (!kSecond) return reinterpret_cast<const uint32_t&>(near);
-  const uint32_t second = __byte_perm(zero, 0, 0x1010);
-  const Pair difference = __hadd2(near, reinterpret_cast<const Pair&>(second));
-  return reinterpret_cast<const uint32_t&>(difference);
-}
-
-// Weights: codes come as float16, which becomes float32 without the byte permutations that the matrix unit's register
-// traffic holds up; but where products are of float16, rounding codes to it would err as much as theirs. There they
-// come as fractions, the middle 16 bits of a float in [2, 8).
-template <class T, class Shape>
-inline constexpr bool kFractions = !Shape::kAffine && std::is_same_v<T, __half>;
-
-// Weights, affine codes that are not looked up: they come in place, as subnormal numbers of float16 which become
-// float32, the first of a pair 16 times as great; scales are greater by that.
-inline constexpr float kFirstCodeUnit = 0x1p-20F;
-
-// Scales of one row for 32 elements as the decoder wants them.
-struct WgmmaScale {
-  float scale;
-  float zero;    // Weights: what is added to scaled codes
-  float second;  // Weights, affine codes that are not looked up: the scale of the second of a pair
-};
-
-template <class T, class Shape>
-__device__ WgmmaScale make_scale(float scale, float zero) {
-  return {scale, kFractions<T, Shape> ? -kFractionShift * scale : zero, Shape::kLookedUp ? scale : 16 * scale};
-}
-
-// Weights: the first (kHalf 0), or the second, of a pair of codes, scaled in float32. `top`: the rest of a fraction.
-template <class T, class Shape, int kHalf>
-__device__ float scaled(uint32_t pair, uint32_t top, const WgmmaScale& s) {
-  if constexpr (kFractions<T, Shape>) {
-    return fmaf(__uint_as_float(__byte_perm(pair, top, kHalf == 0 ? 0x7104 : 0x7324)), s.scale, s.zero);
-  }
-  const __half2& codes = reinterpret_cast<const __half2&>(pair);
-  const float code = kHalf == 0 ? __low2float(codes) : __high2float(codes);
-  const float scale = kHalf == 0 ? s.scale : s.second;
-  return Shape::kAffine ? fmaf(code, scale, s.zero) : code * scale;
-}
-
-// As something the compiler does not know: the selectors shall be the constants in the instructions. The window's low
-// bits are 0.
-__device__ inline uint32_t fraction_top(uint32_t window) { return 0x40000000 | (window & 0xffffff); }
 
 }  // namespace qbits::cuda

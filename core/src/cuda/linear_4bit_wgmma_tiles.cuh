@@ -19,7 +19,10 @@ void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stre
   QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Weights)
   if constexpr (!kTransposed) {
     QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Weights)
-    if constexpr (!kAffine) {
+    if constexpr (kAffine) {
+      QBITS_WGMMA_TILE(256, 2, WgmmaDecode::Packed)
+      QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Packed)
+    } else {
       QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Sums)
     }
     QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)

@@ -33,8 +33,8 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
     add_bias<T>(static_cast<const T*>(args.bias) + tile.base, n + computer.decoder.output_row(0),
                 n + computer.decoder.output_row(1), args.outputs, sums);
   }
-  SlabWriter<T> writer(args.out, args.outputs, tile.m0, tile.m_end, tile.n0 + group % Shape::kRowGroups * 64, thread);
-  const int place = thread / 8 * Layout::kSlabPitch + (thread % 8 ^ (thread / 8 & 7)) * 16;
+  SlabWriter<T, Layout::kSlabPitch> writer(args.out, args.outputs, tile.m0, tile.m_end,
+                                           tile.n0 + group % Shape::kRowGroups * 64, thread);
   const auto slab = [&](int s) {
     return computer.window + Layout::kSlabs + (group * kSlabs + s % kSlabs) * Layout::kSlabBytes;
   };
@@ -59,7 +59,7 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
 #pragma unroll
   for (int s = 0; s < kParts; ++s) {
     group_sync(kWgmmaGroupBarrier + group, 128);
-    writer.template write<kRows / 16>(slab(s) + place, 16 * Layout::kSlabPitch, [&] {
+    writer.template write<kRows / 16>(slab(s), [&] {
       if (kSlabs > 1 && s + 1 < kParts) put(s + 1);
     });
     if (kSlabs > 1) continue;

@@ -290,14 +290,14 @@ class Int8Computer {
       // Fragments are transposed through a slab of shared memory, so that 128 bytes of a row of out leave together.
       constexpr int kRows = Shape::kSlabRows;
       const uint32_t slab = window_ + Shape::kSlabs + finisher() * (kRows * 128);
-      SlabWriter<T> writer(args_.out, args_.n, tile_.m0 + first_column(), args_.m, tile_.n0 + group_ * 64, thread_);
-      const int place = thread_ / 8 * 128 + (thread_ % 8 ^ (thread_ / 8 & 7)) * 16;
+      SlabWriter<T, 128> writer(args_.out, args_.n, tile_.m0 + first_column(), args_.m, tile_.n0 + group_ * 64,
+                                thread_);
 #pragma unroll
       for (int s = 0; s < Shape::kFinishColumns / kRows; ++s) {
         group_sync(kInt8GroupBarrier + finisher(), 128);  // what the slab held has been read
         put_in_slab<T, kRows>(sums + s * (kRows / 2), slab, 128, thread_);
         group_sync(kInt8GroupBarrier + finisher(), 128);
-        writer.template write<kRows / 16>(slab + place, 16 * 128);
+        writer.template write<kRows / 16>(slab);
       }
     }
   }

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <optional>
 
 namespace qbits {
 namespace {
@@ -136,8 +135,14 @@ class Cost {
   std::array<Entries, 16> form_{};
 };
 
-// The multiplier c in [1, 2), and shift + codebook * c rounded to `bits`, up or down, that err least; 0 stays 0.
-FittedCodebook fit(std::span<const float> codebook, double shift, int bits) {
+}  // namespace
+
+FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
+  return fit_codebook_shifted(codebook, 0, significand_bits);
+}
+
+// The multiplier c in [1, 2), and shift + codebook * c rounded up or down, that err least; 0 stays 0.
+FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
   const Cost cost(codebook);
   double least = std::numeric_limits<double>::infinity();
   FittedCodebook fitted{};
@@ -148,10 +153,10 @@ FittedCodebook fit(std::span<const float> codebook, double shift, int bits) {
     for (int i = 0; i < 16; ++i) {
       if (codebook[i] == 0) continue;
       const double v = shift + codebook[i] * c;
-      const double unit = step_of(v, bits);
+      const double unit = step_of(v, significand_bits);
       const double nearest = std::nearbyint(v / unit) * unit;
       error[i] = (nearest - v) / c;
-      steps[i] = step_of(nearest, bits) / c;
+      steps[i] = step_of(nearest, significand_bits) / c;
     }
     cost.descend(error, steps);
     const double all = cost.of(error);
@@ -163,31 +168,6 @@ FittedCodebook fit(std::span<const float> codebook, double shift, int bits) {
     fitted.factor = static_cast<float>(1 / c);
   }
   return fitted;
-}
-
-}  // namespace
-
-FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
-  return fit_codebook_shifted(codebook, 0, significand_bits);
-}
-
-FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
-  // It takes milliseconds, and a codebook that is not of the format table is fitted for each call.
-  struct Known {
-    std::array<float, 16> codebook{};
-    float shift = 0;
-    int bits = 0;
-    FittedCodebook fitted{};
-  };
-  thread_local std::optional<Known> last;
-  if (!last || last->shift != shift || last->bits != significand_bits ||
-      !std::ranges::equal(last->codebook, codebook)) {
-    Known now{.shift = shift, .bits = significand_bits};
-    std::ranges::copy(codebook, now.codebook.begin());
-    now.fitted = fit(codebook, shift, significand_bits);
-    last = now;
-  }
-  return last->fitted;
 }
 
 }  // namespace qbits

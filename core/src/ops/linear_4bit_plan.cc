@@ -122,9 +122,14 @@ int64_t likely_pieces(const Linear4bitProblem& p, int64_t columns) {
 std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& p, int64_t rows) {
   auto stream = linear_4bit_stream_plan(p);
   if (!stream) return {};
-  constexpr int64_t kElements = int64_t{1} << 24;  // of experts, from which wgmma is faster
+  // Of experts, whose models lack what it costs to begin with each, by measured times on an H200: wgmma where weights
+  // are enough for all multiprocessors, but where rows fill the slots of a block and there are most of them.
+  const bool affine = p.coding == Coding::Affine;
+  const int64_t weights = p.n * p.k;
   const int64_t products = std::clamp<int64_t>(p.experts, 1, p.m);
-  if (rows > 8 && (p.experts == 0 || p.n * p.k >= ceil_div(kElements, products))) {
+  const bool enough = weights >= ceil_div(int64_t{1} << 24, products);
+  const bool most = p.k >= 3840 && weights >= ceil_div(int64_t{1} << (affine ? 27 : 28), products);
+  if (rows > 8 && (p.experts == 0 || (enough && !most))) {
     const WgmmaPlan wgmma = linear_4bit_wgmma_plan(p, false);
     const bool faster = p.experts > 0 || wgmma.time < stream->time;
     if (wgmma.obstacle.empty() && wgmma.decode == WgmmaDecode::Sums && faster) return linear_4bit_wgmma_plan_of(wgmma);
@@ -291,12 +296,12 @@ std::string to_string(const Linear4bitPlan& plan) {
              std::to_string(plan.shared_bytes) + " B shared";
       break;
     case Linear4bitKernel::Wgmma: {
-      constexpr const char* kDecodes[] = {"scaled sums", "scaled weights"};
+      constexpr const char* kDecodes[] = {"scaled sums", "scaled weights", "packed weights"};
       const auto tiles = [&](const WgmmaPlan& w) {
         std::string of = std::to_string(w.columns) + "x" + std::to_string(64 * w.groups) + ", " +
                          kDecodes[static_cast<int>(w.decode)] + ", " + std::to_string(w.whole_tiles) + " tiles and " +
                          std::to_string(w.shared_tiles) + " shared";
-        if (w.shares_x) of += ", x shared by two blocks";
+        if (w.sharers > 1) of += ", x shared by two blocks";
         if (w.clusters > 1) of += ", by " + std::to_string(w.clusters) + " clusters";
         return of;
       };

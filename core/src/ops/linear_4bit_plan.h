@@ -27,6 +27,7 @@ struct Linear4bitProblem {
   int64_t experts = 0;            // of grouped_linear_4bit: weights of n rows; 0: no experts, one product
   DType dtype = DType::BFloat16;  // of x or grad
   bool nested = false;            // scales are double-quantized
+  bool scales_as_x = false;       // affine: scales and zeros are of the dtype of x
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
   int sm_count = 132;
@@ -127,7 +128,7 @@ QBITS_API int64_t max_pieces(const Linear4bitProblem& problem, int64_t columns);
 QBITS_API int64_t likely_pieces(const Linear4bitProblem& problem, int64_t columns);
 
 // The Stream plan, if there is one; or that of wgmma's smallest tiles, from 9 rows of a product on and where sums are
-// scaled, if they are faster: by the models' times, or, of experts, where weights are enough for all multiprocessors.
+// scaled, if they are faster: by the models' times, or, of experts, by their sizes.
 std::optional<Linear4bitPlan> linear_4bit_few_rows_plan(const Linear4bitProblem& problem, int64_t rows);
 
 // Plans of the kernels that compute any problem, and of the others where nothing is in their way. Mma: without splits,

@@ -66,6 +66,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},  {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
       {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.54 * looked_up, 0.5},
       {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
+      {256, 2, WgmmaDecode::Packed, 0.99 * wide, 0.9},    {128, 2, WgmmaDecode::Packed, 0.77, 1.0},
   };
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
@@ -76,7 +77,8 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     found.push_back(std::move(plan));
   };
   for (const Tile& tile : tiles) {
-    if (tile.decode == WgmmaDecode::Sums ? !sums : (transposed && (tile.columns < 128 || tile.groups > 2))) continue;
+    if (tile.decode == WgmmaDecode::Weights ? transposed && (tile.columns < 128 || tile.groups > 2) : !sums) continue;
+    if (tile.decode == WgmmaDecode::Packed && !(affine && p.scales_as_x)) continue;
     if (tile.decode == WgmmaDecode::Sums && tile.columns == 128 && affine) continue;  // lacks registers
     if (grouped && tile.groups != 2) continue;
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);
@@ -94,7 +96,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
     if (tile.groups > 1) add(plan, kLaunch + whole * static_cast<double>(ceil_div(tiles, blocks)));
     if (tile.columns == 256 && row_tiles > 1 && p.sm_count > 1 && !grouped) {
       WgmmaPlan shares = plan;
-      shares.shares_x = true;
+      shares.sharers = 2;
       shares.whole_tiles = (row_tiles + row_tiles % 2) * ceil_div(p.m, tile.columns);
       shares.blocks = std::min<int64_t>(shares.whole_tiles, p.sm_count - p.sm_count % 2);
       add(shares, kLaunch + kShareX * whole * static_cast<double>(ceil_div(shares.whole_tiles, shares.blocks)));
@@ -160,7 +162,7 @@ void add_plans_of_two(const Linear4bitProblem& p, double limit, std::vector<Wgmm
     const int64_t m_tiles = ceil_div(p.m, both.columns);
     const int64_t waves = ceil_div(both.whole_tiles, both.blocks);
     const int64_t row_tiles = (waves - 1) * both.blocks / m_tiles;
-    const int64_t rows = (both.shares_x ? row_tiles - row_tiles % 2 : row_tiles) * both.groups * 64;
+    const int64_t rows = (row_tiles - row_tiles % both.sharers) * both.groups * 64;
     if (rows == 0 || rows >= p.n) continue;
     both.time =
         kLaunch + (both.time - kLaunch) * static_cast<double>(waves - 1) / static_cast<double>(waves) + kNextLaunch;
@@ -183,12 +185,11 @@ bool may_be_two(const Linear4bitProblem& p, bool transposed) { return !transpose
 
 WgmmaSchedule linear_4bit_wgmma_schedule(const WgmmaPlan& plan, int64_t m, int64_t outputs, int64_t depth) {
   const int64_t rows = (plan.rest.empty() ? outputs : plan.rest.front().first) - plan.first;
-  const int sharers = plan.shares_x ? 2 : 1;
   const WgmmaSchedule schedule{.m_tiles = static_cast<int>(ceil_div(m, plan.columns)),
-                               .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64 * sharers)),
-                               .whole_tiles = static_cast<int>(plan.whole_tiles / sharers),
+                               .row_tiles = static_cast<int>(ceil_div(rows, plan.groups * 64 * plan.sharers)),
+                               .whole_tiles = static_cast<int>(plan.whole_tiles / plan.sharers),
                                .units = static_cast<int>(ceil_div(depth, kWgmmaUnitDepth)),
-                               .blocks = static_cast<int>(plan.blocks / sharers),
+                               .blocks = static_cast<int>(plan.blocks / plan.sharers),
                                .splits = plan.splits,
                                .clusters = plan.clusters};
   return schedule.with_divisors();

@@ -27,15 +27,19 @@ inline constexpr int kWgmmaFirstBytesPerClock = 18;
 enum class WgmmaDecode : uint8_t {
   Sums,     // a fitted codebook, or codes less their zero, are multiplied; sums of 64 products are scaled in float32
   Weights,  // weights are scaled in float32, from 16-bit numbers, and rounded once
+  Packed,   // affine, scales of x's dtype: so are weights, two at a time in that dtype, rounded once all the same
 };
+
+// Of the depth, how far a scale holds that the kernel keeps.
+constexpr int wgmma_scale_run(WgmmaDecode decode) { return decode == WgmmaDecode::Weights ? 32 : 64; }
 
 struct WgmmaPlan {
   int columns = 256;  // rows of x in a tile
   int groups = 2;     // the tile has 64 times as many weight rows: 1, only where splits > 1, to 3
   WgmmaDecode decode = WgmmaDecode::Weights;
-  int splits = 1;         // blocks of a cluster that share its one tile; 1, 2 or 4
-  int clusters = 1;       // that share a tile; 2 only where splits are 2
-  bool shares_x = false;  // the two blocks of a cluster, with neighbouring tiles of the weight's rows, all whole
+  int splits = 1;    // blocks of a cluster that share its one tile; 1, 2 or 4
+  int clusters = 1;  // that share a tile; 2 only where splits are 2
+  int sharers = 1;   // 2: blocks of a cluster that share x, with neighbouring tiles of the weight's rows, all whole
   int64_t blocks = 0;
   int64_t whole_tiles = 0;  // computed by one block each (an odd row of tiles that share x has a next one, without
                             // outputs); the depth of the others is shared out

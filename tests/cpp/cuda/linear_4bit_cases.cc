@@ -146,6 +146,10 @@ std::vector<LinearCase> accuracy_cases(int64_t n, int64_t k, int64_t m) {
         LinearCase c{.format = format, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype};
         c.one_sign = one_sign;
         cases.push_back(c);
+        if (format == std::string_view("int4")) {
+          c.scale_dtype = dtype;
+          cases.push_back(c);
+        }
       }
     }
   }
