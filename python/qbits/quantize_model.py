@@ -52,11 +52,10 @@ def quantize_(
     model: nn.Module,
     config: str | QuantizeConfig = "nf4",
     *,
-    threshold: float | None = None,
-    activation_bits: int | None = None,
     skip: Iterable[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Replaces the linear layers of `model` by 4-bit or 8-bit ones, in place, one after the other.
 
@@ -69,7 +68,6 @@ def quantize_(
     Args:
         model: its weights float32, bfloat16 or float16.
         config: a format ("nf4", "fp4", "int4", "int8") or a QuantizeConfig.
-        threshold, activation_bits: of "int8", 6 and 8 by default: see QuantizeConfig, which has them itself.
         skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
             "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
             their weight with another kind of module; a list, also an empty one, takes the place of that, so
@@ -77,6 +75,7 @@ def quantize_(
         device: quantize there and leave the whole model there; by default each layer where it is.
         progress: show a bar; by default only on a terminal.
 
+        options: beside the name of a format, the other fields of a QuantizeConfig: `double_quant=True`.
     Returns:
         `model`. Extra memory at any time: one layer.
 
@@ -85,14 +84,7 @@ def quantize_(
             the parameter and the first bad index, with the layers before it quantized already.
         TypeError: a dtype that cannot be quantized, before anything is changed.
     """
-    given: dict[str, Any] = {"threshold": threshold, "activation_bits": activation_bits}
-    for name, value in given.items():
-        if value is not None and not isinstance(config, str):
-            got = f"{value!r} beside {config!r}"
-            raise TypeError(f"[quantize_] {name}: got {got}, want it in the QuantizeConfig")
-    if isinstance(config, str):
-        config = QuantizeConfig(format=config, **given)
-    config = as_config("quantize_", config)
+    config = as_config("quantize_", config, options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
     if _is_target(model, config):

@@ -384,22 +384,6 @@ def test_skip_is_names(skip):
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"double_quant": "no"}, "double quantization: got 'no', want True or False"),
-        ({"embeddings": 1}, "embeddings: got 1, want True or False"),
-        ({"block_size": "64"}, "block size: got '64', want an int"),
-        ({"experts": 1}, "experts: got 1, want True or False"),
-        ({"format": "int8", "threshold": "6"}, "threshold: got '6', want a number"),
-        ({"format": "int8", "threshold": True}, "threshold: got True, want a number"),
-    ],
-)
-def test_options_of_another_type_are_refused(options, message):
-    with pytest.raises(TypeError, match=rf"\[QuantizeConfig\] {message}"):
-        QuantizeConfig(**options)
-
-
 def test_skip_of_no_module_warns():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     with pytest.warns(UserWarning, match=r"\[quantize_\] skip: got '0.weight', which names no module"):
