@@ -63,7 +63,7 @@ class QuantizeConfig:
         object.__setattr__(self, "block_size", size)
         self._complete_product(row.coding == "symmetric")
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
-            want = "float32, bfloat16, float16 or None"
+            want = f"{', '.join(map(str, FLOATS))} or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
 
     @property

@@ -142,7 +142,7 @@ def dequantize_(
     if not isinstance(model, nn.Module):
         raise TypeError(f"[dequantize_] model: got {type(model).__name__}, want nn.Module")
     if dtype is not None and dtype not in FLOATS:
-        want = ", ".join(map(dtype_name, FLOATS))
+        want = ", ".join(map(str, FLOATS))
         raise TypeError(f"[dequantize_] dtype: got {dtype!r}, want {want}")
     if isinstance(model, QuantizedModule):
         raise ValueError(

@@ -48,6 +48,8 @@ def test_options_that_do_not_fit_are_refused(config, options, message):
         ({"experts": 1}, "experts: got 1, want True or False"),
         ({"format": "int8", "threshold": "6"}, "threshold: got '6', want a number"),
         ({"format": "int8", "threshold": True}, "threshold: got True, want a number"),
+        ({"format": "int4", "scale_dtype": "float16"}, "scale dtype: got 'float16', want torch.float32, "),
+        ({"compute_dtype": "float16"}, "compute_dtype: got 'float16', want torch.float32, .* or None"),
     ],
 )
 def test_options_of_another_type_are_refused(options, message):

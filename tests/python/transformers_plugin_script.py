@@ -175,6 +175,7 @@ def refuse(folder: str) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
     model.save_pretrained(folder)
+        {"format": "int4", "scale_dtype": "float3"},
     message = "layers.1.mlp.up_proj.weight: got nan at index [3, 5]"
     refuse_to_load(folder, message, quantization_config=qbits.QbitsConfig())
     # The config of quantize_ is not Transformers', which the error says.
