@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -330,6 +331,23 @@ def test_on_the_gpu_the_bits_are_those_of_the_cpu(gpu, options):
     assert back.weight.device.type == "cpu" and torch.equal(back(x), here(x))
     state = {name: value.cpu() for name, value in made_there.state_dict().items()}
     assert all(torch.equal(value, state[name]) for name, value in here.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "set_it", [lambda p: p.requires_grad_(), lambda p: setattr(p, "requires_grad", True)]
+)
+def test_a_weight_warns_of_the_gradient_it_will_not_get(set_it):
+    weight = qbits.nn.Linear4bit(64, 32).weight
+    with pytest.warns(
+        UserWarning, match=r"\[QuantizedTensor\] requires_grad: got True, want False in the layers"
+    ) as caught:
+        set_it(weight)
+    assert weight.requires_grad and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not weight.requires_grad_(False).requires_grad
+        set_it(qbits.quantize(torch.randn(32, 64)))  # no parameter, so of no layer
+        torch.nn.Parameter(weight.detach())
 
 
 def test_a_config_is_a_format_a_quantize_config_or_options():
