@@ -26,7 +26,8 @@ from qbits import functional, nn
 
 OTHERS = (
     "Other benches: `python -m bench gpu` times the GPU ops, `python -m bench chart` draws its results, "
-    "`python -m bench quality` measures what 8 bits lose to outliers. Each has a --help."
+    "`python -m bench quality` measures what 8 bits lose to outliers, `python -m bench training` trains with "
+    "optimizer state in 8 and in 32 bits. Each has a --help."
 )
 ROWS, COLS = 14336, 4096
 BLOCK = 64

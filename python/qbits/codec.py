@@ -57,7 +57,7 @@ def check_options(
         raise ValueError(f"[{op}] double quantization: got format {row.name}, want a 4-bit codebook format")
     dtype = row.scale_dtypes[0] if scale_dtype is None else scale_dtype
     if dtype not in row.scale_dtypes:
-        want = ", ".join(dtype_name(d) for d in row.scale_dtypes)
+        want = ", ".join(map(str, row.scale_dtypes))
         raise TypeError(f"[{op}] scale dtype: got {dtype!r}, want {want}")
     return size, dtype
 

@@ -63,7 +63,7 @@ class QuantizeConfig:
         object.__setattr__(self, "block_size", size)
         self._complete_product(row.coding == "symmetric")
         if self.compute_dtype is not None and self.compute_dtype not in FLOATS:
-            want = "float32, bfloat16, float16 or None"
+            want = f"{', '.join(map(str, FLOATS))} or None"
             raise TypeError(f"[QuantizeConfig] compute_dtype: got {self.compute_dtype!r}, want {want}")
 
     @property
@@ -94,14 +94,28 @@ class QuantizeConfig:
         object.__setattr__(self, "threshold", float(threshold))
 
 
-def as_config(op: str, config: str | QuantizeConfig | None) -> QuantizeConfig:
-    """`config` itself, or the defaults, or those with the format it names. Anything else is a TypeError."""
+def as_config(
+    op: str, config: str | QuantizeConfig | None, options: Mapping[str, Any] | None = None
+) -> QuantizeConfig:
+    """`config` itself, or that of the format it names, by default nf4, with `options`.
+
+    Raises TypeError for another type of config, an unknown option, or options beside a QuantizeConfig.
+    """
+    options = options or {}
+    names = [field.name for field in fields(QuantizeConfig)]
+    if unknown := sorted({*options} - {*names}):
+        raise TypeError(f"[{op}] options: got {unknown}, want some of QuantizeConfig's: {', '.join(names)}")
     if config is None:
-        return QuantizeConfig()
-    if isinstance(config, str):
-        return QuantizeConfig(format=config)
-    if not isinstance(config, QuantizeConfig):
+        return QuantizeConfig(**options)
+    if not isinstance(config, (str, QuantizeConfig)):
         raise TypeError(f"[{op}] config: got {type(config).__name__}, want a format or a QuantizeConfig")
+    if isinstance(config, str):
+        if "format" in options:
+            raise TypeError(f"[{op}] format: got {options['format']!r} beside {config!r}, want one of them")
+        return QuantizeConfig(config, **options)
+    if options:
+        name, value = next(iter(options.items()))
+        raise TypeError(f"[{op}] {name}: got {value!r} beside {config!r}, want it in the QuantizeConfig")
     return config
 
 
@@ -110,17 +124,11 @@ def config_of(
 ) -> QuantizeConfig:
     """The config of a layer whose formats have `bits` a code, from what its constructor was given.
 
-    Raises ValueError for a format of others, TypeError for both a config and options, or an unknown one.
+    Raises as as_config, and ValueError for a format of other bits.
     """
-    names = [field.name for field in fields(QuantizeConfig)]
-    if unknown := sorted({*(options or ())} - {*names}):
-        raise TypeError(f"[{op}] options: got {unknown}, want some of {', '.join(names)}")
-    if options and config is not None:
-        raise TypeError(f"[{op}] options: got {sorted(options)} beside config, want one or the other")
-    if config is None:
-        own = {} if bits == 4 else {"format": "int8", "threshold": 0.0}
-        config = QuantizeConfig(**{**own, **(options or {})})
-    config = as_config(op, config)
+    if config is None and bits == 8:
+        options = {"format": "int8", "threshold": 0.0, **(options or {})}
+    config = as_config(op, config, options)
     if FORMATS[config.format].bits != bits:
         known = ", ".join(name for name, row in FORMATS.items() if row.in_layers and row.bits == bits)
         raise ValueError(f"[{op}] format: got {config.format!r}, want one of {known}")

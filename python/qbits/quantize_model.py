@@ -52,11 +52,10 @@ def quantize_(
     model: nn.Module,
     config: str | QuantizeConfig = "nf4",
     *,
-    threshold: float | None = None,
-    activation_bits: int | None = None,
     skip: Iterable[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Replaces the linear layers of `model` by 4-bit or 8-bit ones, in place, one after the other.
 
@@ -64,18 +63,19 @@ def quantize_(
     mixtures of experts, whose modules keep their class; "int8" leaves these weights dense. Subclasses of the
     layers, which may use their weight in their own way, layers whose weight is computed from others (by
     weight_norm, pruning, ...) and layers that are quantized already stay as they are. Hooks on calls are
-    kept. A module or weight used in several places is quantized once and stays shared.
+    kept. A module or weight used in several places is quantized once and stays shared. Warns if there is
+    nothing to quantize and nothing that has the format already.
 
     Args:
         model: its weights float32, bfloat16 or float16.
         config: a format ("nf4", "fp4", "int4", "int8") or a QuantizeConfig.
-        threshold, activation_bits: of "int8", 6 and 8 by default: see QuantizeConfig, which has them itself.
         skip: names of modules to leave alone: a full dotted name, some of its dotted parts ("lm_head",
             "layers.0"), or a pattern with `*`. By default the output embeddings and layers that share
             their weight with another kind of module; a list, also an empty one, takes the place of that, so
             that those it does not name are quantized, and untied. A name of no module warns.
         device: quantize there and leave the whole model there; by default each layer where it is.
         progress: show a bar; by default only on a terminal.
+        options: beside the name of a format, the other fields of a QuantizeConfig: `double_quant=True`.
 
     Returns:
         `model`. Extra memory at any time: one layer.
@@ -83,16 +83,9 @@ def quantize_(
     Raises:
         ValueError: an unknown format, before anything is changed; or a NaN or infinity in a weight, naming
             the parameter and the first bad index, with the layers before it quantized already.
-        TypeError: a dtype that cannot be quantized, before anything is changed.
+        TypeError: a dtype that cannot be quantized, or an unknown option, before anything is changed.
     """
-    given: dict[str, Any] = {"threshold": threshold, "activation_bits": activation_bits}
-    for name, value in given.items():
-        if value is not None and not isinstance(config, str):
-            got = f"{value!r} beside {config!r}"
-            raise TypeError(f"[quantize_] {name}: got {got}, want it in the QuantizeConfig")
-    if isinstance(config, str):
-        config = QuantizeConfig(format=config, **given)
-    config = as_config("quantize_", config)
+    config = as_config("quantize_", config, options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
     if _is_target(model, config):
@@ -119,6 +112,10 @@ def quantize_(
         for name, weight in expert_weights(place.module):
             _check_dtype(f"{place.name}.{name}".removeprefix("."), weight)
     groups += [[place] for place in mixtures]
+    if not groups and not _holds(model, config.format):
+        got = f"{type(model).__name__} with nothing to quantize"
+        want = "dense linear layers in it that are not skipped"
+        warnings.warn(f"[quantize_] model: got {got}, want {want}", stacklevel=2)
     made: dict[int, nn.Parameter] = {}
     for group in _drain(groups, "quantize", progress):
         if group[0] in mixtures:
@@ -150,7 +147,7 @@ def dequantize_(
     if not isinstance(model, nn.Module):
         raise TypeError(f"[dequantize_] model: got {type(model).__name__}, want nn.Module")
     if dtype is not None and dtype not in FLOATS:
-        want = ", ".join(map(dtype_name, FLOATS))
+        want = ", ".join(map(str, FLOATS))
         raise TypeError(f"[dequantize_] dtype: got {dtype!r}, want {want}")
     if isinstance(model, QuantizedModule):
         raise ValueError(
@@ -213,6 +210,10 @@ def _is_dense(module: nn.Module) -> bool:
     # A weight that is no parameter is computed from others by a hook: weight_norm, spectral_norm, pruning.
     weight = module._parameters.get("weight")
     return weight is not None and not isinstance(weight, QuantizedTensor)
+
+
+def _holds(model: nn.Module, format: str) -> bool:
+    return any(isinstance(p, QuantizedTensor) and p.format == format for p in model.parameters())
 
 
 def _move_hooks(source: nn.Module, target: nn.Module) -> nn.Module:

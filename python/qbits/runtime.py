@@ -26,7 +26,8 @@ def set_isa(name: str) -> None:
 def num_threads() -> int:
     """Threads a CPU op may use, the calling one included.
 
-    `import qbits` sets it to `torch.get_num_threads()`; a later `torch.set_num_threads` does not change it.
+    `import qbits` sets it to `torch.get_num_threads()`; a later `torch.set_num_threads` does not change it,
+    `qbits.set_num_threads` does.
     """
     return _C.num_threads()
 

@@ -213,7 +213,7 @@ class QuantizedTensor(Tensor):
         """
         dtype = self.logical_dtype if dtype is None else dtype
         if dtype not in FLOATS:
-            want = ", ".join(map(dtype_name, FLOATS))
+            want = ", ".join(map(str, FLOATS))
             raise TypeError(f"[dequantize] dtype: got {dtype!r}, want {want}")
         dense = decode(self.tensors(), self.format, self.block_size, (self.rows, self.cols), dtype)
         return dense.reshape(self.shape)

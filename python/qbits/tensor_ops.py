@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -370,6 +371,20 @@ def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return on_values
 
 
+def _requires_grad_(stacklevel: int) -> Callable[..., Tensor]:
+    def warn_and_set(self: Tensor, requires_grad: bool = True) -> Tensor:
+        # Here, not in the layers' products, where asking a subclass for requires_grad takes a microsecond.
+        if requires_grad and isinstance(self, torch.nn.Parameter):
+            want = "False in the layers of qbits.nn: to them it is a constant, its grad stays None"
+            warnings.warn(f"[QuantizedTensor] requires_grad: got True, want {want}", stacklevel=stacklevel)
+        with torch._C.DisableTorchFunctionSubclass():
+            return Tensor.requires_grad_(self, requires_grad)
+
+    return warn_and_set
+
+
+FUNCTIONS[Tensor.requires_grad_] = _requires_grad_(stacklevel=3)
+FUNCTIONS[Tensor.requires_grad.__set__] = _requires_grad_(stacklevel=4)  # type: ignore[attr-defined]
 FUNCTIONS[Tensor.apply_] = _elementwise(Tensor.apply_)
 FUNCTIONS[Tensor.map_] = _elementwise(Tensor.map_)
 FUNCTIONS[Tensor.map2_] = _elementwise(Tensor.map2_)

@@ -1,16 +1,23 @@
 """The training bench, with a small model: 8-bit state trains as 32-bit state does."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from bench import training
+from bench import cpu, training
 
 
 @pytest.fixture(scope="module")
 def runs():
     size = training.Size(width=64, layers=1, heads=2, context=32, batch=16, steps=60, rate=5e-3, points=3)
     return training.compare(size, range(1))
+
+
+def test_the_help_of_the_benches_names_each():
+    names = re.findall(r'== \["(\w+)"\]', (Path(cpu.__file__).parent / "__main__.py").read_text())
+    assert len(names) > 3 and all(f"`python -m bench {name}`" in cpu.OTHERS for name in names)
 
 
 def test_losses_are_the_same(runs):

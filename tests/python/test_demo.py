@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 from qbits.cli import checkpoint, demo, main  # noqa: E402
 from qbits.cli.evaluate import decode, perplexity, windows  # noqa: E402
 from qbits.cli.footprint import footprint, footprints, model_config  # noqa: E402
-from qbits.cli.variants import variants  # noqa: E402
+from qbits.cli.variants import CALLS, variants  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,11 @@ def test_demo_prints_every_format_and_reloads_bit_equal(tiny, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "are bit-equal to those before" in " ".join(printed.split())
+    for name, call in CALLS.items():  # as it is printed it makes that row
+        assert f"\n{name}: qbits.{call}\n" in printed
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        eval(f"qbits.{call}")
+        assert model[0].config == next(v.quantization for v in variants() if v.name == name)
     results = json.loads((tmp_path / "results.json").read_text())
     expected = ["fp32", "bf16", *(row.name for row in qbits.FORMATS.values() if row.in_layers)]
     expected.insert(expected.index("nf4") + 1, "nf4-dq")

@@ -344,9 +344,19 @@ def test_linear_4bit_plan():
         ({"compute_capability": 90, "sm_count": 132}, "compute_capability: got 90 with sm_count 132"),
         ({"compute_capability": (9, 0)}, r"compute_capability: got \(9, 0\) with sm_count 0"),
         ({"sm_count": 132}, "sm_count: got 132 alone"),
+        ({"device": "cuda", **hopper}, "device: got cuda beside compute_capability, want one of the two"),
     ):
         with pytest.raises(ValueError, match=rf"^\[linear_4bit_plan\] {message}"):
             F.linear_4bit_plan("nf4", 1, 64, **facts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_linear_4bit_plan_of_a_gpu_that_is_not_here():
+    message = (
+        r"device: got cuda, want one that torch can use, or compute_capability and sm_count in its place"
+    )
+    with pytest.raises(ValueError, match=rf"^\[linear_4bit_plan\] {message}$"):
+        F.linear_4bit_plan("nf4", 4096, 4096, device="cuda")
 
 
 @pytest.mark.gpu

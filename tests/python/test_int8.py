@@ -96,9 +96,9 @@ def test_refusals_say_what_the_product_takes():
         F.linear_int8(randn(2, K).double(), codes, scales)
     with pytest.raises(ValueError, match=r"bias: got .*, want 1 dimension"):
         F.linear_int8(randn(2, K), codes, scales, bias[None])
-    with pytest.raises(TypeError, match="dtype: got 'float32', want float32, bfloat16 or float16"):
+    with pytest.raises(TypeError, match=r"dtype: got 'float32', want torch.float32, torch.bfloat16 or"):
         F.dequantize_int8_rowwise(codes, scales, "float32")
-    with pytest.raises(TypeError, match="dtype: got None, want float32, bfloat16 or float16"):
+    with pytest.raises(TypeError, match=r"dtype: got None, want torch.float32, torch.bfloat16 or"):
         F.dequantize_int8_product(torch.zeros(N, N, dtype=torch.int32), scales, scales, dtype=None)
     for bad in (scales[:, None], scales[None]):
         with pytest.raises(ValueError, match=r"weight scales: got .*, want 1 dimension"):

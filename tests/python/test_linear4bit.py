@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -332,18 +333,37 @@ def test_on_the_gpu_the_bits_are_those_of_the_cpu(gpu, options):
     assert all(torch.equal(value, state[name]) for name, value in here.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "set_it", [lambda p: p.requires_grad_(), lambda p: setattr(p, "requires_grad", True)]
+)
+def test_a_weight_warns_of_the_gradient_it_will_not_get(set_it):
+    weight = qbits.nn.Linear4bit(64, 32).weight
+    with pytest.warns(
+        UserWarning, match=r"\[QuantizedTensor\] requires_grad: got True, want False in the layers"
+    ) as caught:
+        set_it(weight)
+    assert weight.requires_grad and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not weight.requires_grad_(False).requires_grad
+        set_it(qbits.quantize(torch.randn(32, 64)))  # no parameter, so of no layer
+        torch.nn.Parameter(weight.detach())
+
+
 def test_a_config_is_a_format_a_quantize_config_or_options():
     assert qbits.nn.Linear4bit(64, 32, config="fp4").config.format == "fp4"
     dense = torch.nn.Linear(64, 32)
     assert qbits.nn.Linear4bit.from_float(dense, "int4").config.format == "int4"
     with pytest.raises(TypeError, match=r"\[Linear4bit\] config: got dict, want a format"):
         qbits.nn.Linear4bit(64, 32, config={"format": "nf4"})
-    with pytest.raises(TypeError, match=r"\[Linear4bit\] options: got .* beside config"):
-        qbits.nn.Linear4bit(64, 32, config="nf4", block_size=32)
+    with pytest.raises(TypeError, match=r"\[Linear4bit\] format: got 'fp4' beside 'nf4', want one of them"):
+        qbits.nn.Linear4bit(64, 32, config="nf4", format="fp4")
     layer = qbits.nn.Linear4bit.from_float(dense, format="fp4", block_size=32)
     assert layer.config == qbits.QuantizeConfig("fp4", block_size=32) and layer.weight.block_size == 32
-    with pytest.raises(TypeError, match=r"\[Linear4bit.from_float\] options: got .* beside config"):
-        qbits.nn.Linear4bit.from_float(dense, "nf4", block_size=32)
+    with pytest.raises(
+        TypeError, match=r"\[Linear4bit.from_float\] block_size: got 32 beside QuantizeConfig"
+    ):
+        qbits.nn.Linear4bit.from_float(dense, qbits.QuantizeConfig(), block_size=32)
     with pytest.raises(TypeError, match=r"\[quantize_4bit\] A: got list, want a tensor"):
         qbits.functional.quantize_4bit([1.0])
     with pytest.raises(TypeError, match=r"\[quantize_4bit\] quant_storage: got 'uint8'"):
@@ -354,7 +374,7 @@ def test_a_config_is_a_format_a_quantize_config_or_options():
 def test_an_option_there_is_not_is_refused_by_the_class_called(name):
     kind = getattr(qbits.nn, name)
     dense = torch.nn.Embedding(8, 8) if name.startswith("Embedding") else torch.nn.Linear(8, 8)
-    want = r"options: got \['treshold'\], want some of format, block_size, .*, threshold, activation_bits$"
+    want = r"options: got \['treshold'\], want some of QuantizeConfig's: format, .*, activation_bits$"
     with pytest.raises(TypeError, match=rf"^\[{name}\] {want}"):
         kind(8, 8, treshold=6.0)
     with pytest.raises(TypeError, match=rf"^\[{name}.from_float\] {want}"):

@@ -240,7 +240,9 @@ def test_thresholds():
     for kept in (False, True):
         options = {"threshold": 5.0, "has_fp16_weights": kept}
         assert Linear8bit.from_float(nn.Linear(64, 16), **options).threshold == 5.0
-        with pytest.raises(TypeError, match=r"\[Linear8bit\] options: got \['treshold'\], want some of"):
+        assert Linear8bit.from_float(nn.Linear(64, 16), "int8", **options).threshold == 5.0
+        assert Linear8bit(64, 16, config="int8", has_fp16_weights=kept).threshold == 6.0
+        with pytest.raises(TypeError, match=r"\[Linear8bit\] options: got \['treshold'\], want some of Q"):
             Linear8bit(64, 16, treshold=6.0, has_fp16_weights=kept)
     for bad in (-1, float("nan"), float("inf"), 1e39, 10**400):
         with pytest.raises(ValueError, match=r"\[QuantizeConfig\] threshold: got .*, want 0 or a positive"):
@@ -251,8 +253,8 @@ def test_refusals():
     for kept in (False, True):
         with pytest.raises(ValueError, match=r"\[Linear8bit\] format: got 'nf4', want one of int8$"):
             Linear8bit(64, 16, config="nf4", has_fp16_weights=kept)
-        with pytest.raises(TypeError, match=r"\[Linear8bit\] options: got \['threshold'\] beside config"):
-            Linear8bit(64, 16, config="int8", threshold=1.0, has_fp16_weights=kept)
+        with pytest.raises(TypeError, match=r"\[Linear8bit\] threshold: got 1.0 beside QuantizeConfig"):
+            Linear8bit(64, 16, config=qbits.QuantizeConfig("int8"), threshold=1.0, has_fp16_weights=kept)
         with pytest.raises(TypeError, match="float64, want float32, bfloat16, float16"):
             Linear8bit(64, 16, dtype=torch.float64, has_fp16_weights=kept)
         with pytest.raises(TypeError, match=r"\[Linear8bit.from_float\] module: got Linear8bit, want"):

@@ -6,6 +6,7 @@ x / absmax; a mismatch is accepted only with the proof, in float64, that bitsand
 
 import copy
 import hashlib
+import json
 import math
 
 import pytest
@@ -226,3 +227,34 @@ def test_quant_state_of_both_compare():
     for name in ("absmax", "shape", "code", "blocksize", "quant_type", "dtype", "nested"):
         mine, other = getattr(ours, name), getattr(theirs, name)
         assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+
+
+@pytest.mark.parametrize(("format", "nested"), [("nf4", False), ("nf4", True), ("fp4", False)])
+def test_transformers_folders_go_both_ways(format, nested, tmp_path):
+    """There by from_pretrained, with bitsandbytes' quantization_config; here by load_state_dict, too."""
+    transformers = pytest.importorskip("transformers")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=128, num_hidden_layers=1, **sizes)
+    options = {"bnb_4bit_quant_type": format, "bnb_4bit_use_double_quant": nested}
+    described = transformers.BitsAndBytesConfig(load_in_4bit=True, **options).to_dict()
+
+    ours = transformers.AutoModelForCausalLM.from_config(config)
+    qbits.quantize_(ours, format, double_quant=nested).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": described}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    there = theirs.model.layers[0].mlp.up_proj
+    assert type(there) is bnb.nn.Linear4bit
+    with pytest.raises(RuntimeError, match="Unexpected key"):  # what keeps this from being shorter
+        theirs.load_state_dict(theirs.state_dict())
+
+    again = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    qbits.quantize_(again, format)
+    assert again.load_state_dict(load_file(tmp_path / "model.safetensors")) == ([], [])
+    for model in (ours, again):
+        here = model.model.layers[0].mlp.up_proj
+        dense = B.dequantize_4bit(there.weight.data, there.weight.quant_state)
+        assert torch.equal(here.dequantize(), dense) and here.weight.double_quant == nested
+    with pytest.raises(ValueError, match=r"got that of bitsandbytes, which .* del model.config.quant"):
+        again.save_pretrained(tmp_path)

@@ -154,6 +154,20 @@ def save_by_hand(folder: str) -> None:
             raise AssertionError("wrote a checkpoint that cannot be loaded")
     assert not os.path.exists(os.path.join(folder, "refused"))
 
+    # The config of a bitsandbytes folder from which the model was made and its codes were loaded.
+    model = AutoModelForCausalLM.from_config(MODELS["llama"])
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    qbits.quantize_(model, "int8", progress=False)
+    try:
+        model.save_pretrained(os.path.join(folder, "refused"))
+    except ValueError as error:
+        assert "got that of bitsandbytes, which" in str(error), error
+        assert "del model.config.quantization_config" in str(error), error
+    else:
+        raise AssertionError("wrote the config of another library")
+    del model.config.quantization_config
+    model.save_pretrained(os.path.join(folder, "described"))
+
 
 def refuse(folder: str) -> None:
     for bad in (
@@ -161,6 +175,7 @@ def refuse(folder: str) -> None:
         {"block_size": 48},
         {"format": "int8_affine"},
         {"blocksize": 64},
+        {"format": "int4", "scale_dtype": "float3"},
         {"threshold": 6.0},
         {"activation_bits": 16},
         {"format": "int8", "threshold": 6.0, "activation_bits": 16},

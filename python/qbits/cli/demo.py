@@ -62,7 +62,7 @@ def run(
                 saved = variant_model
     report.print_table(console, results)
     report.print_texts(console, results)
-    report.print_caveat(console, default_model=model is None)
+    report.print_caveat(console, results, default_model=model is None)
     equal = saved is None or _reload(console, saved, loaded, output)
     if output is not None:
         (output / "results.json").write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")

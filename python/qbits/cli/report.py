@@ -12,6 +12,7 @@ from torch import Tensor
 
 import qbits
 from qbits.cli.footprint import Footprint
+from qbits.cli.variants import CALLS
 
 if TYPE_CHECKING:
     from qbits.cli.demo import Result
@@ -63,7 +64,7 @@ def print_texts(console: Console, results: list[Result]) -> None:
         console.print(f"{result.format:<{width}}{lines}", markup=False, soft_wrap=True)
 
 
-def print_caveat(console: Console, default_model: bool) -> None:
+def print_caveat(console: Console, results: list[Result], default_model: bool) -> None:
     """How to read the table."""
     notes = [
         "MB: 10^6 bytes of parameters and buffers, scales included. The quantized rows hold the linear "
@@ -81,6 +82,13 @@ def print_caveat(console: Console, default_model: bool) -> None:
     console.print()
     for note in notes:
         console.print(textwrap.fill(note, WIDTH), markup=False, soft_wrap=True)
+    _print_calls(console, [result.format for result in results])
+
+
+def _print_calls(console: Console, rows: list[str]) -> None:
+    for row in rows:
+        if row in CALLS:
+            console.print(f"{row}: qbits.{CALLS[row]}", markup=False, soft_wrap=True)
 
 
 def print_reload(console: Console, size: int, tokens: int, equal: bool, output: Path | None) -> None:
@@ -113,4 +121,5 @@ def print_footprints(console: Console, name: str, counted: dict[str, Footprint])
         f"[bold]{name}[/] with random weights; in the quantized rows, what is not linear is bf16",
         soft_wrap=True,
     )
+    _print_calls(console, list(counted))
     console.print(table)

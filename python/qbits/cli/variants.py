@@ -13,6 +13,12 @@ import qbits
 
 Model = TypeVar("Model", bound=nn.Module)
 
+CALLS = {
+    "nf4-dq": 'quantize_(model, "nf4", double_quant=True)',
+    "int8-t0": 'quantize_(model, "int8", threshold=0)',
+}
+"""How to make the rows that are not called after their format."""
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -196,7 +196,7 @@ def igemm(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = F
 
 def _check_is_dtype(op: str, dtype: object) -> None:
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"[{op}] dtype: got {dtype!r}, want float32, bfloat16 or float16")
+        raise TypeError(f"[{op}] dtype: got {dtype!r}, want torch.float32, torch.bfloat16 or torch.float16")
 
 
 def as_threshold(op: str, threshold: object) -> float:

@@ -96,15 +96,16 @@ def _device_facts(
         raise ValueError(f"[{op}] compute_capability: got {got}, want (major, minor) with sm_count above 0")
     if compute_capability is None and sm_count:
         raise ValueError(f"[{op}] sm_count: got {sm_count!r} alone, want it with compute_capability")
-    if compute_capability is None and device.type == "cuda":
+    if compute_capability is not None and device.type != "cpu":
+        raise ValueError(f"[{op}] device: got {device} beside compute_capability, want one of the two")
+    if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(
-                f"[{op}] device: got {device}, want one that torch can use, or compute_capability"
-            )
+            want = "one that torch can use, or compute_capability and sm_count in its place"
+            raise ValueError(f"[{op}] device: got {device}, want {want}")
         facts = torch.cuda.get_device_properties(device)
         compute_capability, sm_count = (facts.major, facts.minor), facts.multi_processor_count
     elif device.type != "cpu":
-        raise ValueError(f"[{op}] device: got {device}, want cpu, or a cuda device by itself")
+        raise ValueError(f"[{op}] device: got {device}, want cpu or a cuda device")
     if compute_capability is None:
         return None, sm_count
     return 10 * compute_capability[0] + compute_capability[1], sm_count

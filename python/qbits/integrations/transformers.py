@@ -29,7 +29,10 @@ from qbits.state_dict import WEIGHT_KEYS, WEIGHT_SUFFIXES, weight_from_entries
 
 
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    return getattr(torch, value.removeprefix("torch.")) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    dtype: Any = getattr(torch, value.removeprefix("torch."), value)  # another name is left to QuantizeConfig
+    return dtype
 
 
 def _dtype_name(value: torch.dtype | None) -> str | None:

@@ -75,9 +75,14 @@ def _conversions(model: Any, conversions: Any) -> Any:
     ]
 
 
-def _is_ours(config: Any) -> bool:
+def _method(config: Any) -> str:
+    """The library of a config: "qbits", "bitsandbytes", ..."""
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    return method == "qbits"
+    return str(getattr(method, "value", method))
+
+
+def _is_ours(config: Any) -> bool:
+    return _method(config) == "qbits"
 
 
 def _description(model: Any, before: Any) -> QbitsConfig:
@@ -85,6 +90,10 @@ def _description(model: Any, before: Any) -> QbitsConfig:
 
     Raises ValueError if there is none: the checkpoint could not be loaded.
     """
+    if before is not None and not _is_ours(before):
+        got = f"that of {_method(before)}, which did not quantize these layers"
+        want = "none: del model.config.quantization_config first"
+        raise ValueError(f"[save_pretrained] quantization_config of the model: got {got}, want {want}")
     for config in _candidates(model, before):
         if _describes(config, model):
             return config
@@ -99,7 +108,7 @@ def _candidates(model: Any, before: Any) -> Iterator[QbitsConfig]:
     if isinstance(before, QbitsConfig):
         yield before
     first = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
-    if first is None or (before is not None and not _is_ours(before)):
+    if first is None:
         return
     options = {name: getattr(first.config, name) for name in _OPTIONS}
     options["experts"] = any(_has_experts(module) for module in model.modules())

@@ -12,8 +12,8 @@ class Embedding8bit(QuantizedEmbedding):
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
             initialised like its, then quantized.
-        config: "int8", or a QuantizeConfig of it; in its place, not beside it, its fields may come as keyword
-            arguments. (A lookup has no x: threshold and activation_bits say nothing here.)
+        config: "int8", or a QuantizeConfig of it, whose fields may also be keyword arguments, alone or beside
+            "int8". (A lookup has no x: threshold and activation_bits say nothing here.)
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.

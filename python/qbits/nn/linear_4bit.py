@@ -23,8 +23,8 @@ class Linear4bit(QuantizedLinear):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised like
             its, then quantized.
-        config: a 4-bit format, nf4 by default, or a QuantizeConfig with block size and the rest; in its
-            place, not beside it, its fields may come as keyword arguments (`format="fp4", block_size=128`).
+        config: a 4-bit format, nf4 by default, or a QuantizeConfig with block size and the rest, whose fields
+            may also be keyword arguments, alone or beside a format (`config="fp4", block_size=128`).
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.

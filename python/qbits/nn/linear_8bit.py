@@ -36,8 +36,8 @@ class Linear8bit(QuantizedLinear):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised like
             its, then quantized.
-        config: "int8", or a QuantizeConfig of it; in its place, not beside it, its fields may come as keyword
-            arguments.
+        config: "int8", or a QuantizeConfig of it, whose fields may also be keyword arguments, alone or beside
+            "int8".
         threshold: magnitude from which on an element of x makes its column an outlier. Without a config 0,
             for none, as in bitsandbytes' layer; that of a config, and so of `quantize_`, is 6 by default.
         activation_bits: 16 takes x as it is, also with `has_fp16_weights`; by default 8.

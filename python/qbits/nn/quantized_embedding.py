@@ -21,8 +21,8 @@ class QuantizedEmbedding(QuantizedModule, nn.Embedding):
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as for nn.Embedding; the table is
             initialised like its, then quantized.
-        config: a format, or a QuantizeConfig with block size and the rest; in its place, not beside it, its
-            fields may come as keyword arguments.
+        config: a format, or a QuantizeConfig with block size and the rest, whose fields may also be keyword
+            arguments, alone or beside a format.
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.

@@ -20,8 +20,8 @@ class QuantizedLinear(QuantizedModule, nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised like
             its, then quantized.
-        config: a format, or a QuantizeConfig with block size and the rest; in its place, not beside it, its
-            fields may come as keyword arguments.
+        config: a format, or a QuantizeConfig with block size and the rest, whose fields may also be keyword
+            arguments, alone or beside a format.
 
     Raises:
         ValueError, TypeError: as QuantizeConfig.
