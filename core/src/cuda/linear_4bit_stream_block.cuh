@@ -144,7 +144,7 @@ struct StreamBlock {
   static constexpr bool kIsAffine = kAffine;
   static constexpr int kTiles = kColumnTiles;
   // Pieces up to which clusters take tiles in turn, as without experts: the first codes come sooner, but each loads x
-  // of every piece. Measured on an H200.
+  // of every piece, unless half of them can have one of two each. Measured on an H200.
   static constexpr int kStridedPieces = 2;
   static constexpr int kPieceRows = 8 * kColumnTiles;  // of x, in a piece of an expert's
   static constexpr int kSlotChunks = Linear4bitStream::kSlotDepth / kChunk;
@@ -204,6 +204,11 @@ struct StreamBlock {
         first_tile = uniform(cluster * (all / clusters) + min(cluster, all % clusters));
         last_tile = uniform(first_tile + all / clusters + (cluster < all % clusters ? 1 : 0));
         tile_stride = 1;
+      } else if (pieces == 2 && clusters % 2 == 0 && 2 * int64_t{a.tiles} <= int64_t{clusters} * a.rounds) {
+        const int piece = cluster % 2;
+        first_tile = uniform(piece * a.tiles + cluster / 2);
+        last_tile = uniform((piece + 1) * a.tiles);
+        tile_stride = clusters / 2;
       }
     }
   }
@@ -283,9 +288,11 @@ struct StreamBlock {
         codes(args.stages) + (kAffine ? args.warps * (kXSumBytes + Linear4bitStream::sum_bytes(kColumnTiles)) : 0);
     return reinterpret_cast<float4*>(dynamic_shared() + at);
   }
-  // The clusters' turns, or, where each has a range of its own, all.
+  // The clusters' turns, or those of half of them, or, where each has a range of its own, all.
   __device__ int count(int tiles) const {
-    return tile_stride == 1 ? tiles : args.by_clusters.divide(tiles + tile_stride - 1).quotient;
+    if (tile_stride == 1) return tiles;
+    const int halves = kGrouped && tile_stride < cluster_count() ? 2 : 1;
+    return args.by_clusters.divide(halves * (tiles + tile_stride) - 1).quotient;
   }
   __device__ int count(const StreamRun& run) const { return count(run.last - run.first); }
   // Of `tiles` tiles of a cluster, which its blocks finish in turn, those of this block.

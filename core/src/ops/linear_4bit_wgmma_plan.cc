@@ -66,7 +66,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},  {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
       {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.54 * looked_up, 0.5},
       {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
-      {256, 2, WgmmaDecode::Packed, 0.99 * wide, 0.9},    {128, 2, WgmmaDecode::Packed, 0.77, 1.0},
+      {256, 2, WgmmaDecode::Packed, 0.99 * wide, 0.9},    {128, 2, WgmmaDecode::Packed, 0.80, 1.6},
   };
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;

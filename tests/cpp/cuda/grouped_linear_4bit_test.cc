@@ -70,6 +70,31 @@ const LinearCase kExpert = {
     .format = "nf4", .block_size = 64, .n = 200, .k = 1024, .m = 60, .nested = true, .bias = true};
 const GroupedCase kMixture = test::grouped_case(kExpert, {0, 17, 17, 21, 58, 60});
 
+// As many tiles as clusters and more: two pieces of x are shared out to halves of them, three to all.
+TEST(GroupedLinear4bitCuda, FewPiecesOfManyTiles) {
+  QBITS_NEEDS_GPU();
+  uint64_t seed = 1;
+  for (const int64_t k : {512, 4160}) {
+    for (const char* format : {"nf4", "int4"}) {
+      for (const DType dtype : {DType::BFloat16, DType::Float16}) {
+        for (const std::vector<int32_t>& offsets :
+             {std::vector<int32_t>{0, 1, 1, 3}, {0, 0, 8, 12}, {0, 0, 9, 9}, {0, 4, 5, 6}}) {
+          const LinearCase c{
+              .format = format, .block_size = 64, .n = 2200, .k = k, .m = offsets.back(), .dtype = dtype, .bias = true};
+          GroupedProblem problem(test::grouped_case(c, offsets), false, seed++);
+          const GroupedLinear4bitArgs args = problem.forward();
+          for (const Linear4bitPlan& plan : grouped_linear_4bit_plans(cuda::problem_of(args))) {
+            if (plan.kernel != Linear4bitKernel::Stream) continue;
+            problem.poison();
+            cuda::run(args, plan, Stream{});
+            EXPECT_EQ(problem.mismatch(), "") << to_string(c) << "; plan " << to_string(plan);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(GroupedLinear4bitCuda, RowsOfNoExpertAreNotWritten) {
   QBITS_NEEDS_GPU();
   for (const std::vector<int32_t>& offsets :
