@@ -72,7 +72,12 @@ class _Linear4bitDirect(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
-        _save_weight(ctx, operands)
+        # _save_weight without what cannot be here, for each layer and token comes this way: 0.5 us less.
+        ctx.weight = operands[2:6]
+        if len(operands) == 6:
+            ctx.save_for_backward(operands[0], operands[1])
+        else:
+            ctx.save_for_backward(*operands[:2], *operands[6:])
         return linear_4bit_kernel(x, bias, operands)
 
     @staticmethod
