@@ -27,14 +27,17 @@ def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor |
         if begin % self.block_size or (stop % self.block_size and end != size):
             return None
         blocks = slice(begin // self.block_size, -(-stop // self.block_size))
-    codes = self.codes[first : first + matrix[0]]
-    tensors: dict[str, Tensor | None] = {"codes": codes}
-    if blocks is None:
-        assert self.scales is not None
-        tensors["scales"] = self.scales[first : first + matrix[0]]
-        tensors["zeros"] = None if self.zeros is None else self.zeros[first : first + matrix[0]]
-    else:
-        tensors.update(_slice_absmax(self, blocks, end == size))
+    # Torch, which does not track views here below autograd, does so now: they share a count of writes with
+    # what they are views of, by which autograd notices those to what it has saved.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        codes = self.codes[first : first + matrix[0]]
+        tensors: dict[str, Tensor | None] = {"codes": codes}
+        if blocks is None:
+            assert self.scales is not None
+            tensors["scales"] = self.scales[first : first + matrix[0]]
+            tensors["zeros"] = None if self.zeros is None else self.zeros[first : first + matrix[0]]
+        else:
+            tensors.update(_slice_absmax(self, blocks, end == size))
     if self.double_quant and tensors.get("nested_absmax") is None:
         tensors["codes"] = codes.clone()  # which a write elsewhere would leave with scales it does not have
     result = self.like(tensors, (end - start, *self.shape[1:]), matrix=matrix)

@@ -198,6 +198,25 @@ def test_writing_into_one_double_quantized_expert():
             assert (q.dequantize()[i] - expected[i]).norm() <= 0.1 * expected[i].norm()
 
 
+READ_ROWS = {
+    "all": lambda q: q,
+    "slice": lambda q: q[0:64],
+    "slice of a slice": lambda q: q[0:128][0:64],
+    "split": lambda q: q.split(64)[0],
+}
+
+
+@pytest.mark.parametrize("write", READ_ROWS.values(), ids=[f"write {name}" for name in READ_ROWS])
+@pytest.mark.parametrize("read", READ_ROWS.values(), ids=[f"read {name}" for name in READ_ROWS])
+def test_autograd_notices_writes_to_rows_it_has_saved(options, read, write):
+    q = qbits.quantize(dense(256, 256), **options)
+    x = dense(2, 256).requires_grad_()
+    y = F.linear(x, read(q))
+    write(q).mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_assigning_data(options):
     p = nn.Parameter(qbits.quantize(dense(32, 128), **options), requires_grad=False)
     alias = p
