@@ -14,7 +14,7 @@ def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor |
     """self[start:end] over the same memory, or None where blocks or bytes do not fall on these rows.
 
     Double-quantized rows whose scales do not begin and end with blocks of 256 are a copy, of the same values
-    under plain scales. A write to it goes to `self` all the same.
+    under plain scales. A write to it goes to `self` all the same, and `tensors` takes it anew.
     """
     size = self.shape[0]
     if size == 0 or self.rows % size or self.codes.dim() != 2:
@@ -117,15 +117,30 @@ def _store_rows(self: QuantizedTensor, tensors: dict[str, Tensor], first: int, s
         )
     if self.rows == 0:
         return
-    size = (tensors["codes"].shape[0], self.cols)
-    whole = self.like(tensors, size, matrix=size)
+    whole = _whole(self, tensors)
     plain = whole.like({"codes": whole.codes.clone(), "absmax": plain_absmax(whole)})
     rows = slice_rows(plain, first, first + self.rows)
     assert rows is not None
     store(rows.like(shape=self.shape), source)
     store(whole, plain)
     if not self.double_quant and (fresh := slice_rows(whole, first, first + self.rows)) is not None:
-        store(self.like(self.tensors()), fresh.like(shape=self.shape))
+        store(self.like({"codes": self.codes, "absmax": self.absmax}), fresh.like(shape=self.shape))
+
+
+def refresh(self: QuantizedTensor) -> None:
+    """Takes rows that are a copy anew, in tensors of their own: autograd may have saved those of before."""
+    if self.rows_of is None or not self.rows_of[0] or self.double_quant:
+        return
+    tensors, first = self.rows_of
+    fresh = slice_rows(_whole(self, tensors), first, first + self.rows)
+    assert fresh is not None
+    self.codes = fresh.codes.clone() if fresh.double_quant else fresh.codes
+    self.absmax = plain_absmax(fresh)
+
+
+def _whole(self: QuantizedTensor, tensors: dict[str, Tensor]) -> QuantizedTensor:
+    size = (tensors["codes"].shape[0], self.cols)
+    return self.like(tensors, size, matrix=size)
 
 
 def _same_codes(self: QuantizedTensor, other: QuantizedTensor) -> bool:

@@ -167,7 +167,11 @@ class QuantizedTensor(Tensor):
         super().__setattr__(name, value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors it consists of, by name."""
+        """The tensors it consists of, by name; of rows that are a copy, taken anew."""
+        if self.rows_of is not None:
+            from qbits.rows import refresh
+
+            refresh(self)
         return {name: t for name in TENSORS if (t := getattr(self, name)) is not None}
 
     @property
@@ -237,7 +241,7 @@ class QuantizedTensor(Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         facts = (self.format, self.block_size, self.logical_dtype, self.rows, self.cols)
         meta = (*facts, self.rows_of is not None)
-        return list(self.tensors()), meta
+        return [name for name in TENSORS if getattr(self, name) is not None], meta
 
     @classmethod
     def __tensor_unflatten__(

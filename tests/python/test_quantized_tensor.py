@@ -188,6 +188,25 @@ def test_double_quantized_rows_show_what_was_written_into_them():
         assert all(part.count_nonzero() == 0 for part in copied) and q.dequantize()[4:8].all()
 
 
+@pytest.mark.parametrize("cols", [256, 64 * 256], ids=["inside a block of scales", "whole blocks of scales"])
+def test_double_quantized_rows_build_on_what_was_written_elsewhere(cols):
+    q = qbits.quantize(torch.ones(32, cols), double_quant=True)
+    first, second, third = q[0:4], q[2:6], q[2:6]
+    row, part = third[0], third[1:3]
+    q.mul_(4)
+    four = torch.full((4, cols), 4.0)
+    copied = second.clone(), copy.deepcopy(second), qbits.quantize(torch.zeros(4, cols)).copy_(second)
+    assert all(torch.allclose(part.dequantize(), four, rtol=0.01) for part in copied)
+    first.mul_(2)
+    assert torch.equal(second.dequantize(), q.dequantize()[2:6])
+    second.mul_(2)
+    third[3] *= 2
+    row.mul_(2)
+    part.mul_(2)
+    expected = torch.tensor([8.0, 8, 32, 32, 16, 16, 4, 4])
+    torch.testing.assert_close(q.dequantize()[:8, 0], expected, rtol=0.1, atol=0.1)
+
+
 def test_writing_into_one_double_quantized_expert():
     for shape in ((4, 64, 256), (4, 32, 256)):  # 256 scales an expert, and 128
         q = qbits.quantize(dense(*shape), double_quant=True)
