@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qbits import dense_view, ops
 from qbits.codec import FLOATS
+from qbits.rows import slice_rows
 from qbits.tensor import IMPLEMENTATIONS, QuantizedTensor, outside_inference_mode
-from qbits.tensor_ops import slice_rows
 
 aten = torch.ops.aten
 

@@ -33,6 +33,11 @@ _HOOKS = (
     *("_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
 )
 
+_STATE_HOOKS = (  # these may hold on to the module they were registered with
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
 
 @dataclass
 class _Place:
@@ -62,7 +67,8 @@ def quantize_(
     nn.Linear and transformers' Conv1D are quantized, nn.Embedding if the config says so, and the weights of
     mixtures of experts, whose modules keep their class; "int8" leaves these weights dense. Subclasses of the
     layers, which may use their weight in their own way, layers whose weight is computed from others (by
-    weight_norm, pruning, ...) and layers that are quantized already stay as they are. Hooks on calls are
+    weight_norm, pruning, ...) and layers that are quantized already stay as they are; so do, with a warning,
+    layers with buffers, parameters, modules or hooks on the state dict of their own. Hooks on calls are
     kept. A module or weight used in several places is quantized once and stays shared. Warns if there is
     nothing to quantize and nothing that has the format already.
 
@@ -88,11 +94,12 @@ def quantize_(
     config = as_config("quantize_", config, options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"[quantize_] model: got {type(model).__name__}, want nn.Module")
-    if _is_target(model, config):
+    if _is_layer(model, config):
         want = f"a model that contains it, or {linear_class(config).__name__}.from_float"
         raise ValueError(f"[quantize_] model: got the layer {type(model).__name__} itself, want {want}")
     patterns = _output_names(model) if skip is None else _names("quantize_", skip)
     warn_of_no_module("quantize_", model, () if skip is None else patterns, _matches)
+    _warn_of_extras(model, config, patterns)
     tied = _shared_with_others(model, config) if skip is None else set()
     groups = _by_weight(
         place
@@ -201,6 +208,10 @@ def _mixtures(model: nn.Module, weights: Callable[[nn.Module], Iterator[Any]]) -
 
 
 def _is_target(module: Any, config: QuantizeConfig) -> bool:
+    return _is_layer(module, config) and not _extras(module)
+
+
+def _is_layer(module: Any, config: QuantizeConfig) -> bool:
     if type(module) is nn.Embedding and config.embeddings:
         return module.max_norm is None and _is_dense(module)
     return (type(module) is nn.Linear or is_conv1d(module)) and _is_dense(module)
@@ -210,6 +221,21 @@ def _is_dense(module: nn.Module) -> bool:
     # A weight that is no parameter is computed from others by a hook: weight_norm, spectral_norm, pruning.
     weight = module._parameters.get("weight")
     return weight is not None and not isinstance(weight, QuantizedTensor)
+
+
+def _extras(module: nn.Module) -> list[str]:
+    """What hangs on a layer that a quantized one in its place would lack."""
+    parameters = module._parameters.keys() - {"weight", "bias"}
+    hooks = [name for name in _STATE_HOOKS if getattr(module, name)]
+    return sorted({*parameters, *module._buffers, *module._modules, *hooks})
+
+
+def _warn_of_extras(model: nn.Module, config: QuantizeConfig, patterns: list[str]) -> None:
+    for place in _walk(model, "", set()):
+        extras = _extras(place.module) if _is_layer(place.module, config) else []
+        if extras and not _matches(place.name, patterns):
+            want = "weight and bias alone, or its name in skip: the layer stays dense"
+            warnings.warn(f"[quantize_] {place.name}: got {', '.join(extras)}, want {want}", stacklevel=3)
 
 
 def _holds(model: nn.Module, format: str) -> bool:

@@ -37,7 +37,7 @@ FALLBACK: list[Callable[..., Any]] = []
 """What any other op does; one element, put there by tensor_ops.py."""
 
 _KINDS = ("is_4bit_matrix", "is_4bit_experts", "is_int8_matrix")
-_ADOPTED = ("format", "block_size", "logical_dtype", "rows", "cols", *_KINDS, *TENSORS)
+_ADOPTED = ("format", "block_size", "logical_dtype", "rows", "cols", *_KINDS, *TENSORS, "rows_of")
 _ATTRIBUTES = {*_ADOPTED, "operands", "_is_param"}
 
 
@@ -78,6 +78,10 @@ class QuantizedTensor(Tensor):
     nested_absmax: Tensor | None
     nested_code: Tensor | None
     offset: Tensor | None
+
+    # Of some rows of a double-quantized matrix: the tensors of all its rows and which is the first of these;
+    # no tensors once a graph has taken this one apart.
+    rows_of: tuple[dict[str, Tensor], int] | None = None
 
     @staticmethod
     def __new__(
@@ -163,7 +167,11 @@ class QuantizedTensor(Tensor):
         super().__setattr__(name, value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors it consists of, by name."""
+        """The tensors it consists of, by name; of rows that are a copy, taken anew."""
+        if self.rows_of is not None:
+            from qbits.rows import refresh
+
+            refresh(self)
         return {name: t for name in TENSORS if (t := getattr(self, name)) is not None}
 
     @property
@@ -184,7 +192,7 @@ class QuantizedTensor(Tensor):
         matrix: tuple[int, int] | None = None,
     ) -> QuantizedTensor:
         """A QuantizedTensor of the same format; what is not given is taken from this one."""
-        return QuantizedTensor(
+        result = QuantizedTensor(
             self.tensors() if tensors is None else tensors,
             self.format,
             self.block_size,
@@ -192,6 +200,9 @@ class QuantizedTensor(Tensor):
             self.logical_dtype if dtype is None else dtype,
             (self.rows, self.cols) if matrix is None else matrix,
         )
+        if tensors is None and self.rows_of is not None:
+            result.rows_of = self.rows_of
+        return result
 
     def map(self, function: Callable[[Tensor], Tensor]) -> QuantizedTensor:
         """A QuantizedTensor whose tensors are `function` of this one's."""
@@ -228,15 +239,19 @@ class QuantizedTensor(Tensor):
     # What torch needs to trace through it.
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
-        meta = (self.format, self.block_size, self.logical_dtype, self.rows, self.cols)
-        return list(self.tensors()), meta
+        facts = (self.format, self.block_size, self.logical_dtype, self.rows, self.cols)
+        meta = (*facts, self.rows_of is not None)
+        return [name for name in TENSORS if getattr(self, name) is not None], meta
 
     @classmethod
     def __tensor_unflatten__(
         cls, tensors: dict[str, Tensor], meta: tuple[Any, ...], outer_size: Any, outer_stride: Any
     ) -> QuantizedTensor:
-        format, block_size, dtype, rows, cols = meta
-        return cls(tensors, format, block_size, outer_size, dtype, (rows, cols))
+        format, block_size, dtype, rows, cols, is_part = meta
+        result = cls(tensors, format, block_size, outer_size, dtype, (rows, cols))
+        if is_part:
+            result.rows_of = ({}, 0)
+        return result
 
     def _stable_hash_for_caching(self) -> str:
         return repr((self.__tensor_flatten__(), tuple(self.shape)))

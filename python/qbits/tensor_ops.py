@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from qbits import dense_view, ops
+from qbits import dense_view
 from qbits.codec import FLOATS, dynamic_map
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE
 from qbits.functional.int8_weight import embedding_int8, product_with_int8
 from qbits.functional.linear import autocast_dtype, embedding_4bit, linear_4bit
+from qbits.rows import slice_rows, store
 from qbits.tensor import CALL, FALLBACK, FUNCTIONS, IMPLEMENTATIONS, QuantizedTensor
 
 aten = torch.ops.aten
@@ -125,54 +126,6 @@ def _split(func: Any, args: Any, kwargs: Any) -> Any:
     return parts
 
 
-def slice_rows(self: QuantizedTensor, start: int, end: int) -> QuantizedTensor | None:
-    """self[start:end] over the same memory, or None where blocks or bytes do not fall on these rows.
-
-    Double-quantized scales whose blocks of 256 do not are turned into plain ones of the same values.
-    """
-    size = self.shape[0]
-    if size == 0 or self.rows % size or self.codes.dim() != 2:
-        return None
-    rows = self.rows // size  # matrix rows per index of dim 0
-    matrix = ((end - start) * rows, self.cols)
-    codes = self.codes[start * rows : end * rows]
-    tensors: dict[str, Tensor | None] = {"codes": codes}
-    if self.scales is not None:
-        tensors["scales"] = self.scales[start * rows : end * rows]
-        tensors["zeros"] = None if self.zeros is None else self.zeros[start * rows : end * rows]
-    else:
-        first, last = start * rows * self.cols, end * rows * self.cols
-        if first % self.block_size or (last % self.block_size and end != size):
-            return None
-        blocks = slice(first // self.block_size, -(-last // self.block_size))
-        tensors.update(_slice_absmax(self, blocks, end == size))
-    return self.like(tensors, (end - start, *self.shape[1:]), matrix=matrix)
-
-
-def _slice_absmax(self: QuantizedTensor, blocks: slice, to_end: bool) -> dict[str, Tensor | None]:
-    assert self.absmax is not None
-    if self.nested_absmax is None:
-        return {"absmax": self.absmax[blocks]}
-    first, last = blocks.start, blocks.stop
-    if first % NESTED_BLOCK_SIZE or (last % NESTED_BLOCK_SIZE and not to_end):
-        return {"absmax": plain_absmax(self)[blocks]}
-    nested = slice(first // NESTED_BLOCK_SIZE, -(-last // NESTED_BLOCK_SIZE))
-    return {
-        "absmax": self.absmax[blocks],
-        "nested_absmax": self.nested_absmax[nested],
-        "nested_code": self.nested_code,
-        "offset": self.offset,
-    }
-
-
-def plain_absmax(self: QuantizedTensor) -> Tensor:
-    """float32 [blocks]: the scales of a codebook tensor, double-quantized or not."""
-    assert self.absmax is not None
-    if self.nested_absmax is None:
-        return self.absmax
-    return ops.dequantize_absmax(self.absmax, self.nested_absmax, self.nested_code, self.offset)
-
-
 @_implements(aten.new_zeros.default)
 def _new_zeros(func: Any, args: Any, kwargs: Any) -> Any:
     """Some of the rows of a matrix like this one: how FSDP2 makes the buffer of a shard. Else dense."""
@@ -233,32 +186,6 @@ def _copy_(func: Any, args: Any, kwargs: Any) -> Any:
         source = source.expand(self.shape)
     store(self, source)
     return self
-
-
-def store(self: QuantizedTensor, source: Tensor) -> None:
-    """Writes `source`, dense or quantized and of the same shape, into the memory of `self`."""
-    if not isinstance(source, QuantizedTensor):
-        new = self.encode(source.to(self.codes.device))
-    elif not _same_codes(self, source):
-        new = self.encode(source.dequantize(torch.float32).to(self.codes.device))
-    elif source.double_quant == self.double_quant:
-        new = source.tensors()
-    elif self.nested_code is not None:  # the same codes under scales that are quantized now
-        absmax = plain_absmax(source).to(self.codes.device)
-        values, nested_absmax, offset = ops.quantize_absmax(absmax, self.nested_code)
-        new = {"codes": source.codes, "absmax": values, "nested_absmax": nested_absmax, "offset": offset}
-        new["nested_code"] = self.nested_code
-    else:
-        new = {"codes": source.codes, "absmax": plain_absmax(source)}
-    for name, tensor in self.tensors().items():
-        tensor.copy_(new[name].reshape(tensor.shape))
-        if not tensor.is_inference():  # below autograd, which has to notice what it has saved, nothing counts
-            torch.autograd.graph.increment_version(tensor)
-
-
-def _same_codes(self: QuantizedTensor, other: QuantizedTensor) -> bool:
-    facts = [(t.format, t.block_size, t.rows, t.cols, t.codes.shape) for t in (self, other)]
-    return facts[0] == facts[1]
 
 
 def _dense(value: Any) -> Any:

@@ -118,6 +118,34 @@ def test_a_graph_refuses_what_it_would_lose(write):
     assert torch.equal(weight.dequantize(), before)
 
 
+@pytest.mark.parametrize("rows", [32, 512], ids=["inside a block of scales", "whole blocks of scales"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_a_graph_writes_to_rows(double_quant, rows):
+    eager = qbits.quantize(torch.randn(rows, 256), double_quant=double_quant)
+    fast = copy.deepcopy(eager)
+
+    def write(weight):
+        weight[0 : rows // 8].mul_(10)
+        return weight * 2
+
+    assert torch.equal(compiled(write, "aot_eager")[0](fast), write(eager))
+    assert torch.equal(fast.dequantize(), eager.dequantize())
+
+
+@pytest.mark.parametrize("rows", [32, 512], ids=["inside a block of scales", "whole blocks of scales"])
+def test_double_quantized_rows_that_pass_the_border_of_a_graph_are_read_only(rows):
+    weight = qbits.quantize(torch.randn(rows, 256), double_quant=True)
+    before = weight.dequantize()
+    part = weight[0 : rows // 8]
+    assert torch.equal(compiled(lambda w: w * 2, "aot_eager")[0](part), before[: rows // 8] * 2)
+    message = r"\[QuantizedTensor\] in-place write to rows of a double-quantized tensor: got .* of a graph"
+    with pytest.raises(RuntimeError, match=message):
+        compiled(lambda w: w.mul_(2), "aot_eager")[0](part)
+    with pytest.raises(RuntimeError, match=message):
+        compiled(lambda w: w[0 : rows // 8], "aot_eager")[0](weight).mul_(2)
+    assert torch.equal(weight.dequantize(), before)
+
+
 def test_a_graph_reads_views_and_writes_to_copies_of_them():
     def read(weight, x):
         copies = weight[1].clone().zero_(), weight.T.contiguous().mul_(2)

@@ -70,6 +70,13 @@ def test_product_and_gradients(counts, options, device):
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-3)
 
 
+def test_bias_of_any_stride():
+    weight, (x, offsets) = experts(), inputs((3, 0, 9, 1))
+    for bias in (torch.randn(N, E).t(), torch.randn(N).expand(E, N)):
+        want = grouped_linear_4bit(x, weight, offsets, bias.contiguous())
+        assert not bias.is_contiguous() and torch.equal(grouped_linear_4bit(x, weight, offsets, bias), want)
+
+
 def test_it_may_be_differentiated_twice():
     weight = experts()
     x, offsets = inputs((2, 0, 3, 1))

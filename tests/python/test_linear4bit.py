@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -59,6 +60,22 @@ def test_x_of_any_stride():
     assert torch.equal(layer(x), layer(x.contiguous()))
     x = torch.randn(3, 128)[:, ::2]
     assert torch.equal(layer(x), layer(x.contiguous()))
+
+
+@pytest.mark.parametrize("bias", [torch.randn(16, 3)[:, 1], torch.ones(1).expand(16), torch.randn(32)[::2]])
+def test_bias_of_any_stride(bias):
+    weight, x = qbits.quantize(torch.randn(16, 64)), torch.randn(3, 64)
+    want = F.linear(x, weight, bias.contiguous())
+    assert not bias.is_contiguous() and torch.equal(F.linear(x, weight, bias), want)
+    assert torch.equal(F.linear(x.requires_grad_(), weight, bias), want)
+    assert torch.equal(
+        torch.ops.qbits.linear_4bit(x.detach(), *weight.operands[:2], bias, "nf4", 64, 16, 64), want
+    )
+    leaf = bias.detach().clone().requires_grad_()
+    F.linear(x, weight, leaf.expand(2, 16).t()[:, 1]).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((16,), 3.0))
+    with pytest.raises(ValueError, match=r"\[linear_4bit\] bias: got"):
+        F.linear(x, weight, torch.randn(15, 2)[:, 0])
 
 
 def test_without_bias():

@@ -355,6 +355,30 @@ def test_hooks_move_along():
     assert calls == [Linear4bit, nn.Linear]
 
 
+EXTRAS = {
+    "scale": lambda layer: layer.register_parameter("scale", nn.Parameter(torch.ones(1))),
+    "mean": lambda layer: layer.register_buffer("mean", torch.ones(1)),
+    "adapter": lambda layer: layer.register_module("adapter", nn.ReLU()),
+    "_state_dict_hooks": lambda layer: layer.register_state_dict_post_hook(lambda *args: None),
+    "_state_dict_pre_hooks": lambda layer: layer.register_state_dict_pre_hook(lambda *args: None),
+    "_load_state_dict_pre_hooks": lambda layer: layer.register_load_state_dict_pre_hook(lambda *args: None),
+    "_load_state_dict_post_hooks": lambda layer: layer.register_load_state_dict_post_hook(lambda *args: None),
+}
+
+
+@pytest.mark.parametrize(("name", "add"), EXTRAS.items(), ids=EXTRAS)
+def test_a_layer_stays_dense_where_it_holds_more_than_a_weight_and_a_bias(name, add):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    add(model[1])
+    layer = model[1]
+    with pytest.warns(UserWarning, match=rf"\[quantize_\] 1: got {name}, want .* stays dense") as caught:
+        quantize_(model)
+    assert len(caught) == 1 and quantized(model) == ["0"] and model[1] is layer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(model, skip=["1"])
+
+
 def test_weights_a_hook_computes_stay():
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(64, 64)))
     with pytest.warns(UserWarning, match="nothing to quantize"):

@@ -150,6 +150,92 @@ def test_writing_into_rows_writes_through():
     assert torch.equal(after[:4], before[:4]) and torch.equal(after[8:], before[8:])
 
 
+ROW_WRITES = {
+    "mul_": lambda q: q[4:8].mul_(10),
+    "augmented": lambda q: q[4:8].__imul__(10),
+    "copy_": lambda q: q[4:8].copy_(q.dequantize()[4:8] * 10),
+    "quantized copy_": lambda q: q[4:8].copy_(qbits.quantize(q.dequantize()[4:8] * 10, double_quant=True)),
+    "slice of a slice": lambda q: q[0:16][3:10][1:5].mul_(10),
+    "view of a slice": lambda q: q[4:8].view(2, 2, -1).mul_(10),
+    "split": lambda q: q.split([4, 4, q.shape[0] - 8])[1].mul_(10),
+    "foreach": lambda q: torch._foreach_mul_([q[4:6], q[6:8]], 10.0),
+    "rows of a slice": lambda q: [row.mul_(10) for row in q[4:8]],
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("cols", [256, 64 * 256], ids=["inside a block of scales", "whole blocks of scales"])
+@pytest.mark.parametrize("write", ROW_WRITES.values(), ids=ROW_WRITES.keys())
+def test_writing_into_double_quantized_rows_changes_these_alone(write, cols, mode):
+    q = qbits.quantize(dense(32, cols), double_quant=True)
+    codes, expected = q.codes.clone(), q.dequantize()
+    expected[4:8] *= 10
+    with mode():
+        write(q)
+    after = q.dequantize()
+    assert q.double_quant and torch.equal(q.codes[8:], codes[8:]) and torch.equal(q.codes[:4], codes[:4])
+    for rows in (slice(0, 4), slice(4, 8), slice(8, 32)):  # scales are rounded again, to 8 bits
+        assert (after[rows] - expected[rows]).norm() <= 0.1 * expected[rows].norm()
+
+
+def test_double_quantized_rows_show_what_was_written_into_them():
+    for cols in (256, 64 * 256):
+        q = qbits.quantize(dense(32, cols), double_quant=True)
+        rows = q[4:8]
+        rows.fill_(5.0)
+        assert torch.equal(rows.dequantize(), q.dequantize()[4:8])
+        copied = rows.clone().zero_(), copy.deepcopy(rows).zero_(), rows.to(torch.bfloat16).zero_()
+        assert all(part.count_nonzero() == 0 for part in copied) and q.dequantize()[4:8].all()
+
+
+@pytest.mark.parametrize("cols", [256, 64 * 256], ids=["inside a block of scales", "whole blocks of scales"])
+def test_double_quantized_rows_build_on_what_was_written_elsewhere(cols):
+    q = qbits.quantize(torch.ones(32, cols), double_quant=True)
+    first, second, third = q[0:4], q[2:6], q[2:6]
+    row, part = third[0], third[1:3]
+    q.mul_(4)
+    four = torch.full((4, cols), 4.0)
+    copied = second.clone(), copy.deepcopy(second), qbits.quantize(torch.zeros(4, cols)).copy_(second)
+    assert all(torch.allclose(part.dequantize(), four, rtol=0.01) for part in copied)
+    first.mul_(2)
+    assert torch.equal(second.dequantize(), q.dequantize()[2:6])
+    second.mul_(2)
+    third[3] *= 2
+    row.mul_(2)
+    part.mul_(2)
+    expected = torch.tensor([8.0, 8, 32, 32, 16, 16, 4, 4])
+    torch.testing.assert_close(q.dequantize()[:8, 0], expected, rtol=0.1, atol=0.1)
+
+
+def test_writing_into_one_double_quantized_expert():
+    for shape in ((4, 64, 256), (4, 32, 256)):  # 256 scales an expert, and 128
+        q = qbits.quantize(dense(*shape), double_quant=True)
+        expected = q.dequantize()
+        expected[1] *= 10
+        q[1].mul_(10)
+        for i in range(4):
+            assert (q.dequantize()[i] - expected[i]).norm() <= 0.1 * expected[i].norm()
+
+
+READ_ROWS = {
+    "all": lambda q: q,
+    "slice": lambda q: q[0:64],
+    "slice of a slice": lambda q: q[0:128][0:64],
+    "split": lambda q: q.split(64)[0],
+}
+
+
+@pytest.mark.parametrize("write", READ_ROWS.values(), ids=[f"write {name}" for name in READ_ROWS])
+@pytest.mark.parametrize("read", READ_ROWS.values(), ids=[f"read {name}" for name in READ_ROWS])
+def test_autograd_notices_writes_to_rows_it_has_saved(options, read, write):
+    q = qbits.quantize(dense(256, 256), **options)
+    x = dense(2, 256).requires_grad_()
+    y = F.linear(x, read(q))
+    write(q).mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_assigning_data(options):
     p = nn.Parameter(qbits.quantize(dense(32, 128), **options), requires_grad=False)
     alias = p

@@ -109,6 +109,20 @@ def test_loading_copies():
 
 
 @pytest.mark.parametrize("assign", [False, True])
+def test_entries_of_any_stride(options, assign):
+    a, b = layer(options), layer(options)
+    state = {
+        key: torch.stack([t, t], -1)[..., 0] if t.dim() < 2 else t.t().contiguous().t()
+        for key, t in a.state_dict().items()
+    }
+    state["weight"] = torch.stack([state["weight"]] * 2, -1)[..., 0]
+    assert b.load_state_dict(state, assign=assign) == ([], []) and equal(a, b)
+    x = torch.randn(3, 128, dtype=torch.bfloat16)
+    assert all(t.is_contiguous() for t in b.weight.tensors().values())
+    assert torch.equal(b(x), a(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
 def test_from_the_meta_device(options, assign):
     a = layer(options)
     with torch.device("meta"):

@@ -42,7 +42,8 @@ def loaded_weight(
     """
     device = None if assign or weight.codes.is_meta else weight.codes.device
     if is_quantized(entries):
-        loaded = weight_from_entries(entries, device, weight.logical_dtype)
+        # Kernels read no gaps, which a view in the checkpoint may have.
+        loaded = weight_from_entries(entries, device, weight.logical_dtype).map(Tensor.contiguous)
     else:
         dense = entries.get("")
         if not isinstance(dense, Tensor):

@@ -64,7 +64,7 @@ def _kernel(
     offset: Tensor | None = None,
 ) -> Tensor:
     nested = (nested_absmax, nested_code, offset)
-    x = x.contiguous()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     out = _output(x, offsets, codes, scales, format, block_size, n, k, bias, zeros, *nested)
     _C.grouped_linear_4bit(x, offsets, codes, scales, bias, format, block_size, n, k, out, zeros, *nested)
     return out
