@@ -53,4 +53,17 @@ struct Input {
   TensorView view;
 };
 
+// The same of an argument that may be None.
+class OptionalInput {
+ public:
+  OptionalInput(nanobind::handle tensor, const char* op, const char* argument) {
+    if (!tensor.is_none()) input_.emplace(tensor, op, argument);
+  }
+
+  std::optional<TensorView> view() const { return input_ ? std::optional(input_->view) : std::nullopt; }
+
+ private:
+  std::optional<Input> input_;
+};
+
 }  // namespace qbits::bindings

@@ -15,14 +15,15 @@ namespace {
 // What the arguments of a product with a weight of int8 rows are made of.
 struct Operands {
   Input x, codes, scales;
-  std::optional<Input> bias_input;
+  OptionalInput bias_input;
 
   Operands(const char* op, nb::handle x_tensor, nb::handle weight_codes, nb::handle weight_scales, nb::handle bias)
-      : x(x_tensor, op, "x"), codes(weight_codes, op, "weight codes"), scales(weight_scales, op, "weight scales") {
-    if (!bias.is_none()) bias_input.emplace(bias, op, "bias");
-  }
+      : x(x_tensor, op, "x"),
+        codes(weight_codes, op, "weight codes"),
+        scales(weight_scales, op, "weight scales"),
+        bias_input(bias, op, "bias") {}
   WeightInt8 weight() const { return {.codes = codes.view, .scales = scales.view}; }
-  std::optional<TensorView> bias() const { return bias_input ? std::optional(bias_input->view) : std::nullopt; }
+  std::optional<TensorView> bias() const { return bias_input.view(); }
 
   // The output, which multiply(out, workspace, stream) writes with `bytes` of workspace. Who asked how many they are
   // has had codes refused that do not say how many columns the output has.

@@ -46,14 +46,14 @@ Weight4bit weight(const nb::tuple& operands, const char* op) {
 nb::object linear_4bit(nb::handle x, nb::handle bias, const nb::tuple& operands) {
   constexpr const char* op = "linear_4bit";
   const Input input(x, op, "x");
-  const std::optional<TensorView> bias_view = optional_view(bias, op, "bias");
+  const OptionalInput bias_input(bias, op, "bias");
   const Weight4bit w = weight(operands, op);
   nb::object out = input.new_empty(w.rows);
   const TensorView out_view = view(out, op, "out");
   const Stream stream = current_stream(input.view.device);
   const nb::gil_scoped_release release;
   const Scratch scratch(linear_4bit_workspace(w, rows(input.view), input.view.dtype), input.view.device);
-  qbits::linear_4bit(matrix(input.view), w, bias_view, matrix(out_view), scratch.view(), stream);
+  qbits::linear_4bit(matrix(input.view), w, bias_input.view(), matrix(out_view), scratch.view(), stream);
   return out;
 }
 

@@ -70,10 +70,6 @@ def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
         codes, scales, *rest = operands
         _output(x, codes, scales, bias, *rest)
         raise
-    except ValueError:  # a bias with gaps, perhaps: asked only now, for speed
-        if bias is None or bias.is_contiguous():
-            raise
-        return _C.linear_4bit(x, bias.contiguous(), operands)
 
 
 def _kernel(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
