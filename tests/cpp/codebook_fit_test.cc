@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <random>
 #include <span>
@@ -70,6 +71,35 @@ TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16) {
       }
       EXPECT_LE(fitting + results, 1.05 * 1.05 * (rounding + results)) << f.name << ", block " << block;
     }
+  }
+}
+
+TEST(CodebookFit, SaysWhichCodebooksBFloat16Holds) {
+  EXPECT_TRUE(fit_codebook(format("fp4").codebook, 8).exact);
+  EXPECT_FALSE(fit_codebook(format("nf4").codebook, 8).exact);
+  std::array<float, 16> levels{};
+  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(i - 8) / 8;
+  EXPECT_TRUE(fit_codebook(levels, 8).exact);
+  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i - 15) / 15;
+  EXPECT_TRUE(fit_codebook(levels, 8).exact);
+  levels[3] += 0x1p-12F;
+  EXPECT_FALSE(fit_codebook(levels, 8).exact);
+}
+
+TEST(CodebookFit, IsKeptForEachFormat) {
+  const Format& fp4 = format("fp4");
+  EXPECT_EQ(fitted<fit_operand<8>>(fp4).values, fit_codebook(fp4.codebook, 8).values);
+  // Others', whose codebook may change in place, one of zeros too.
+  std::array<float, 16> levels{};
+  Format other = fp4;
+  other.codebook = levels;
+  for (const float step : {0.0F, 0.1F, 0.0F}) {
+    for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(i) * step;
+    const FittedCodebook want = fit_codebook(levels, 8);
+    const FittedCodebook& kept = fitted<fit_operand<8>>(other);
+    EXPECT_EQ(kept.values, want.values) << step;
+    EXPECT_EQ(kept.factor, want.factor) << step;
+    EXPECT_EQ(kept.exact, want.exact) << step;
   }
 }
 

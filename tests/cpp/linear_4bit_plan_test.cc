@@ -298,7 +298,12 @@ TEST(Linear4bitPlan, PublicLineIsThatOfTheProblem) {
   for (const Format& f : formats()) {
     if (!f.is_4bit()) continue;
     for (const int64_t m : {1, 30, 500}) {
-      const Linear4bitProblem p = {.coding = f.coding, .block_size = 64, .n = 4096, .k = 1024, .m = m};
+      const Linear4bitProblem p = {.coding = f.coding,
+                                   .block_size = 64,
+                                   .n = 4096,
+                                   .k = 1024,
+                                   .m = m,
+                                   .packs = can_pack(f, DType::BFloat16, f.scale_dtypes.front())};
       EXPECT_EQ(linear_4bit_plan(f, 4096, 1024, 64, m, DType::BFloat16, CudaDevice{90, 132}),
                 to_string(linear_4bit_plan(p)));
     }

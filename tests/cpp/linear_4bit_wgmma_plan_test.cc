@@ -111,13 +111,13 @@ void ExpectCoversProblem(const WgmmaPlan& plan, const Linear4bitProblem& p, bool
 TEST(Linear4bitWgmmaPlan, EveryOutputAndAllOfTheDepthAreCovered) {
   for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
     for (const DType dtype : {DType::BFloat16, DType::Float16}) {
-      const bool as_x = coding == Coding::Affine && dtype == DType::BFloat16;
+      const bool packs = dtype == DType::BFloat16;
       for (const int64_t n : {8, 1000, 4096, 28672}) {
         for (const int64_t k : {32, 96, 4096, 14336}) {
           for (const int64_t m : {1, 32, 33, 128, 1000, 8192}) {
             for (const bool transposed : {false, true}) {
               const Linear4bitProblem p = {
-                  .coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype, .scales_as_x = as_x};
+                  .coding = coding, .block_size = 64, .n = n, .k = k, .m = m, .dtype = dtype, .packs = packs};
               const WgmmaPlan best = linear_4bit_wgmma_plan(p, transposed);
               ASSERT_EQ(best.obstacle, "");
               ExpectCoversProblem(best, p, transposed, std::numeric_limits<int64_t>::max());
@@ -180,11 +180,14 @@ TEST(Linear4bitWgmmaPlan, SumsAreScaledWhereWeightsComeSlower) {
   EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Sums);
 }
 
-TEST(Linear4bitWgmmaPlan, AffineWeightsOfManyRowsArePackedWhereScalesAreOfXsDtype) {
-  Linear4bitProblem p = {.coding = Coding::Affine, .block_size = 64, .n = 8192, .k = 8192, .scales_as_x = true};
-  for (const int64_t m : {128, 1024, 4096}) {
-    p.m = m;
-    EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Packed) << m;
+TEST(Linear4bitWgmmaPlan, WeightsOfManyRowsArePackedWhereTheyCanBe) {
+  Linear4bitProblem p = {.block_size = 64, .n = 8192, .k = 8192, .packs = true};
+  for (const Coding coding : {Coding::Codebook, Coding::Affine}) {
+    p.coding = coding;
+    for (const int64_t m : {128, 1024, 4096}) {
+      p.m = m;
+      EXPECT_EQ(linear_4bit_wgmma_plan(p, false).decode, WgmmaDecode::Packed) << m;
+    }
   }
   const auto packs = [](const Linear4bitProblem& of, bool transposed) {
     const std::vector<WgmmaPlan> plans = linear_4bit_wgmma_plans(of, transposed);
@@ -193,7 +196,7 @@ TEST(Linear4bitWgmmaPlan, AffineWeightsOfManyRowsArePackedWhereScalesAreOfXsDtyp
   EXPECT_TRUE(packs(p, false));
   EXPECT_FALSE(packs(p, true));
   for (const auto change : std::initializer_list<void (*)(Linear4bitProblem&)>{
-           [](auto& q) { q.scales_as_x = false; }, [](auto& q) { q.block_size = 32; }, [](auto& q) { q.k = 8224; }}) {
+           [](auto& q) { q.packs = false; }, [](auto& q) { q.block_size = 32; }, [](auto& q) { q.k = 8224; }}) {
     Linear4bitProblem other = p;
     change(other);
     EXPECT_FALSE(packs(other, false));

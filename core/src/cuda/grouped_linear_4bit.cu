@@ -1,8 +1,8 @@
 #include <string>
 
-#include "cuda/device.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/launch.h"
+#include "cuda/linear_4bit_problem.h"
 #include "cuda/linear_4bit_simt.cuh"
 
 namespace qbits::cuda {
@@ -10,33 +10,16 @@ namespace {
 
 constexpr std::string_view kOp = "grouped_linear_4bit";
 
-Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t experts, int64_t m, DType dtype, Device device,
-                          bool aligned) {
-  const DeviceFacts& facts = device_facts(device, kOp);
-  return {.coding = weight.format->coding,
-          .block_size = weight.block_size,
-          .n = weight.rows / experts,
-          .k = weight.cols,
-          .m = m,
-          .experts = experts,
-          .dtype = dtype,
-          .nested = !weight.is_affine() && weight.absmax.is_nested(),
-          .scales_as_x = weight.is_affine() && weight.scale_dtype == dtype,
-          .aligned = aligned,
-          .compute_capability = facts.compute_capability,
-          .sm_count = facts.sm_count};
-}
-
 }  // namespace
 
 Linear4bitProblem problem_of(const GroupedLinear4bitArgs& args) {
   const bool aligned = all_on_16_bytes(args.x, args.weight.codes, args.out);
-  return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
+  return problem_of(kOp, args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const GroupedLinear4bitGradXArgs& args) {
   const bool aligned = all_on_16_bytes(args.grad, args.weight.codes, args.out);
-  return problem(args.weight, args.experts, args.m, args.dtype, args.device, aligned);
+  return problem_of(kOp, args.weight, args.experts, args.m, args.dtype, args.device, aligned);
 }
 
 void grouped_linear_4bit_simt(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
@@ -73,7 +56,7 @@ int64_t grouped_linear_4bit_workspace(const Weight4bitArgs&, int64_t, int64_t, D
 
 void grouped_linear_4bit(const GroupedLinear4bitArgs& args, Stream stream) {
   const DeviceGuard guard(args.device, kOp);
-  run(args, grouped_linear_4bit_plan(problem_of(args)), stream);
+  run(args, plan_of<grouped_linear_4bit_plan>(problem_of(args)), stream);
 }
 
 }  // namespace qbits::cuda

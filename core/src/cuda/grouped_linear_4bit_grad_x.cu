@@ -1,6 +1,7 @@
 #include "cuda/early_reads.h"
 #include "cuda/grouped_linear_4bit_kernels.h"
 #include "cuda/launch.h"
+#include "cuda/linear_4bit_problem.h"
 #include "cuda/linear_4bit_simt.cuh"
 #include "cuda/linear_4bit_wgmma_host.h"
 #include "cuda/linear_4bit_wgmma_launch.cuh"
@@ -53,7 +54,7 @@ int64_t grouped_linear_4bit_grad_x_workspace(const Weight4bitArgs&, int64_t, int
 
 void grouped_linear_4bit_grad_x(const GroupedLinear4bitGradXArgs& args, Stream stream) {
   const DeviceGuard guard(args.device, kOp);
-  run(args, grouped_linear_4bit_grad_x_plan(problem_of(args)), stream);
+  run(args, plan_of<grouped_linear_4bit_grad_x_plan>(problem_of(args)), stream);
 }
 
 }  // namespace qbits::cuda

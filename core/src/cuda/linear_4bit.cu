@@ -1,11 +1,7 @@
-#include <array>
-#include <cstddef>
-#include <utility>
-
-#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/linear_4bit_ahead.h"
 #include "cuda/linear_4bit_kernels.h"
+#include "cuda/linear_4bit_problem.h"
 #include "cuda/linear_4bit_wgmma_host.h"
 
 namespace qbits::cuda {
@@ -13,47 +9,16 @@ namespace {
 
 constexpr std::string_view kOp = "linear_4bit";
 
-Linear4bitProblem problem(const Weight4bitArgs& weight, int64_t m, DType dtype, Device device, bool aligned) {
-  const DeviceFacts& facts = device_facts(device, kOp);
-  return {.coding = weight.format->coding,
-          .block_size = weight.block_size,
-          .n = weight.rows,
-          .k = weight.cols,
-          .m = m,
-          .dtype = dtype,
-          .nested = !weight.is_affine() && weight.absmax.is_nested(),
-          .scales_as_x = weight.is_affine() && weight.scale_dtype == dtype,
-          .aligned = aligned,
-          .compute_capability = facts.compute_capability,
-          .sm_count = facts.sm_count};
-}
-
-// Choosing takes longer than a launch, and a call needs its plan for the workspace and for the run: each thread keeps
-// the plans of the problems it met last.
-template <Linear4bitPlan (*kChoose)(const Linear4bitProblem&)>
-const Linear4bitPlan& plan_of(const Linear4bitProblem& p) {
-  constexpr size_t kKept = 64;
-  thread_local std::array<std::pair<Linear4bitProblem, Linear4bitPlan>, kKept> kept;
-  const auto size = [](int64_t s) { return static_cast<uint64_t>(s); };  // its products may wrap around
-  const uint64_t mixed = (size(p.n) * 31 + size(p.k) * 17 + size(p.m) * 7 + p.aligned) * 0x9e3779b97f4a7c15;
-  auto& [problem, plan] = kept[mixed >> 58];
-  if (problem != p) {
-    plan = kChoose(p);
-    problem = p;
-  }
-  return plan;
-}
-
 }  // namespace
 
 Linear4bitProblem problem_of(const Linear4bitArgs& args) {
   const bool aligned = all_on_16_bytes(args.x, args.weight.codes, args.out);
-  return problem(args.weight, args.m, args.dtype, args.device, aligned);
+  return problem_of(kOp, args.weight, 0, args.m, args.dtype, args.device, aligned);
 }
 
 Linear4bitProblem problem_of(const Linear4bitGradXArgs& args) {
   const bool aligned = all_on_16_bytes(args.grad, args.weight.codes, args.out);
-  return problem(args.weight, args.m, args.dtype, args.device, aligned);
+  return problem_of(kOp, args.weight, 0, args.m, args.dtype, args.device, aligned);
 }
 
 void run(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stream) {
@@ -89,11 +54,11 @@ void run(const Linear4bitGradXArgs& args, const Linear4bitPlan& plan, Stream str
 
 // Plans without the tensor-core kernel need no workspace, so alignment, unknown here, cannot ask for more.
 int64_t linear_4bit_workspace(const Weight4bitArgs& weight, int64_t m, DType x, Device device) {
-  return plan_of<linear_4bit_plan>(problem(weight, m, x, device, true)).workspace_bytes;
+  return plan_of<linear_4bit_plan>(problem_of(kOp, weight, 0, m, x, device, true)).workspace_bytes;
 }
 
 int64_t linear_4bit_grad_x_workspace(const Weight4bitArgs& weight, int64_t m, DType grad, Device device) {
-  return plan_of<linear_4bit_grad_x_plan>(problem(weight, m, grad, device, true)).workspace_bytes;
+  return plan_of<linear_4bit_grad_x_plan>(problem_of(kOp, weight, 0, m, grad, device, true)).workspace_bytes;
 }
 
 void linear_4bit(const Linear4bitArgs& args, Stream stream) {

@@ -308,7 +308,7 @@ __device__ void stream_init_barriers(const StreamArgs& args, int service) {
       mbarrier_init(&barriers.sums_free, 1);
     }
     if (service == 0) mbarrier_init(&barriers.splits_full, 1);
-    if (service == 2) mbarrier_init(&barriers.nested, 2);
+    if (service == 2) mbarrier_init(&barriers.nested, 1);
     mbarrier_init_fence();
   }
   __syncwarp();
@@ -341,10 +341,12 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   };
   if (block.warp < 0) {
     if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
+    if (args.early && service == 1) stream_bring_map(block);
     if (!args.early || service == 1) {  // which writes
       wait_for_kernels_before();
       let_next_kernel_start();
     }
+    if (!args.early && service == 1) stream_bring_map(block);
     if (service == 0) {
       stream_copy_codes<Block>(block);
       wait_for_cluster();

@@ -158,26 +158,10 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     uint4 zero[kBatch];
   };
   const Weight4bitView& w = block.args.weight;
-  StreamBarriers& barriers = Block::barriers();
   const float offset = kKind == StreamScales::Nested ? *w.offset : 0.0F;
   const StreamFours<T, Block, kChunk, kAffine> fours(block);
   const int row_scales = static_cast<int>(w.cols / kChunk);
-  // The map of double quantization comes while the first scales do.
-  float nested[4] = {};
-  bool staged = kKind != StreamScales::Nested;
-  if constexpr (kKind == StreamScales::Nested) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) nested[i] = w.nested_code[i * 64 + turn * 32 + block.lane];
-  }
-  const auto stage_nested = [&] {
-    if (staged) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) Block::nested_code()[i * 64 + turn * 32 + block.lane] = nested[i];
-    __syncwarp();
-    if (block.lane == 0) mbarrier_arrive(&barriers.nested);
-    mbarrier_wait(&barriers.nested, 0);
-    staged = true;
-  };
+  bool has_map = kKind != StreamScales::Nested;  // or need not wait for it
   StreamTurns<Block> turns(block, turn);
   block.for_runs([&](const StreamRun& run) {
     using Place = typename StreamTurns<Block>::Place;
@@ -204,7 +188,8 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
       advance(ahead);
     };
     const auto store = [&](const Batch& batch) {
-      stage_nested();
+      if (!has_map) mbarrier_wait(&Block::barriers().nested, 0);
+      has_map = true;
       if (at.row == 0) turns.wait();
       const int row = at.row + fours.first_row;
 #pragma unroll
@@ -230,7 +215,6 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
     }
     turns.finish(run);
   });
-  stage_nested();
 }
 
 // The same of scales that are in float32 already, by asynchronous copies.

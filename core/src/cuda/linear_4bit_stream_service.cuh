@@ -2,7 +2,8 @@
 
 #include "cuda/linear_4bit_stream_scales.cuh"
 
-// The service warps of the Stream kernel: one copies codes, two bring scales, one adds and writes sums.
+// The service warps of the Stream kernel: one copies codes, two bring scales, one adds and writes sums, and before that
+// brings the map of double quantization.
 
 namespace qbits::cuda {
 
@@ -45,6 +46,20 @@ __device__ void stream_copy_codes(const Block& block) {
       stage.next(args.stages);
     });
   });
+}
+
+// By a warp that has no work yet: those that bring scales would wait for one another.
+template <class Block>
+__device__ void stream_bring_map(const Block& block) {
+  const Weight4bitView& w = block.args.weight;
+  if (Block::kIsAffine || w.nested_absmax == nullptr) return;
+  float values[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = w.nested_code[i * 32 + block.lane];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) Block::nested_code()[i * 32 + block.lane] = values[i];
+  __syncwarp();
+  if (block.lane == 0) mbarrier_arrive(&Block::barriers().nested);
 }
 
 // Sums of a lane and column tile (rows g and g + 8, columns 2 t and 2 t + 1) into the result. n0: the first row.

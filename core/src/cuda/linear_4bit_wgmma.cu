@@ -57,7 +57,7 @@ FittedCodebook fit_fractions(std::span<const float> codebook) {
 
 // For kFractions: the middle 16 bits of floats in [2, 8).
 OperandCodebook fraction_codebook(const Format& format) {
-  const FittedCodebook fit = fitted<fit_fractions>(format);
+  const FittedCodebook& fit = fitted<fit_fractions>(format);
   OperandCodebook book{.factor = fit.factor};
   for (int i = 0; i < 16; ++i) {
     book.values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8);
@@ -66,9 +66,9 @@ OperandCodebook fraction_codebook(const Format& format) {
 }
 
 OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaDecode decode) {
-  const bool sums = decode == WgmmaDecode::Sums;
-  if (dtype == DType::BFloat16 && sums) return operand_codebook<__nv_bfloat16>(weight);
-  if (dtype == DType::BFloat16 || sums || weight.is_affine()) return operand_codebook<__half>(weight);
+  const bool as_x = decode != WgmmaDecode::Weights;
+  if (dtype == DType::BFloat16 && as_x) return operand_codebook<__nv_bfloat16>(weight);
+  if (dtype == DType::BFloat16 || as_x || weight.is_affine()) return operand_codebook<__half>(weight);
   return fraction_codebook(*weight.format);
 }
 

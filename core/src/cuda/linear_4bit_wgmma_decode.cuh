@@ -79,7 +79,7 @@ struct WgmmaRowDecoder {
 
   // Of the runs of a step, of the upper and lower row.
   __device__ static void load_scales(uint32_t at, float (&to)[2][2]) {
-    if constexpr (Shape::kDecode == WgmmaDecode::Sums) {
+    if constexpr (Layout::kScaleRun == 64) {
       const float2 v = load_shared<float2>(at);
       to[0][0] = v.x;
       to[0][1] = v.y;
@@ -92,26 +92,31 @@ struct WgmmaRowDecoder {
     }
   }
 
-  // A step's scale of a row, of which words are decoded.
+  // A step's scale of a row, of which words are decoded: numbers of T, each twice.
   struct PackedRow {
-    uint32_t scale;
-    uint32_t rest;
-    uint32_t first;
+    uint32_t lower;
+    uint32_t upper;
+    uint32_t first;  // affine
   };
-  __device__ static PackedRow packed_row(float scale_rest, float first) {
-    const uint32_t both = __float_as_uint(scale_rest);
+  __device__ static PackedRow packed_row(float both_halves, float first) {
+    const uint32_t both = __float_as_uint(both_halves);
     return {__byte_perm(both, 0, 0x1010), __byte_perm(both, 0, 0x3232), __float_as_uint(first)};
   }
 
   template <bool>
   __device__ uint32_t decode(uint32_t word, const PackedRow& row) const {
-    return WgmmaPacked<T>::weight_of(__byte_perm(word, 0, selector), row.first, row.scale, row.rest);
+    if constexpr (Shape::kAffine) {
+      return WgmmaPacked<T>::weight_of(__byte_perm(word, 0, selector), row.first, row.lower, row.upper);
+    } else {
+      const uint32_t values = look_up<Layout::kTable>(__byte_perm(word, lane_table, selector));
+      return WgmmaPackedCodebook::weights_of(values, row.upper, row.lower);
+    }
   }
 
   // Of the upper and lower row, for a half of a step.
   __device__ static auto scale_of(const Raw& raw, int half, int row) {
     if constexpr (Shape::kPacked) {
-      return packed_row(raw.scale[0][row], raw.zero[0][row]);
+      return packed_row(raw.scale[0][row], Shape::kAffine ? raw.zero[0][row] : 0.0F);
     } else {
       const int run = Layout::kScaleRun == 64 ? 0 : half;
       return make_scale<T, Shape>(raw.scale[run][row], raw.zero[run][row]);

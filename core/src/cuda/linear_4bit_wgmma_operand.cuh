@@ -62,8 +62,8 @@ __device__ uint32_t subtract_zero(uint32_t byte_twice, uint32_t zero) {
   return reinterpret_cast<const uint32_t&>(difference);
 }
 
-// Packed: a weight is (code - first) scale + rest, a difference that is exact and one rounding. `first` is near the
-// zero, and what it lacks, a 32nd in bfloat16 and a half in float16 at most, is in the rest.
+// Packed, affine: a weight is (code - first) scale + rest, a difference that is exact and one rounding. `first` is near
+// the zero, and what it lacks, a 32nd in bfloat16 and a half in float16 at most, is in the rest.
 struct WgmmaPackedScale {
   uint32_t scale_rest;  // numbers of T, the scale in the low half
   uint32_t first;       // as weight_of adds it to a pair of codes
@@ -114,6 +114,27 @@ struct WgmmaPacked {
 
  private:
   __device__ static Pair as_pair(uint32_t bits) { return reinterpret_cast<const Pair&>(bits); }
+};
+
+// Packed, a codebook of bfloat16 numbers: a weight is value scale, of which the scale is two such numbers.
+struct WgmmaPackedCodebook {
+  // The upper half of a word is the scale's first 8 bits, the lower what they lack. An infinite scale lacks infinity,
+  // for in the upper half it would make the lower none.
+  __device__ static uint32_t split(float scale) {
+    constexpr float kMost = 0x1.fep127F;  // of bfloat16
+    const float upper = __uint_as_float(__float_as_uint(fminf(fmaxf(scale, -kMost), kMost)) & 0xffff0000);
+    return pack<__nv_bfloat16>(scale - upper, upper);
+  }
+
+  // Rounded once: what the first product is rounded by is 2^-16 of the weight.
+  __device__ static uint32_t weights_of(uint32_t values, uint32_t upper, uint32_t lower) {
+    const __nv_bfloat162 small = __hmul2(as_pair(values), as_pair(lower));
+    const __nv_bfloat162 weights = __hfma2(as_pair(values), as_pair(upper), small);
+    return reinterpret_cast<const uint32_t&>(weights);
+  }
+
+ private:
+  __device__ static __nv_bfloat162 as_pair(uint32_t bits) { return reinterpret_cast<const __nv_bfloat162&>(bits); }
 };
 
 // Weights: codes come as float16, which becomes float32 without the byte permutations that the matrix unit's register

@@ -30,7 +30,7 @@ struct WgmmaShape {
   static constexpr bool kComputed = kAffine && kDecode != WgmmaDecode::Weights;  // codes come less their zero
   static constexpr bool kTransposed = kTransposedOf;                             // the gradient
   static constexpr bool kGrouped = kGroupedOf;                                   // the products of experts
-  static_assert(!kPacked || (kAffine && !kTransposed));
+  static_assert(!kPacked || !kTransposed);
   // An instruction of wgmma waits in its warp until the one before it is nearly done, so a warpgroup that multiplies
   // decodes nothing. Where products take long, warpgroups take turns: one multiplies while the others decode.
   static constexpr bool kTurns = kColumns >= 128;

@@ -119,6 +119,13 @@ struct WgmmaScaleLoader {
       store_shared(to, v);
       if (!Shape::kTransposed && runs > 1) store_shared(to + 4, v);
     };
+    const auto put_absmax = [&](float scale) {
+      if constexpr (Shape::kPacked) {
+        put(at, WgmmaPackedCodebook::split(scale));
+      } else {
+        put(at, scale);
+      }
+    };
     if constexpr (Shape::kAffine) {
       const float scale = affine_value<typename Kind::Scale>(raw.first);
       const float zero = affine_value<typename Kind::Scale>(raw.second);
@@ -141,9 +148,9 @@ struct WgmmaScaleLoader {
       }
     } else if constexpr (Kind::kPair) {
       const float value = load_shared<float>(window + Layout::kNested + raw.first * 4);
-      put(at, fmaf(value, __uint_as_float(raw.second) * args.factor, offset * args.factor));
+      put_absmax(fmaf(value, __uint_as_float(raw.second) * args.factor, offset * args.factor));
     } else {
-      put(at, __uint_as_float(raw.first) * args.factor);
+      put_absmax(__uint_as_float(raw.first) * args.factor);
     }
   }
 

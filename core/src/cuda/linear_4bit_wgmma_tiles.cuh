@@ -19,12 +19,11 @@ void launch_wgmma_tile(const WgmmaArgs& args, const WgmmaPlan& plan, Stream stre
   QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Weights)
   if constexpr (!kTransposed) {
     QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Weights)
-    if constexpr (kAffine) {
+    if constexpr (kAffine || std::is_same_v<T, __nv_bfloat16>) {
       QBITS_WGMMA_TILE(256, 2, WgmmaDecode::Packed)
       QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Packed)
-    } else {
-      QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Sums)
     }
+    if constexpr (!kAffine) QBITS_WGMMA_TILE(128, 2, WgmmaDecode::Sums)
     QBITS_WGMMA_TILE(64, 2, WgmmaDecode::Sums)
     QBITS_WGMMA_TILE(32, 2, WgmmaDecode::Sums)
     QBITS_WGMMA_TILE(16, 2, WgmmaDecode::Sums)

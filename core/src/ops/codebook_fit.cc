@@ -166,6 +166,8 @@ FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift
       fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>((codebook[i] + error[i]) * c);
     }
     fitted.factor = static_cast<float>(1 / c);
+    fitted.exact = true;
+    for (int i = 0; i < 16; ++i) fitted.exact &= std::abs(error[i]) <= 0x1p-23 * std::abs(codebook[i]);
   }
   return fitted;
 }

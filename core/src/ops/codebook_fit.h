@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <span>
+#include <vector>
 
 #include "qbits/export.h"
+#include "qbits/format.h"
 
 namespace qbits {
 
@@ -12,6 +16,7 @@ namespace qbits {
 struct FittedCodebook {
   std::array<float, 16> values;
   float factor;
+  bool exact;  // to float32's rounding
 };
 
 // Rounding c * codebook with a well-chosen c in [1, 2), some entries away from the nearest, errs less than rounding
@@ -22,5 +27,33 @@ QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int signi
 
 // The same where shift + value is what has `significand_bits` bits.
 QBITS_API FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits);
+
+template <int kSignificandBits>
+FittedCodebook fit_operand(std::span<const float> codebook) {
+  return fit_codebook(codebook, kSignificandBits);
+}
+
+// kFit of a format's codebook, which takes milliseconds: of the format table's once, of others where another came last.
+// Valid until the thread asks for another's.
+template <FittedCodebook (*kFit)(std::span<const float>)>
+const FittedCodebook& fitted(const Format& format) {
+  static const std::vector<FittedCodebook> table = [] {
+    std::vector<FittedCodebook> fits(formats().size());
+    for (size_t i = 0; i < fits.size(); ++i) {
+      if (formats()[i].codebook.size() == 16) fits[i] = kFit(formats()[i].codebook);
+    }
+    return fits;
+  }();
+  for (size_t i = 0; i < table.size(); ++i) {
+    if (&formats()[i] == &format) return table[i];
+  }
+  thread_local std::vector<float> last;
+  thread_local FittedCodebook fit{};
+  if (!std::ranges::equal(last, format.codebook)) {
+    last.assign(format.codebook.begin(), format.codebook.end());
+    fit = kFit(format.codebook);
+  }
+  return fit;
+}
 
 }  // namespace qbits

@@ -77,6 +77,7 @@ std::string linear_4bit_plan(const Format& format, int64_t rows, int64_t cols, i
                                      .k = cols,
                                      .m = m,
                                      .dtype = x,
+                                     .packs = can_pack(format, x, format.scale_dtypes.front()),
                                      .compute_capability = device->compute_capability,
                                      .sm_count = device->sm_count}));
 }

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "ops/ceil_div.h"
+#include "ops/codebook_fit.h"
 #include "qbits/error.h"
 
 namespace qbits {
@@ -108,6 +109,11 @@ Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int
 }
 
 }  // namespace
+
+bool can_pack(const Format& format, DType x, DType scales) {
+  if (format.coding == Coding::Affine) return scales == x;
+  return x == DType::BFloat16 && fitted<fit_operand<8>>(format).exact;
+}
 
 int64_t max_pieces(const Linear4bitProblem& p, int64_t columns) {
   const int64_t experts = std::clamp<int64_t>(p.experts, 1, p.m);

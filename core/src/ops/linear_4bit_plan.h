@@ -27,13 +27,18 @@ struct Linear4bitProblem {
   int64_t experts = 0;            // of grouped_linear_4bit: weights of n rows; 0: no experts, one product
   DType dtype = DType::BFloat16;  // of x or grad
   bool nested = false;            // scales are double-quantized
-  bool scales_as_x = false;       // affine: scales and zeros are of the dtype of x
+  bool packs = false;             // can_pack
   bool aligned = true;            // x (or grad) and codes lie on 16-byte boundaries
   int compute_capability = 90;    // 10 * major + minor
   int sm_count = 132;
 
   bool operator==(const Linear4bitProblem&) const = default;
 };
+
+// Whether packed instructions in the dtype of x make weights that are rounded once (WgmmaDecode::Packed): of affine
+// formats with scales and zeros of that dtype, and for bfloat16, whose exponents are float32's, of codebooks whose
+// entries are bfloat16 numbers but for one factor (fp4, not nf4).
+QBITS_API bool can_pack(const Format& format, DType x, DType scales);
 
 // Shape of one tensor-core tile: what a block of 256 threads computes in one pass, and how its 8 warps share it.
 struct Linear4bitTile {

@@ -60,13 +60,20 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       slower * (transposed ? 1.38 + 0.012 * m_tiles : 1.29 + 0.004 * m_tiles * static_cast<double>(p.k) / 8192);
   const double half_wide = slower * (transposed ? 1.15 : 0.88);
   const Tile tiles[] = {
-      {256, 2, WgmmaDecode::Weights, wide, 0.9},          {128, 2, WgmmaDecode::Weights, half_wide, 1.0},
-      {64, 2, WgmmaDecode::Weights, 0.70 * slower, 0.7},  {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
-      {64, 2, WgmmaDecode::Sums, 0.58 * with_zeros, 0.7}, {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
-      {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},  {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
-      {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5}, {16, 3, WgmmaDecode::Sums, 0.54 * looked_up, 0.5},
-      {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5}, {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
-      {256, 2, WgmmaDecode::Packed, 0.99 * wide, 0.9},    {128, 2, WgmmaDecode::Packed, 0.80, 1.6},
+      {256, 2, WgmmaDecode::Weights, wide, 0.9},
+      {128, 2, WgmmaDecode::Weights, half_wide, 1.0},
+      {64, 2, WgmmaDecode::Weights, 0.70 * slower, 0.7},
+      {128, 2, WgmmaDecode::Sums, 0.91, 1.0},
+      {64, 2, WgmmaDecode::Sums, 0.58 * with_zeros, 0.7},
+      {64, 1, WgmmaDecode::Sums, 0.32 * with_zeros, 0.7},
+      {32, 3, WgmmaDecode::Sums, 0.60 * looked_up, 0.5},
+      {32, 2, WgmmaDecode::Sums, 0.43 * with_zeros, 0.5},
+      {32, 1, WgmmaDecode::Sums, 0.24 * with_zeros, 0.5},
+      {16, 3, WgmmaDecode::Sums, 0.54 * looked_up, 0.5},
+      {16, 2, WgmmaDecode::Sums, 0.39 * with_zeros, 0.5},
+      {16, 1, WgmmaDecode::Sums, 0.22 * with_zeros, 0.5},
+      {256, 2, WgmmaDecode::Packed, 0.99 * wide, 0.9},
+      {128, 2, WgmmaDecode::Packed, affine ? 0.80 : 0.84, affine ? 1.6 : 1.0},
   };
   const bool grouped = p.experts > 0;
   const int64_t outputs = transposed ? p.k : p.n;
@@ -78,7 +85,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
   };
   for (const Tile& tile : tiles) {
     if (tile.decode == WgmmaDecode::Weights ? transposed && (tile.columns < 128 || tile.groups > 2) : !sums) continue;
-    if (tile.decode == WgmmaDecode::Packed && !(affine && p.scales_as_x)) continue;
+    if (tile.decode == WgmmaDecode::Packed && !p.packs) continue;
     if (tile.decode == WgmmaDecode::Sums && tile.columns == 128 && affine) continue;  // lacks registers
     if (grouped && tile.groups != 2) continue;
     const int64_t row_tiles = ceil_div(outputs, tile.groups * 64);

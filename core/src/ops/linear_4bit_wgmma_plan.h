@@ -27,7 +27,7 @@ inline constexpr int kWgmmaFirstBytesPerClock = 18;
 enum class WgmmaDecode : uint8_t {
   Sums,     // a fitted codebook, or codes less their zero, are multiplied; sums of 64 products are scaled in float32
   Weights,  // weights are scaled in float32, from 16-bit numbers, and rounded once
-  Packed,   // affine, scales of x's dtype: so are weights, two at a time in that dtype, rounded once all the same
+  Packed,   // so are they, two at a time in x's dtype, where they are rounded once all the same (can_pack)
 };
 
 // Of the depth, how far a scale holds that the kernel keeps.
