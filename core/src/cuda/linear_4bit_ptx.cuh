@@ -105,6 +105,16 @@ __device__ void mma_16x8x16(float (&d)[4], const uint32_t* a, uint32_t b0, uint3
   }
 }
 
+// d += a b for a 16 x 4 row-major a and a 4 x 8 column-major b of float32 numbers of which 11 bits of the significand
+// count (tf32).
+__device__ inline void mma_16x8x4_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  if constexpr (kHasSm80) {
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b));
+  }
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 template <bool kTransposed>
 __device__ void load_matrices(uint32_t (&r)[4], uint32_t address) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cuda/linear_4bit_stream_service.cuh"
+#include "cuda/linear_4bit_stream_zeros.cuh"
 
 // linear_4bit for few rows of x, bound by the memory that holds the weight. Each warp keeps its share of x in
 // registers, all of it or, of long rows, a phase's after the other; 16 weight rows after the other pass by in a ring of
@@ -52,29 +53,6 @@ __device__ void stream_order_x(uint32_t (&x)[kColumnTiles][32]) {
   }
 }
 
-// Sums of x over each chunk, for the zero points.
-template <class T, class Block, int kColumnTiles, int kChunk>
-__device__ void stream_sum_x(const Block& block, int s, const uint32_t (&x)[kColumnTiles][32]) {
-  constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00U : 0x3f803f80U;
-  constexpr uint32_t kOnesRows[4] = {kOnes, kOnes, kOnes, kOnes};
-#pragma unroll
-  for (int ct = 0; ct < kColumnTiles; ++ct) {
-#pragma unroll
-    for (int c = 0; c < Block::kSlotChunks; ++c) {
-      float sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < kChunk / 8; i += 2) {
-        const int word = c * (kChunk / 8) + i;
-        mma_16x8x16<T>(sum, kOnesRows, x[ct][word], x[ct][word + 1]);
-      }
-      if (block.lane < 4) {
-        *reinterpret_cast<float2*>(block.x_sums() + ((s * Block::kSlotChunks + c) * kColumnTiles + ct) * 8 +
-                                   2 * block.lane) = make_float2(sum[0], sum[1]);
-      }
-    }
-  }
-}
-
 // The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is the high
 // nibble of the byte and the low half of the operand.
 template <class Block>
@@ -116,6 +94,7 @@ __device__ void stream_multiply(const Block& block) {
   constexpr bool kFillsLate = !kAffine && !kShares;  // the table; as registers allow
   // Chunks whose products are under way, so that none waits for one before: as registers allow.
   constexpr int kAtOnce = kShares && kChunk == 32 ? 1 : 4;
+  constexpr bool kKeepsXSums = kAffine && kWarpSlots * kColumnTiles <= 2;  // as registers allow
   constexpr int kPairs = kChunk / 8;  // operand words of a row, lane and chunk; of x too
   const StreamArgs& args = block.args;
   StreamBarriers& barriers = Block::barriers();
@@ -172,12 +151,17 @@ __device__ void stream_multiply(const Block& block) {
         stream_load_x<T, Block, kColumnTiles, kChunk, kAffine && !Block::kPhased>(block, run, phase, slot + s, to[s]);
       }
     };
+    [[maybe_unused]] StreamXSums<Block, kColumnTiles> x_sums[kKeepsXSums ? kWarpSlots : 1];
     const auto sum_x = [&] {
       if constexpr (kAffine) {
         __syncwarp();  // the sums before have been read
 #pragma unroll
         for (int s = 0; s < kWarpSlots; ++s) stream_sum_x<T, Block, kColumnTiles, kChunk>(block, s, x[s]);
         __syncwarp();
+        if constexpr (kKeepsXSums) {
+#pragma unroll
+          for (int s = 0; s < kWarpSlots; ++s) x_sums[s].load(block.lane_x_sums(s));
+        }
       }
     };
     if constexpr (Block::kPhased) {
@@ -201,8 +185,11 @@ __device__ void stream_multiply(const Block& block) {
           const uint8_t* const codes =
               dynamic_shared() + code_at + s * (Linear4bitStream::kSlotDepth / 2) + stage.index * block.stage_bytes;
           const uint8_t* const scales = dynamic_shared() + scale_at[s] + stage.index * scale_stage;
+          [[maybe_unused]] StreamZeros<Block> zeros;
+          if constexpr (kAffine) {
+            zeros.load(reinterpret_cast<const float*>(scales + block.scale_bytes) + t, eight_scales / 4);
+          }
           float scale[2][4];
-          float zero[2][4];
 #pragma unroll
           for (int first = 0; first < kSlotChunks; first += kAtOnce) {
             StreamCodes<kChunk, kAtOnce> some;
@@ -223,28 +210,24 @@ __device__ void stream_multiply(const Block& block) {
                 }
               }
             }
+            if constexpr (kAffine) {
+              if (first + kAtOnce == kSlotChunks) {
+                if constexpr (!kKeepsXSums) x_sums[0].load(block.lane_x_sums(s));
+                zeros.subtract(x_sums[kKeepsXSums ? s : 0], sums);
+              }
+            }
 #pragma unroll
             for (int c = 0; c < kAtOnce; ++c) {
               const int chunk = first + c;
               if (chunk % 4 == 0) {
 #pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                  load_four(scales + chunk * 4 + h * eight_scales, scale[h]);
-                  if constexpr (kAffine) load_four(scales + block.scale_bytes + chunk * 4 + h * eight_scales, zero[h]);
-                }
+                for (int h = 0; h < 2; ++h) load_four(scales + chunk * 4 + h * eight_scales, scale[h]);
               }
 #pragma unroll
               for (int ct = 0; ct < kColumnTiles; ++ct) {
-                float2 x_sum = make_float2(0.0F, 0.0F);
-                if constexpr (kAffine) {
-                  x_sum = *reinterpret_cast<const float2*>(block.x_sums() +
-                                                           ((s * kSlotChunks + chunk) * kColumnTiles + ct) * 8 + 2 * t);
-                }
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                  float value = product[c][ct][i];
-                  if constexpr (kAffine) value = fmaf(-zero[i / 2][chunk % 4], i % 2 == 0 ? x_sum.x : x_sum.y, value);
-                  sums[ct][i] = fmaf(scale[i / 2][chunk % 4], value, sums[ct][i]);
+                  sums[ct][i] = fmaf(scale[i / 2][chunk % 4], product[c][ct][i], sums[ct][i]);
                 }
               }
             }

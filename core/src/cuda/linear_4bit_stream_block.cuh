@@ -273,6 +273,10 @@ struct StreamBlock {
   __device__ float* x_sums() const {
     return reinterpret_cast<float*>(dynamic_shared() + codes(args.stages) + warp * kXSumBytes);
   }
+  // A lane's first of those of a slot of the warp: of its chunk t and column g.
+  __device__ const float* lane_x_sums(int slot) const {
+    return x_sums() + (slot * kSlotChunks + lane % 4) * kColumnTiles * 8 + lane / 4;
+  }
   // A lane's sums of a warp that multiplies, of its first column tile.
   __device__ float4* sums(int of_warp) const {
     if constexpr (kAffine) {

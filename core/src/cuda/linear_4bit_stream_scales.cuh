@@ -77,12 +77,15 @@ struct StreamFours {
     return reinterpret_cast<float4*>(dynamic_shared() + block.scales(stage)) + row * (block.scale_pitch / 4) + column;
   }
 
-  // Zeros as StreamAffineCodes has codes.
+  // Zeros as StreamAffineCodes has codes, scaled and negative.
   __device__ void put(float4* to, float4 scale, float4 zero) const {
     to[0] = scale;
     if constexpr (kAffine) {
-      const auto as_code = [](float v) { return fmaf(v, StreamAffineCodes<T>::kUnit, StreamAffineCodes<T>::kOffset); };
-      to[block.scale_bytes / 16] = make_float4(as_code(zero.x), as_code(zero.y), as_code(zero.z), as_code(zero.w));
+      const auto scaled = [](float z, float s) {
+        return fmaf(z, -StreamAffineCodes<T>::kUnit, -StreamAffineCodes<T>::kOffset) * s;
+      };
+      to[block.scale_bytes / 16] = make_float4(scaled(zero.x, scale.x), scaled(zero.y, scale.y),
+                                               scaled(zero.z, scale.z), scaled(zero.w, scale.w));
     }
   }
 };

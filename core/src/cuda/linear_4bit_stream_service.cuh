@@ -51,15 +51,17 @@ __device__ void stream_copy_codes(const Block& block) {
 // By a warp that has no work yet: those that bring scales would wait for one another.
 template <class Block>
 __device__ void stream_bring_map(const Block& block) {
-  const Weight4bitView& w = block.args.weight;
-  if (Block::kIsAffine || w.nested_absmax == nullptr) return;
-  float values[8];
+  if constexpr (!Block::kIsAffine) {
+    const Weight4bitView& w = block.args.weight;
+    if (w.nested_absmax == nullptr) return;
+    float values[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = w.nested_code[i * 32 + block.lane];
+    for (int i = 0; i < 8; ++i) values[i] = w.nested_code[i * 32 + block.lane];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) Block::nested_code()[i * 32 + block.lane] = values[i];
-  __syncwarp();
-  if (block.lane == 0) mbarrier_arrive(&Block::barriers().nested);
+    for (int i = 0; i < 8; ++i) Block::nested_code()[i * 32 + block.lane] = values[i];
+    __syncwarp();
+    if (block.lane == 0) mbarrier_arrive(&Block::barriers().nested);
+  }
 }
 
 // Sums of a lane and column tile (rows g and g + 8, columns 2 t and 2 t + 1) into the result. n0: the first row.
