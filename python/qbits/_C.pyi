@@ -6,6 +6,10 @@ import torch
 
 VERSION: str = "0.1.0"
 
+def bypasses_dispatcher(
+    first: object, second: object = None, third: object = None, fourth: object = None
+) -> bool: ...
+
 class Format:
     """One row of the format table."""
 
