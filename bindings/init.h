@@ -16,6 +16,7 @@ void init_format(nanobind::module_& m);
 void init_int8(nanobind::module_& m);
 void init_linear(nanobind::module_& m);
 void init_linear_4bit(nanobind::module_& m);
+void init_onlookers(nanobind::module_& m);
 void init_optimizer(nanobind::module_& m);
 void init_pager(nanobind::module_& m);
 void init_quantize(nanobind::module_& m);

@@ -7,6 +7,7 @@
 #include "init.h"
 #include "input.h"
 #include "matrix.h"
+#include "onlookers.h"
 #include "qbits/linear.h"
 #include "weight_4bit.h"
 
@@ -43,18 +44,59 @@ Weight4bit weight(const nb::tuple& operands, const char* op) {
                      rest(8, "nested_code"), rest(9, "offset"));
 }
 
-nb::object linear_4bit(nb::handle x, nb::handle bias, const nb::tuple& operands) {
-  constexpr const char* op = "linear_4bit";
-  const Input input(x, op, "x");
-  const OptionalInput bias_input(bias, op, "bias");
-  const Weight4bit w = weight(operands, op);
-  nb::object out = input.new_empty(w.rows);
-  const TensorView out_view = view(out, op, "out");
-  const Stream stream = current_stream(input.view.device);
+constexpr const char* kOp = "linear_4bit";
+
+nb::object multiply(const Input& x, const std::optional<TensorView>& bias, const Weight4bit& w) {
+  nb::object out = x.new_empty(w.rows);
+  const TensorView out_view = view(out, kOp, "out");
+  const Stream stream = current_stream(x.view.device);
   const nb::gil_scoped_release release;
-  const Scratch scratch(linear_4bit_workspace(w, rows(input.view), input.view.dtype), input.view.device);
-  qbits::linear_4bit(matrix(input.view), w, bias_input.view(), matrix(out_view), scratch.view(), stream);
+  const Scratch scratch(linear_4bit_workspace(w, rows(x.view), x.view.dtype), x.view.device);
+  qbits::linear_4bit(matrix(x.view), w, bias, matrix(out_view), scratch.view(), stream);
   return out;
+}
+
+nb::object linear_4bit(nb::handle x, nb::handle bias, const nb::tuple& operands) {
+  const Input input(x, kOp, "x");
+  const OptionalInput bias_input(bias, kOp, "bias");
+  return multiply(input, bias_input.view(), weight(operands, kOp));
+}
+
+// What a QuantizedTensor has as `operands`; empty if there is none.
+nb::tuple operands_of(nb::handle weight) {
+  static PyObject* const name = PyUnicode_InternFromString("operands");
+  nb::object operands = nb::steal(PyObject_GetAttr(weight.ptr(), name));
+  if (!operands.is_valid()) {
+    nb::python_error error;
+    if (!error.matches(PyExc_AttributeError)) throw error;
+    return {};
+  }
+  return nb::isinstance<nb::tuple>(operands) ? nb::steal<nb::tuple>(operands.release()) : nb::tuple();
+}
+
+bool scales_require_grad(const nb::tuple& operands) {
+  if (requires_grad(operands[1])) return true;
+  for (size_t i = 6; i < operands.size(); ++i) {
+    if (requires_grad(operands[i])) return true;
+  }
+  return false;
+}
+
+// The product; the weight's operands where autograd is to follow it; None where torch's dispatcher has a part in it or
+// an argument is for the op to refuse.
+nb::object linear_4bit_direct(nb::handle x, nb::handle weight_tensor, nb::handle bias) {
+  if (!bypasses_dispatcher(x, {bias})) return nb::none();
+  const nb::tuple operands = operands_of(weight_tensor);
+  if (operands.size() < 6) return nb::none();
+  if (is_grad_enabled()) {
+    if (requires_grad(x) || requires_grad(bias)) return operands;
+    if (scales_require_grad(operands)) return nb::none();
+  }
+  const Input input(x, kOp, "x");
+  const OptionalInput bias_input(bias, kOp, "bias");
+  const std::optional<TensorView> bias_view = bias_input.view();
+  if (bias_view && (bias_view->ndim != 1 || bias_view->dtype != input.view.dtype)) return nb::none();
+  return multiply(input, bias_view, weight(operands, kOp));
 }
 
 nb::object linear_4bit_grad_x(nb::handle grad, const nb::tuple& operands) {
@@ -76,6 +118,8 @@ void init_linear_4bit(nb::module_& m) {
   using namespace nb::literals;
   m.def("linear_4bit", &linear_4bit, "x"_a.none(), "bias"_a.none(), "operands"_a,
         nb::sig("def linear_4bit(x: torch.Tensor, bias: torch.Tensor | None, operands: tuple) -> torch.Tensor"));
+  m.def("linear_4bit_direct", &linear_4bit_direct, "x"_a.none(), "weight"_a.none(), "bias"_a.none(),
+        nb::sig("def linear_4bit_direct(x: object, weight: object, bias: object) -> torch.Tensor | tuple | None"));
   m.def("linear_4bit_grad_x", &linear_4bit_grad_x, "grad"_a.none(), "operands"_a,
         nb::sig("def linear_4bit_grad_x(grad: torch.Tensor, operands: tuple) -> torch.Tensor"));
 }

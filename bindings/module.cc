@@ -9,6 +9,7 @@ NB_MODULE(_C, m) {
   m.attr("VERSION") = QBITS_VERSION;
   qbits::bindings::load_torch();
   qbits::bindings::init_errors();
+  qbits::bindings::init_onlookers(m);
   qbits::bindings::init_format(m);
   qbits::bindings::init_quantize(m);
   qbits::bindings::init_linear(m);

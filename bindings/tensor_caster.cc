@@ -67,10 +67,6 @@ std::optional<Device> to_device(dlpack::Device device) {
   }
 }
 
-bool is_accepted_type(PyObject* object) {
-  return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
-}
-
 bool is_plain_subclass(PyObject* object) {
   if (PyType_IsSubtype(Py_TYPE(object), torch.tensor) == 0) return false;
   PyObject* const own = PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), torch.dispatch);
@@ -134,17 +130,23 @@ void load_torch() {
   torch.no_dispatch = nb::object(tensor.attr("__torch_dispatch__")).release().ptr();
 }
 
+bool is_tensor(PyObject* object) noexcept { return Py_TYPE(object) == torch.tensor; }
+
+bool is_tensor_or_parameter(PyObject* object) noexcept {
+  return is_tensor(object) || Py_TYPE(object) == torch.parameter;
+}
+
 bool view_tensor(PyObject* object, TensorView& out) noexcept {
-  return is_accepted_type(object) && fill_view(object, out);
+  return is_tensor_or_parameter(object) && fill_view(object, out);
 }
 
 bool view_subclass(PyObject* object, TensorView& out) noexcept {
-  return (is_accepted_type(object) || is_plain_subclass(object)) && fill_view(object, out);
+  return (is_tensor_or_parameter(object) || is_plain_subclass(object)) && fill_view(object, out);
 }
 
 void throw_refusal(PyObject* object, const char* op, const char* argument, const char* dtypes, bool subclasses) {
   constexpr auto kWrongType = ErrorCode::InvalidType;
-  if (!is_accepted_type(object) && !(subclasses && is_plain_subclass(object))) {
+  if (!is_tensor_or_parameter(object) && !(subclasses && is_plain_subclass(object))) {
     refuse(kWrongType, op, argument, text(nb::handle(object).type().attr("__name__")),
            "torch.Tensor or torch.nn.Parameter");
   }

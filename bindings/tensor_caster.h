@@ -15,6 +15,10 @@ struct TensorArg {
 // Looks up torch's types and its exchange API once, at import.
 void load_torch();
 
+// Exactly a torch.Tensor; and that or a torch.nn.Parameter.
+bool is_tensor(PyObject* object) noexcept;
+bool is_tensor_or_parameter(PyObject* object) noexcept;
+
 // Fills `out` from exactly a torch.Tensor or torch.nn.Parameter: every other type that offers the exchange
 // API (FakeTensor, DTensor, functional tensors) would hand out null or foreign data. Never throws and leaves
 // no Python error. Neg and conj bits are ignored: the dispatcher has resolved them before _C is called.

@@ -6,6 +6,10 @@ import torch
 
 VERSION: str = "0.1.0"
 
+def bypasses_dispatcher(
+    first: object, second: object = None, third: object = None, fourth: object = None
+) -> bool: ...
+
 class Format:
     """One row of the format table."""
 
@@ -160,6 +164,7 @@ def embedding_4bit(
     offset: torch.Tensor | None = None,
 ) -> None: ...
 def linear_4bit(x: torch.Tensor, bias: torch.Tensor | None, operands: tuple) -> torch.Tensor: ...
+def linear_4bit_direct(x: object, weight: object, bias: object) -> torch.Tensor | tuple | None: ...
 def linear_4bit_grad_x(grad: torch.Tensor, operands: tuple) -> torch.Tensor: ...
 def quantize_int8_rowwise(
     x: torch.Tensor,

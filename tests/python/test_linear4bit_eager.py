@@ -1,11 +1,13 @@
 """An eager call of Linear4bit bypasses torch's dispatcher, unless something that acts there has to see it."""
 
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +16,8 @@ import qbits
 import qbits.functional.linear as linear
 from qbits.functional import linear_4bit
 from qbits.nn import Linear4bit
+from qbits.ops._library import bypasses_dispatcher
+from qbits.ops.linear_4bit import direct
 
 OP = torch.ops.qbits.linear_4bit.default
 
@@ -103,11 +107,168 @@ def test_a_trace_holds_the_op(layer, x):
         assert torch.equal(traced(2 * x), layer(2 * x))
 
 
+def negated(x):
+    """-x as a view that leaves the negation to its readers."""
+    view = torch.complex(torch.zeros_like(x), x).conj().imag
+    assert view.is_neg() and torch.equal(view, -x)
+    return view
+
+
+def traced(ask, x):
+    torch.jit.trace(lambda x: (ask(), 2 * x)[1], x, check_trace=False)
+
+
+def within(context):
+    def run(ask, x):
+        with context():
+            ask()
+
+    return run
+
+
+ONLOOKERS = {
+    "dispatch mode": within(Ops),
+    "function mode": within(Functions),
+    "profiler": within(torch.profiler.profile),
+    "autograd's profiler": within(torch.autograd.profiler.profile),
+    "forward AD": within(forward_ad.dual_level),
+    "trace": traced,
+    "vmap": lambda ask, x: torch.vmap(lambda x: (ask(), 2 * x)[1])(x),
+    "grad": lambda ask, x: torch.func.grad(lambda x: (ask(), x.sum())[1])(x),
+    "jvp": lambda ask, x: torch.func.jvp(lambda x: (ask(), 2 * x)[1], (x,), (x,)),
+}
+
+
+@pytest.mark.parametrize("onlooker", ONLOOKERS.values(), ids=ONLOOKERS.keys())
+def test_onlookers_are_noticed_while_they_look_on(layer, x, onlooker):
+    weight, bias, answers = layer.weight, layer.bias.detach(), []
+
+    def ask():
+        answers.append((bypasses_dispatcher(x), direct(x, weight, bias)))
+
+    ask()
+    onlooker(ask, x)
+    ask()
+    (before, out), during, (after, again) = answers
+    assert before and after and torch.equal(out, again)
+    assert during == (False, None)
+
+
+def test_what_bypasses_the_dispatcher(x):
+    parameter, two = nn.Parameter(x), TwoTensor(x, x)
+    for others in [(), (None,), (x, None, parameter)]:
+        assert bypasses_dispatcher(x, *others)
+    for first in (None, [1.0], parameter, two, negated(x)):
+        assert not bypasses_dispatcher(first)
+    for other in ([1.0], two, negated(x)):
+        assert not bypasses_dispatcher(x, None, other)
+    with torch.inference_mode():
+        assert bypasses_dispatcher(x) and bypasses_dispatcher(2 * x)
+
+
+class Unready:
+    @property
+    def operands(self):
+        raise RuntimeError("not yet")
+
+
+def test_one_call_of_libqbits_leaves_to_others_what_is_theirs(layer, x):
+    weight, bias = layer.weight, layer.bias.detach()
+    want = through_the_dispatcher(x, weight, bias)
+    assert torch.equal(direct(x, weight, bias), want)
+    with torch.no_grad():
+        assert torch.equal(direct(x, weight, layer.bias), want)
+        assert torch.equal(direct(x.clone().requires_grad_(), weight, bias), want)
+    for arguments in [(x.clone().requires_grad_(), weight, None), (x, weight, layer.bias)]:
+        assert direct(*arguments) is weight.operands
+    for wrong in (bias[None], bias[0], bias.bfloat16(), bias.int(), [1.0], negated(bias)):
+        assert direct(x, weight, wrong) is None
+    for other in (None, torch.randn(32, 64), nn.Parameter(torch.randn(32, 64)), qbits.quantize(x, "int8")):
+        assert direct(x, other, bias) is None
+    with pytest.raises(RuntimeError, match="not yet"):
+        direct(x, Unready(), bias)
+    weight.absmax.requires_grad_()
+    assert direct(x, weight, bias) is None
+
+
+@torch.no_grad()
+def test_calls_keep_no_references(layer, x):
+    held = [x, layer.weight, layer.bias, layer.weight.operands, *layer.weight.operands]
+    layer(x)
+    counts = [sys.getrefcount(each) for each in held]
+    for grad in (False, True):
+        for _ in range(50):
+            with torch.set_grad_enabled(grad):
+                layer(x)
+                direct(x, layer.weight, layer.bias[None])
+                bypasses_dispatcher(x, layer.bias, [1.0])
+    assert [sys.getrefcount(each) for each in held] == counts
+
+
+def wrong_weight(weight, **changes):
+    weight = weight.detach().like()
+    for name, value in changes.items():
+        setattr(weight, name, value)
+    return weight
+
+
+WRONG = {
+    "columns of x": lambda x, w, b: (x[:, 1:], w, b),
+    "x without dimensions": lambda x, w, b: (x[0, 0], w, b),
+    "dtype of x": lambda x, w, b: (x.double(), w, b),
+    "integers": lambda x, w, b: (x.int(), w, b),
+    "sparse x": lambda x, w, b: (x.to_sparse(), w, b),
+    "bias of another dtype": lambda x, w, b: (x, w, b.bfloat16()),
+    "bias of two dimensions": lambda x, w, b: (x, w, b[None]),
+    "bias without dimensions": lambda x, w, b: (x, w, b[0]),
+    "bias too short": lambda x, w, b: (x, w, b[1:]),
+    "bias on meta": lambda x, w, b: (x, w, b.to("meta")),
+    "codes too short": lambda x, w, b: (x, wrong_weight(w, codes=w.codes.flatten()[1:]), b),
+    "dtype of codes": lambda x, w, b: (x, wrong_weight(w, codes=w.codes.int()), b),
+    "dtype of scales": lambda x, w, b: (x, wrong_weight(w, absmax=w.absmax.half()), b),
+    "format": lambda x, w, b: (x, wrong_weight(w, format="nf5"), b),
+    "block size": lambda x, w, b: (x, wrong_weight(w, block_size=63), b),
+    "negative rows": lambda x, w, b: (x, wrong_weight(w, rows=-32), b),
+    "rows beyond memory": lambda x, w, b: (x, wrong_weight(w, rows=2**60), b),
+    "scales that require grad": lambda x, w, b: (
+        x,
+        wrong_weight(w, absmax=w.absmax.clone().requires_grad_()),
+        b,
+    ),
+}
+
+
+@pytest.mark.parametrize("make", WRONG.values(), ids=WRONG.keys())
+def test_an_error_is_that_of_the_op(layer, x, make):
+    arguments = make(x, layer.weight, layer.bias.detach())
+    with pytest.raises(Exception) as want:
+        through_the_dispatcher(*arguments)
+    with pytest.raises(want.type) as got:
+        linear_4bit(*arguments)
+    assert str(got.value) == str(want.value)
+
+
+@pytest.mark.parametrize("weight", [None, torch.randn(32, 64), nn.Parameter(torch.randn(32, 64))], ids=type)
+def test_another_kind_of_weight_is_refused(x, weight):
+    with pytest.raises(TypeError, match=r"^\[linear_4bit\] weight: got .*, want a 2-D QuantizedTensor"):
+        linear_4bit(x, weight)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_biases_of_another_dtype_or_stride(x, grad):
+    layer = Linear4bit(64, 32, dtype=torch.bfloat16)
+    want = nn.functional.linear(x, layer.dequantize(torch.float32), layer.bias.float())
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(layer(x), want)
+        strided = layer.bias.detach().float().repeat_interleave(2)[::2].requires_grad_(grad)
+        y = linear_4bit(x, layer.weight, strided)
+    torch.testing.assert_close(y, want)
+    assert y.requires_grad == grad
+
+
 def test_negated_views(layer, x):
-    negative = torch.complex(torch.zeros_like(x), x).conj().imag
-    assert negative.is_neg() and torch.equal(negative, -x)
-    bias = torch.complex(torch.zeros(32), layer.bias.detach()).conj().imag
-    assert bias.is_neg()
+    negative = negated(x)
+    bias = negated(layer.bias.detach())
     with torch.no_grad():
         assert torch.equal(layer(negative), layer(-x))
         assert torch.equal(linear_4bit(x, layer.weight, bias), linear_4bit(x, layer.weight, bias.clone()))

@@ -13,12 +13,11 @@ from qbits.functional.differentiation import (
     apply_of,
     grad_of_bias,
     is_differentiated,
-    requires_grad,
     tangent_of_product,
 )
 from qbits.ops._library import LIBRARY, bypasses_dispatcher
+from qbits.ops.linear_4bit import direct, linear_4bit_with_grad
 from qbits.ops.linear_4bit import kernel as linear_4bit_kernel
-from qbits.ops.linear_4bit import linear_4bit_with_grad
 from qbits.ops.linear_4bit_grad_x import kernel as linear_4bit_grad_x_kernel
 
 if TYPE_CHECKING:
@@ -203,21 +202,28 @@ def linear_4bit(x: Tensor, weight: QuantizedTensor, bias: Tensor | None = None) 
         ValueError: a shape or device does not fit, or the weight is not a 4-bit matrix.
         TypeError: a dtype does not fit, or `weight` is not a QuantizedTensor.
     """
-    if (
-        not _is_dynamo_compiling()
-        and bypasses_dispatcher(x)
-        and (bias is None or (isinstance(bias, Tensor) and not bias.is_neg()))
-    ):
-        operands = getattr(weight, "operands", None)
-        if operands is not None:
-            try:
-                return (_apply_direct if requires_grad(x, bias) else linear_4bit_kernel)(x, bias, operands)
-            except TypeError:  # from libqbits: an error, or a tensor of a kind that only the dispatcher knows
-                pass
-    return _dispatched(x, weight, bias)
+    out = linear_4bit_direct(x, weight, bias)
+    return linear_4bit_dispatched(x, weight, bias) if out is None else out
 
 
-def _dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+def linear_4bit_direct(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor | None:
+    """linear_4bit where no one else has a part in it; None where someone has, or an argument is wrong."""
+    # Each layer and token comes this way. Most have nothing to do with autograd and are one call of libqbits.
+    if _is_dynamo_compiling():
+        return None
+    try:
+        out = direct(x, weight, bias)
+    except (TypeError, RuntimeError):  # which the op explains
+        return None
+    if not isinstance(out, tuple):
+        return out
+    try:
+        return _apply_direct(x, bias, out)
+    except TypeError:  # as above, or a tensor of a kind that only the dispatcher knows
+        return None
+
+
+def linear_4bit_dispatched(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     """linear_4bit where torch's dispatcher, torch.compile or torch.export has a part in it."""
     if not getattr(weight, "is_4bit_matrix", False):
         _refuse_weight("linear_4bit", weight)

@@ -197,11 +197,7 @@ def product(
     weight_only: bool,
 ) -> Tensor:
     """linear_int8 of arguments it has looked at, without gradients."""
-    if (
-        not torch.compiler.is_dynamo_compiling()
-        and bypasses_dispatcher(x)
-        and not (codes.is_neg() or scales.is_neg() or (bias is not None and bias.is_neg()))
-    ):
+    if not torch.compiler.is_dynamo_compiling() and bypasses_dispatcher(x, codes, scales, bias):
         try:
             if weight_only:
                 return weight_only_kernel(x, codes, scales, bias)

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbits.functional.linear import autocast_dtype, linear_4bit, refuse_input
+from qbits.functional.linear import (
+    autocast_dtype,
+    linear_4bit,
+    linear_4bit_direct,
+    linear_4bit_dispatched,
+    refuse_input,
+)
 from qbits.nn.quantized_linear import QuantizedLinear
 from qbits.tensor import QuantizedTensor
 
@@ -50,8 +56,11 @@ class Linear4bit(QuantizedLinear):
         if type(weight) is not QuantizedTensor or (_is_autocast() and autocast_dtype(x) is not None):
             return nn.functional.linear(x, weight, bias)
         if dtype is None or dtype == x.dtype:
+            out = linear_4bit_direct(x, weight, bias)
+            if out is not None:
+                return out
             if bias is not None and bias.dtype != x.dtype:
-                bias = bias.to(x.dtype)
-            return linear_4bit(x, weight, bias)
+                return linear_4bit(x, weight, bias.to(x.dtype))
+            return linear_4bit_dispatched(x, weight, bias)
         bias = None if bias is None else bias.to(dtype)
         return linear_4bit(x.to(dtype), weight, bias).to(x.dtype)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from qbits import _C
 from qbits.formats import FORMATS, NESTED_BLOCK_SIZE, Format
 
 LIBRARY = torch.library.Library("qbits", "DEF")
@@ -67,31 +67,14 @@ def _vmap(
     return torch.stack([overload(*part) for part in parts]), 0
 
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_is_function_mode_enabled = torch._C._is_torch_function_mode_enabled
-_are_transforms_active = torch._C._are_functorch_transforms_active
-_is_jit_tracing = torch._C._is_tracing
-_is_profiler_enabled = torch.autograd._profiler_enabled
+bypasses_dispatcher = _C.bypasses_dispatcher
+"""Whether torch's dispatcher would only take its time before it calls the kernel of an op.
 
-
-def bypasses_dispatcher(first: Tensor) -> bool:
-    """Whether torch's dispatcher would only take its time before it calls the kernel of an op.
-
-    That is so where nothing looks on (a mode, a transform of torch.func, a tracer, the profiler) and `first`,
-    the op's first argument, is what it seems. Tensors without plain memory are left for the kernel to refuse,
-    and gradients for the caller to see to. Kernels and observers that other libraries register with the
-    dispatcher do not see such a call.
-    """
-    return (
-        type(first) is Tensor
-        and not _dispatch_modes()
-        and not _is_function_mode_enabled()
-        and not _are_transforms_active()
-        and not _is_jit_tracing()
-        and not _is_profiler_enabled()
-        and forward_ad._current_level < 0
-        and not first.is_neg()
-    )
+That is so where nothing looks on (a mode, a transform of torch.func, a tracer, the profiler), the op's first
+argument is exactly a Tensor, the others that are given are None, Tensors or Parameters, and no tensor is
+negated. Tensors without plain memory are left for the kernel to refuse, and gradients for the caller to see
+to. Kernels and observers that other libraries register with the dispatcher do not see such a call.
+"""
 
 
 def refuse_grad(op: str, advice: str, *tensors: Tensor | None) -> None:

@@ -50,6 +50,14 @@ def _output(
     return x.new_empty(*x.shape[:-1], n)
 
 
+direct = _C.linear_4bit_direct
+"""(x, weight, bias) -> the product where it bypasses the dispatcher, or what is left to be done.
+
+The weight's operands: autograd is to follow it. None: the op is to be called. So it is after a TypeError or
+RuntimeError, which it explains.
+"""
+
+
 def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
     """The op without torch's dispatcher, for calls that `bypasses_dispatcher` lets through.
 
