@@ -16,6 +16,8 @@ struct Torch {
   std::array<PyObject*, 5> onlookers{};  // functions: none looks on where all return 0 or False
   PyObject* forward_ad = nullptr;        // what torch.autograd.forward_ad holds
   PyObject* current_level = nullptr;     // the name there of how many levels of it are active, from 0
+  PyObject* profiler = nullptr;          // what torch.autograd.profiler holds
+  PyObject* is_profiling = nullptr;      // the name there of whether one runs that sees all threads, too
   PyObject* is_grad_enabled = nullptr;
   PyObject* is_neg = nullptr;
   PyObject* requires_grad = nullptr;  // the name
@@ -36,6 +38,11 @@ bool is_forward_ad_active() {
   return level == nullptr || PyLong_AsLong(level) >= 0;
 }
 
+bool is_profiling() {
+  PyObject* const answer = PyDict_GetItemWithError(torch.profiler, torch.is_profiling);
+  return answer != nullptr && PyObject_IsTrue(answer) == 1;
+}
+
 bool is_negated(nb::handle tensor) {
   return !tensor.is_none() && is_true(nb::handle(torch.is_neg)(tensor).release().ptr());
 }
@@ -53,6 +60,8 @@ void load() {
   };
   torch.forward_ad = kept(nb::module_::import_("torch.autograd.forward_ad").attr("__dict__"));
   torch.current_level = PyUnicode_InternFromString("_current_level");
+  torch.profiler = kept(nb::module_::import_("torch.autograd.profiler").attr("__dict__"));
+  torch.is_profiling = PyUnicode_InternFromString("_is_profiler_enabled");
   torch.is_grad_enabled = kept(module.attr("is_grad_enabled"));
   torch.is_neg = kept(module.attr("Tensor").attr("is_neg"));
   torch.requires_grad = PyUnicode_InternFromString("requires_grad");
@@ -63,8 +72,8 @@ void load() {
 bool bypasses_dispatcher(nb::handle first, std::initializer_list<nb::handle> others) {
   const auto is_plain = [](nb::handle other) { return other.is_none() || is_tensor_or_parameter(other.ptr()); };
   return is_tensor(first.ptr()) && std::ranges::all_of(others, is_plain) &&
-         std::ranges::none_of(torch.onlookers, says_yes) && !is_forward_ad_active() && !is_negated(first) &&
-         std::ranges::none_of(others, is_negated);
+         std::ranges::none_of(torch.onlookers, says_yes) && !is_forward_ad_active() && !is_profiling() &&
+         !is_negated(first) && std::ranges::none_of(others, is_negated);
 }
 
 bool is_grad_enabled() { return says_yes(torch.is_grad_enabled); }

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch._C._profiler import _ExperimentalConfig
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -126,11 +127,13 @@ def within(context):
     return run
 
 
+ALL_THREADS = _ExperimentalConfig(profile_all_threads=True)
 ONLOOKERS = {
     "dispatch mode": within(Ops),
     "function mode": within(Functions),
     "profiler": within(torch.profiler.profile),
     "autograd's profiler": within(torch.autograd.profiler.profile),
+    "profiler of all threads": within(lambda: torch.profiler.profile(experimental_config=ALL_THREADS)),
     "forward AD": within(forward_ad.dual_level),
     "trace": traced,
     "vmap": lambda ask, x: torch.vmap(lambda x: (ask(), 2 * x)[1])(x),
@@ -222,6 +225,8 @@ WRONG = {
     "bias of two dimensions": lambda x, w, b: (x, w, b[None]),
     "bias without dimensions": lambda x, w, b: (x, w, b[0]),
     "bias too short": lambda x, w, b: (x, w, b[1:]),
+    "bias of nine dimensions and another dtype": lambda x, w, b: (x, w, b.expand(*[1] * 8, 32).bfloat16()),
+    "columns of x, bias of nine dimensions": lambda x, w, b: (x[:, 1:], w, b.expand(*[1] * 8, 32)),
     "bias on meta": lambda x, w, b: (x, w, b.to("meta")),
     "codes too short": lambda x, w, b: (x, wrong_weight(w, codes=w.codes.flatten()[1:]), b),
     "dtype of codes": lambda x, w, b: (x, wrong_weight(w, codes=w.codes.int()), b),

@@ -213,7 +213,7 @@ def linear_4bit_direct(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) 
         return None
     try:
         out = direct(x, weight, bias)
-    except (TypeError, RuntimeError):  # which the op explains
+    except (TypeError, ValueError, RuntimeError):  # which the op explains
         return None
     if not isinstance(out, tuple):
         return out

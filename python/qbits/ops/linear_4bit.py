@@ -53,8 +53,8 @@ def _output(
 direct = _C.linear_4bit_direct
 """(x, weight, bias) -> the product where it bypasses the dispatcher, or what is left to be done.
 
-The weight's operands: autograd is to follow it. None: the op is to be called. So it is after a TypeError or
-RuntimeError, which it explains.
+The weight's operands: autograd is to follow it. None: the op is to be called. So it is after a TypeError,
+ValueError or RuntimeError, which it explains.
 """
 
 
