@@ -4,7 +4,7 @@
 
 // The zeros of affine weights in the Stream kernel: for the 32 or 64 products of a chunk, a zero times the sum of x.
 // Those of all chunks of a slot, with their scales, are a product of matrices, which tensor cores take from sums as
-// they are: 3 instructions for four chunks, where multiply-adds would be half of those that scale sums.
+// they are: 3 instructions for four chunks, where multiply-adds would be as many as those that scale sums.
 
 namespace qbits::cuda {
 

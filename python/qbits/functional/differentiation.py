@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_is_grad_enabled = torch.is_grad_enabled
-
 
 def apply_of(function: Any, with_jvp: Mapping[Any, Any]) -> Any:
     """The `apply` of an autograd function, or that of its subclass in `with_jvp` where a jvp may be wanted.
@@ -40,12 +38,7 @@ def is_differentiated(x: Tensor, bias: Tensor | None) -> bool:
     """Whether a product takes part in autograd, or may do so for all that a transform of torch.func shows."""
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
-    return requires_grad(x, bias)
-
-
-def requires_grad(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a product takes part in reverse-mode autograd. Called once per layer and token."""
-    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def grad_of_bias(grad: Tensor) -> Tensor:
