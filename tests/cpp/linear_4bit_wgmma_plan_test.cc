@@ -16,14 +16,18 @@ namespace {
 
 constexpr Linear4bitProblem kProblem = {.block_size = 64, .n = 4096, .k = 4096, .m = 256};
 
-// Each unit of each tile belongs to one block, and what blocks leave of a shared tile has a place of its own.
+// Each unit of each tile belongs to one block, which leaves its sums of one tile at most, first of all, and adds those of
+// others to one at most, last of all.
 void ExpectEverythingOnce(const WgmmaSchedule& s) {
   const int tiles = s.m_tiles * s.row_tiles;
   ASSERT_LE(tiles - s.whole_tiles, 2 * s.blocks);
   std::vector<std::vector<int>> owners(tiles, std::vector<int>(s.units, -1));
-  std::set<int> places;
   for (int block = 0; block < s.blocks; ++block) {
+    bool first = true;
+    bool over = false;
     for_each_segment(s, block, [&](const WgmmaSegment& segment) {
+      EXPECT_FALSE(over);
+      const bool is_first = std::exchange(first, false);
       ASSERT_LT(segment.first, segment.last);
       for (int unit = segment.first; unit < segment.last; ++unit) {
         EXPECT_EQ(owners.at(segment.tile).at(unit), -1);
@@ -32,8 +36,9 @@ void ExpectEverythingOnce(const WgmmaSchedule& s) {
       if (!s.is_shared(segment)) return;
       EXPECT_GE(block, s.first_block(segment.tile));
       EXPECT_LE(block, s.last_block(segment.tile));
-      EXPECT_LT(s.share(segment.tile, block), 2 * s.blocks);
-      EXPECT_TRUE(places.insert(s.share(segment.tile, block)).second);
+      EXPECT_EQ(s.is_left(segment), block < s.last_block(segment.tile));
+      EXPECT_TRUE(!s.is_left(segment) || is_first);
+      over = !s.is_left(segment);
     });
   }
   std::set<std::pair<int, int>> positions;

@@ -7,12 +7,6 @@
 
 namespace qbits::cuda {
 
-__device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
-  QBITS_WGMMA_ASM(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier) : "memory");
-}
-
 // Of what this thread has written to shared memory, before bulk copies read it.
 __device__ inline void shared_write_fence() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
 
@@ -79,9 +73,6 @@ __device__ uint32_t load_if(const void* p, bool valid) {
 #endif
   return v;
 }
-
-// Orders a thread's writes to global memory before the bulk copies that follow what it releases.
-__device__ inline void fence_copies() { QBITS_WGMMA_ASM("fence.proxy.async.global;\n" :: : "memory"); }
 
 // A tile of rows of 128 bytes as wgmma's operand whose rows run along the depth: 64 columns, 8 rows 1024 bytes apart
 // from the next 8; a step of 16 rows adds 128. Only one block of 64 columns, so its stride is never used.

@@ -137,6 +137,15 @@ inline constexpr bool kHasClusters = true;
 inline constexpr bool kHasClusters = false;
 #endif
 
+// True in one lane of the warp, always the same.
+__device__ inline bool elect_one() {
+  uint32_t elected = 0;
+  if constexpr (kHasClusters) {
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(elected));
+  }
+  return elected != 0;
+}
+
 // Programmatic dependent launch: what a kernel does before the wait may overlap the end of the kernels before it in the
 // stream, whatever they write must not be read there.
 __device__ inline void wait_for_kernels_before() {

@@ -324,12 +324,15 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   };
   if (block.warp < 0) {
     if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
-    if (args.early && service == 1) stream_bring_map(block);
-    if (!args.early || service == 1) {  // which writes
+    const auto wait = [] {
       wait_for_kernels_before();
       let_next_kernel_start();
+    };
+    if (!args.early) wait();
+    if (service == 1) {
+      stream_bring_map(block);  // once, for two copies of it cost registers
+      if (args.early) wait();   // for it writes
     }
-    if (!args.early && service == 1) stream_bring_map(block);
     if (service == 0) {
       stream_copy_codes<Block>(block);
       wait_for_cluster();

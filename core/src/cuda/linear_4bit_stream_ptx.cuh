@@ -66,15 +66,6 @@ __device__ inline int cluster_count() {
   return count;
 }
 
-// True in one lane of the warp, always the same.
-__device__ inline bool elect_one() {
-  uint32_t elected = 0;
-  if constexpr (kHasClusters) {
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(elected));
-  }
-  return elected != 0;
-}
-
 // Copies `bytes`, a multiple of 16 between aligned addresses, and counts them in the barrier.
 __device__ inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
   if constexpr (kHasClusters) {

@@ -72,13 +72,13 @@ OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaD
   return fraction_codebook(*weight.format);
 }
 
-// A number that hardly any launch before had, and that what lies in memory by chance does not equal; 48 bits, then 0.
+// A number that hardly any launch before had, and that what lies in memory by chance does not equal; never 0.
 uint64_t next_nonce() {
   static std::atomic<uint64_t> count = (uint64_t{std::random_device{}()} << 32) + std::random_device{}();
   uint64_t x = count.fetch_add(1, std::memory_order_relaxed) * 0x9e3779b97f4a7c15;  // the mixing of splitmix64
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
   x = (x ^ x >> 27) * 0x94d049bb133111eb;
-  return (x ^ x >> 31) & ~uint64_t{0xffff};
+  return x ^ x >> 31 | 1;
 }
 
 }  // namespace

@@ -31,10 +31,7 @@ __device__ void init_barriers(uint32_t window, int warp, int sharers) {
       barrier_init(window + Layout::kXFull + i * 8, 1);
       barrier_init(window + Layout::kXEmpty + i * 8, x_readers);
     }
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(window + Layout::kShareLeft + i * 8, Shape::kGroups * 4);
-      barrier_init(window + Layout::kShareCounted + i * 8, 1);
-    }
+    barrier_init(window + Layout::kShareLeft, Shape::kGroups * 4);
   }
   barrier_init_fence();
 }
@@ -61,6 +58,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     }
   }
   __syncthreads();
+  constexpr bool kShares = !Shape::kGrouped && Shape::kDepthGroups == 1;  // tiles may be shared
   const bool shares_x = Shape::kMayShareX && args.sharers > 1;
   if (shares_x) cluster_sync();  // before anything arrives at the other's barriers
 
@@ -96,7 +94,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   };
   const auto weight_column = [](const WgmmaTile& tile, int begin) { return Shape::kTransposed ? tile.n0 : begin; };
 
-  const WgmmaShares<WgmmaComputer<T, Shape>> all{args};
+  const WgmmaShares<T, Shape> shares{args, window};
+  const auto leaves = [&](const WgmmaSegment& s) { return args.schedule.is_shared(s) && args.schedule.is_left(s); };
+  const auto takes = [&](const WgmmaSegment& s) { return args.schedule.is_shared(s) && !args.schedule.is_left(s); };
   if (warpgroup == 0) {
     leave_registers<Shape::kLoadRegisters>();
     // What comes first is found out before the wait, and where it lies asked for: the L2, and the tables of the
@@ -114,30 +114,25 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     };
     if constexpr (Shape::kGrouped) wait_to_read([] {});
     if (warp == 0) {
-      if (Shape::kGrouped || lane == 0) {
-        const WgmmaLoader<T, Shape> loader{args, window};
-        typename WgmmaLoader<T, Shape>::Ring ring;
-        bool first = !Shape::kGrouped;  // experts' copies do not come all at once
-        for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
-          if (lane != 0) return;
-          wait_to_read([&] { loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin)); });
-          loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s),
-                             first);
-          first = false;
+      const WgmmaLoader<T, Shape> loader{args, window, elect_one()};
+      typename WgmmaLoader<T, Shape>::Ring ring;
+      bool first = !Shape::kGrouped;  // experts' copies do not come all at once
+      for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
+        wait_to_read([&] {
+          if (loader.elected) loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin));
         });
-      }
+        loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s), first);
+        if constexpr (kShares) {
+          if (takes(s) && loader.elected) shares.bring(ring, s.tile);
+        }
+        first = false;
+      });
     } else if (warp == 1) {
-      if (!Shape::kGrouped && lane == 0) {
-        int i = 0;
+      if (kShares && lane == 0) {
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
-          if (!args.schedule.is_shared(s)) return;
+          if (!leaves(s)) return;
           wait([] {});
-          barrier_wait(window + Layout::kShareLeft + i * 8, 0);
-          const int shares = args.schedule.last_block(s.tile) - args.schedule.first_block(s.tile) + 1;
-          store_shared(window + Layout::kShareLast + i * 4,
-                       uint32_t{count_share(all.count(s.tile), shares, args.nonce)});
-          barrier_arrive(window + Layout::kShareCounted + i * 8);
-          ++i;
+          shares.tell();
         });
       }
     } else {
@@ -182,7 +177,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args);
     typename WgmmaComputer<T, Shape>::Ring ring;
-    int i = 0;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {
       constexpr bool kSplitZeros = Shape::kComputed && !Shape::kPacked;
       if (kSplitZeros && args.zeros_whole) {
@@ -196,22 +190,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         if (args.schedule.splits == 4) return add_splits<4>(computer, args, s.tile, tile, thread % 128);
         if constexpr (Shape::kDepthGroups > 1) __trap();  // no such plan
       }
-      if (Shape::kGrouped || !args.schedule.is_shared(s)) {
-        return write_sums(computer, args, tile, thread % 128, computer.sums);
+      if constexpr (kShares) {
+        if (leaves(s)) return shares.leave(computer, thread);
+        if (takes(s)) shares.take(computer, ring, s.tile, thread);
       }
-      all.leave(computer, s.tile, thread);
-      if (thread == 0) store_shared(window + Layout::kShareTile + i * 16, make_int4(s.tile, tile.m0, tile.n0, 0));
-      __syncwarp();
-      if (lane == 0) barrier_arrive(window + Layout::kShareLeft + i * 8);
-      ++i;
+      write_sums(computer, args, tile, thread % 128, computer.sums);
     });
-    for (int j = 0; j < i; ++j) {
-      barrier_wait(window + Layout::kShareCounted + j * 8, 0);
-      if (load_shared<uint32_t>(window + Layout::kShareLast + j * 4) == 0) continue;
-      const int4 at = load_shared<int4>(window + Layout::kShareTile + j * 16);
-      all.gather(computer, at.x, thread);
-      write_sums(computer, args, WgmmaTile{at.y, static_cast<int>(args.m), at.z, 0}, thread % 128, computer.sums);
-    }
     computer.finish();
     // Others in the cluster have read this block's sums.
     if (args.schedule.splits > 1) cluster_wait();

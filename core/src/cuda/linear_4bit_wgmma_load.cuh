@@ -4,7 +4,8 @@
 
 namespace qbits::cuda {
 
-// Of the loading warpgroup, the warp that has x and codes copied, by one lane.
+// Of the loading warpgroup, the warp that has x and codes copied, by one lane; all go along, for addresses that the
+// compiler knows to be the warp's take half the instructions.
 template <class T, class Shape>
 struct WgmmaLoader {
   using Layout = WgmmaLayout<Shape>;
@@ -14,6 +15,7 @@ struct WgmmaLoader {
 
   const WgmmaArgs& args;
   uint32_t window;
+  bool elected;
 
   // The first stages of the weight from element (n, k) on: whole lines of the L2.
   __device__ void prefetch_codes(int n, int k) const {
@@ -50,9 +52,11 @@ struct WgmmaLoader {
       const uint32_t codes_full = window + Layout::kFull + slot * 8;
       if (ahead < stages) {
         barrier_wait(window + Layout::kEmpty + slot * 8, ring.codes.parity ^ 1);
-        barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : stage_x_bytes));
-        copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
-                 n + ahead * kStepN, codes_full, policy);
+        if (elected) {
+          barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : stage_x_bytes));
+          copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
+                   n + ahead * kStepN, codes_full, policy);
+        }
         if constexpr (Shape::kCodesApart) ring.codes.advance();
       }
       if (Shape::kCodesApart && stage < 0) continue;
@@ -60,10 +64,10 @@ struct WgmmaLoader {
       const uint32_t full = window + Layout::kXFull + x_slot * 8;
       if constexpr (Shape::kCodesApart) {
         barrier_wait(window + Layout::kXEmpty + x_slot * 8, ring.x().parity ^ 1);
-        barrier_arrive_expecting(full, stage_x_bytes);
+        if (elected) barrier_arrive_expecting(full, stage_x_bytes);
       }
 #pragma unroll
-      for (int step = 0; step < Shape::kStageSteps; ++step) {
+      for (int step = 0; elected && step < Shape::kStageSteps; ++step) {
         const uint32_t to = window + Layout::kX + (x_slot * Shape::kStageSteps + step) * Layout::kXBytes;
         const int column = begin + (stage * Shape::kStageSteps + step) * kWgmmaStepDepth;
         if (!shares_x) {

@@ -67,7 +67,7 @@ struct WgmmaArgs {
   int first_row;           // of those, the first of this launch
   WgmmaSchedule schedule;  // where blocks share x, of two tiles of weight rows and two blocks for each one
   int sharers;             // of x: blocks of a cluster, with a tile each
-  void* workspace;         // of shared tiles: a flag for each share, then the sums of each
+  void* workspace;         // of shared tiles: a flag for each block, 16 bytes apart, then the sums of each
   uint64_t nonce;          // the value of a flag that is set, of this launch alone
   bool wide_groups;        // scales change every 64 elements of a row at most
   int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0
@@ -128,18 +128,22 @@ struct WgmmaLayout {
   static constexpr uint32_t kX = kTable + 256 * kTablePitch;
   static constexpr uint32_t kCodes = kX + Shape::kStages * Shape::kStageSteps * kXBytes;
   static constexpr uint32_t kNested = kCodes + Shape::kCodeStages * kCodeBytes;
-  static constexpr uint32_t kShareTile = kNested + 1024;
-  static constexpr uint32_t kFull = kShareTile + 2 * 16;
+  static constexpr uint32_t kFull = kNested + 1024;
   static constexpr uint32_t kEmpty = kFull + Shape::kCodeStages * 8;
   static constexpr uint32_t kXFull = Shape::kCodesApart ? kEmpty + Shape::kCodeStages * 8 : kFull;
   static constexpr uint32_t kXEmpty = Shape::kCodesApart ? kXFull + Shape::kStages * 8 : kEmpty;
-  // Of the block's first and last shared tile: its number and place (kShareTile), its sums are left, its share is
-  // counted, and whether it was the last; where two clusters share a tile, of each warpgroup.
+  // Its sums are left; where two clusters share a tile, whether a warpgroup was the second to leave some.
   static constexpr uint32_t kShareLeft = kXEmpty + Shape::kStages * 8;
-  static constexpr uint32_t kShareCounted = kShareLeft + 2 * 8;
-  static constexpr uint32_t kShareLast = kShareCounted + 2 * 8;
-  static constexpr uint32_t kEnd = kShareLast + (Shape::kGroups < 2 ? 2 : Shape::kGroups) * 4;
+  static constexpr uint32_t kShareSecond = kShareLeft + 8;
+  static constexpr uint32_t kEnd = kShareSecond + Shape::kGroups * 4;
   static constexpr int kBytes = kEnd - kBase;
+  // The sums of a block before this one come in place of x or, of few columns, of codes: so many of a stage's bytes.
+  static constexpr bool kShareInX = Shape::kColumns > 32;
+  static constexpr uint32_t kShare = kShareInX ? kX : kCodes;
+  static constexpr int kShareStageBytes = kShareInX ? Shape::kStageSteps * kXBytes : kCodeBytes;
+  static constexpr int kShareBytes = Shape::kColumns * kRows * 4;
+  static constexpr int kShareStages = kShareBytes / kShareStageBytes;
+  static_assert(Shape::kDepthGroups > 1 || kShareStages * kShareStageBytes == kShareBytes);
   // Sums on their way to another block of the cluster, in place of the rings.
   static constexpr int kSumBytes = Shape::kColumns * 64 * 4;  // of a warpgroup
   static_assert(Shape::kGroups * kSumBytes <= static_cast<int>(kNested - kX));

@@ -108,6 +108,15 @@ __device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* ma
       "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
 }
 
+__device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
+  QBITS_WGMMA_ASM(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// Orders a thread's writes to global memory before the bulk copies that follow what it releases.
+__device__ inline void fence_copies() { QBITS_WGMMA_ASM("fence.proxy.async.global;\n" :: : "memory"); }
+
 // Brings the box into the L2.
 __device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
   QBITS_WGMMA_ASM("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];\n" ::"l"(map), "r"(column),

@@ -2,13 +2,12 @@
 
 #include "cuda/linear_4bit_wgmma_write.cuh"
 
-// Tiles whose depth several blocks share. Each block leaves its sums in the workspace, and a warp that has nothing else
-// to do counts it; the last adds all shares, always in their order, and writes the tile. Nobody waits for another
-// block, so the kernel ends even where its blocks do not all run at once.
+// Tiles whose depth several blocks share: each but the last leaves its sums in the workspace and sets its flag there;
+// the last adds them to its own, always in their order, and writes the tile. It waits for blocks before it alone, which
+// were started before it, so the kernel ends even where its blocks do not all run at once.
 //
-// The workspace comes with any contents: counts begin at a number of this launch alone, its low 16 bits 0, which takes
-// the place of whatever is there. The last block clears the count, so that a launch repeated from a graph starts
-// afresh.
+// The workspace comes with any contents: a flag is set when it is a number of this launch alone. Who has seen it clears
+// it, so that a launch repeated from a graph starts afresh.
 
 namespace qbits::cuda {
 
@@ -21,17 +20,8 @@ __device__ inline uint64_t compare_and_swap(uint64_t* at, uint64_t expected, uin
   return seen;
 }
 
-// True in the last of `shares` calls.
-__device__ inline bool count_share(uint64_t* count, int shares, uint64_t nonce) {
-  uint64_t expected = nonce + shares - 1;
-  while (true) {
-    const bool counts = (expected ^ nonce) < 0x10000;  // otherwise left by somebody else
-    const bool last = counts && expected == nonce + shares - 1;
-    const uint64_t value = last ? 0 : counts ? expected + 1 : nonce + 1;
-    const uint64_t seen = compare_and_swap(count, expected, value);
-    if (seen == expected) return last;
-    expected = seen;
-  }
+__device__ inline void store_release(uint64_t* at, uint64_t value) {
+  asm volatile("st.release.gpu.global.b64 [%0], %1;\n" ::"l"(at), "l"(value) : "memory");
 }
 
 __device__ inline void add(float* sums, const float4& v) {
@@ -41,60 +31,94 @@ __device__ inline void add(float* sums, const float4& v) {
   sums[3] += v.w;
 }
 
-// Where shares lie in the workspace.
-template <class Computer>
+// The shares in the workspace, one of each block at most.
+template <class T, class Shape>
 struct WgmmaShares {
-  static constexpr int kThreads = Computer::kComputeThreads;
-  static constexpr int kSums = Computer::kSums;
+  using Layout = WgmmaLayout<Shape>;
+  using Computer = WgmmaComputer<T, Shape>;
+  static constexpr int kThreads = Shape::kComputeThreads;
+  static constexpr int kFlagWords = 2;
+  // Of a thread's sums, those in one stage.
+  static constexpr int kStageSums = Layout::kShareStageBytes / kThreads / 4;
 
   const WgmmaArgs& args;
+  uint32_t window;
 
-  __device__ uint64_t* count(int tile) const {
-    return static_cast<uint64_t*>(args.workspace) + tile - args.schedule.whole_tiles;
-  }
-  __device__ float4* share(int tile, int block, int thread) const {
-    float4* const shares = reinterpret_cast<float4*>(static_cast<uint64_t*>(args.workspace) + 2 * args.schedule.blocks);
-    return shares + int64_t{args.schedule.share(tile, block)} * (kSums / 4 * kThreads) + thread;
+  __device__ uint64_t* flag(int block) const { return static_cast<uint64_t*>(args.workspace) + block * kFlagWords; }
+  __device__ uint8_t* share(int block) const {
+    return reinterpret_cast<uint8_t*>(flag(args.schedule.blocks)) + int64_t{block} * Layout::kShareBytes;
   }
 
-  // The sums of this block's share.
-  __device__ void leave(const Computer& computer, int tile, int thread) const {
-    float4* const to = share(tile, static_cast<int>(blockIdx.x), thread);
+  // This block's sums. Copies read them.
+  __device__ void leave(const Computer& computer, int thread) const {
+    float4* const to = reinterpret_cast<float4*>(share(static_cast<int>(blockIdx.x))) + thread;
 #pragma unroll
-    for (int i = 0; i < kSums; i += 4) {
+    for (int i = 0; i < Computer::kSums; i += 4) {
       __stcg(to + i / 4 * kThreads,
              make_float4(computer.sums[i], computer.sums[i + 1], computer.sums[i + 2], computer.sums[i + 3]));
     }
+    fence_copies();
+    __syncwarp();
+    if (computer.lane == 0) barrier_arrive(window + Layout::kShareLeft);
   }
 
-  // The sums of all shares, some of which are under way at once.
-  __device__ void gather(Computer& computer, int tile, int thread) const {
-    constexpr int kPart = kSums < 32 ? kSums : 32;
-    constexpr int kAtOnce = kSums > 64 ? 1 : 4;  // as registers allow
-    const int first = args.schedule.first_block(tile);
-    const int last = args.schedule.last_block(tile);
-#pragma unroll
-    for (int part = 0; part < kSums; part += kPart) {
-#pragma unroll
-      for (int i = 0; i < kPart; ++i) computer.sums[part + i] = 0.0F;
-      for (int block = first; block <= last; block += kAtOnce) {
-        float4 shares[kAtOnce][kPart / 4];
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          const bool exists = block + j <= last;
-          const float4* const from = share(tile, exists ? block + j : last, thread) + part / 4 * kThreads;
-#pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) shares[j][i] = exists ? __ldcg(from + i * kThreads) : float4{};
+  // By one thread that computes nothing.
+  __device__ void tell() const {
+    barrier_wait(window + Layout::kShareLeft, 0);
+    store_release(flag(static_cast<int>(blockIdx.x)), args.nonce);
+  }
+
+  // By the thread that loads: has the sums of the blocks before this one copied to where x, or codes, would come next.
+  // Nothing else does after them.
+  template <class Ring>
+  __device__ void bring(Ring ring, int tile) const {
+    for (int block = args.schedule.first_block(tile); block < static_cast<int>(blockIdx.x); ++block) {
+      while (compare_and_swap(flag(block), args.nonce, 0) != args.nonce) __nanosleep(40);
+      for (int i = 0; i < Layout::kShareStages; ++i) {
+        const int slot = ring.x().slot;
+        const uint32_t full = window + Layout::kXFull + slot * 8;
+        barrier_wait(window + Layout::kXEmpty + slot * 8, ring.x().parity ^ 1);
+        if constexpr (!Shape::kCodesApart) {  // there are no scales
+          for (int warp = 0; warp < kWgmmaScaleThreads / 32; ++warp) barrier_arrive(full);
         }
+        barrier_arrive_expecting(full, Layout::kShareStageBytes);
+        copy_bulk(window + Layout::kShare + slot * Layout::kShareStageBytes,
+                  share(block) + i * Layout::kShareStageBytes, Layout::kShareStageBytes, full);
+        ring.advance();
+      }
+    }
+  }
+
+  // Adds them.
+  __device__ void take(Computer& computer, const typename Computer::Ring& ring, int tile, int thread) const {
+    RingSlot<Shape::kStages> at{ring.x().slot * Shape::kUnitStages, ring.x().parity};
+    for (int block = args.schedule.first_block(tile); block < static_cast<int>(blockIdx.x); ++block) {
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
+      for (int i = 0; i < Layout::kShareStages; ++i) {
+        barrier_wait(window + Layout::kXFull + at.slot * 8, at.parity);
+        const uint32_t from = window + Layout::kShare + at.slot * Layout::kShareStageBytes + thread * 16;
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) add(computer.sums + part + i * 4, shares[j][i]);
+        for (int j = 0; j < kStageSums; j += 4) {
+          add(computer.sums + i * kStageSums + j, load_shared<float4>(from + j / 4 * kThreads * 16));
         }
+        __syncwarp();
+        if (computer.lane == 0) barrier_arrive(window + Layout::kXEmpty + at.slot * 8);
+        at.advance();
       }
     }
   }
 };
+
+// True in the second of two calls.
+__device__ inline bool count_second(uint64_t* count, uint64_t nonce) {
+  uint64_t expected = nonce;
+  while (true) {
+    const bool second = expected == nonce;
+    const uint64_t seen = compare_and_swap(count, expected, second ? 0 : nonce);
+    if (seen == expected) return second;
+    expected = seen;
+  }
+}
 
 // Where two clusters share a tile: a warpgroup leaves the sums of its rows of out and is counted; of the two that have
 // the same rows, the second adds what the first left. False in the first. `place`: of the rows, among all tiles.
@@ -109,12 +133,12 @@ __device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int gr
   for (int i = 0; i < kSums; i += 4) {
     __stcg(share(cluster) + i / 4 * 128, make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
   }
-  const uint32_t last = window + WgmmaLayout<Shape>::kShareLast + group * 4;
+  const uint32_t second = window + WgmmaLayout<Shape>::kShareSecond + group * 4;
   group_sync(kWgmmaGroupBarrier + group, 128);
-  if (thread == 0) store_shared(last, uint32_t{count_share(counts + place, 2, args.nonce)});
+  if (thread == 0) store_shared(second, uint32_t{count_second(counts + place, args.nonce)});
   __syncwarp();
   group_sync(kWgmmaGroupBarrier + group, 128);
-  if (load_shared<uint32_t>(last) == 0) return false;
+  if (load_shared<uint32_t>(second) == 0) return false;
 #pragma unroll
   for (int i = 0; i < kSums; i += 4) add(sums + i, __ldcg(share(cluster ^ 1) + i / 4 * 128));
   return true;

@@ -139,7 +139,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       shared.shared_tiles = tiles - shared.whole_tiles;
       if (whole_waves < 0 || shared.shared_tiles == 0 || units == 1) return;
       if ((shared.shared_tiles * units + 1) * (shared.blocks + 1) > kMaxInt32) return;
-      shared.workspace_bytes = 2 * shared.blocks * (tile_bytes + 8);
+      shared.workspace_bytes = shared.blocks * (tile_bytes + 16);
       const double share_units = static_cast<double>(ceil_div(shared.shared_tiles * units, shared.blocks));
       // Shared wide tiles do not keep step, nor do the whole ones after them.
       const double step = tile.columns == 256 ? std::max(kWideApart, wide) * (kWgmmaUnitDepth / 128) : unit;

@@ -54,17 +54,15 @@ struct WgmmaSchedule {
 
   constexpr int block_of(int unit) const { return by_shared.divide((unit + 1) * blocks - 1).quotient; }
 
-  // The blocks that share a tile.
+  // The blocks that share a tile. The last one adds the sums of those before it, who leave them, one share each.
   constexpr int first_block(int tile) const { return block_of((tile - whole_tiles) * units); }
   constexpr int last_block(int tile) const { return block_of((tile - whole_tiles + 1) * units - 1); }
 
-  // Where a block leaves its sums of a tile it shares: it has two such tiles at most, its first and its last.
-  constexpr int share(int tile, int block) const {
-    return 2 * block + (whole_tiles + by_units.divide(begin(block)).quotient == tile ? 0 : 1);
-  }
-
   // Whether other blocks, of other clusters, have a share in it.
   constexpr bool is_shared(const WgmmaSegment& s) const { return splits == 1 && s.last - s.first < units; }
+
+  // Of a shared one: whether its block leaves its sums to another.
+  constexpr bool is_left(const WgmmaSegment& s) const { return s.last < units; }
 
   struct Position {
     int m_tile;
@@ -80,8 +78,9 @@ struct WgmmaSchedule {
   }
 };
 
-// Calls f(WgmmaSegment) for each part of a tile that `block` computes. Shared tiles come first, so that blocks hear of
-// one another while they compute whole ones. One place calls f, for kernels have its body there.
+// Calls f(WgmmaSegment) for each part of a tile that `block` computes. What it leaves to another block comes first, and
+// last what it adds others' sums to, so that it hardly ever waits for them; and if it does, for blocks before it alone,
+// which run already or have. One place calls f, for kernels have its body there.
 template <class F>
 constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
   const int parts = s.splits * s.clusters;  // 1, 2 or 4
@@ -89,15 +88,20 @@ constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
   const int part = block & (parts - 1);
   int whole = block >> shift;
   const bool shares = s.shared_units() > 0;
-  int unit = shares ? s.begin(block) : 0;
-  const int end = shares ? s.begin(block + 1) : 0;
-  while (unit < end || whole < s.whole_tiles) {
+  const int begin = shares ? s.begin(block) : 0;
+  int end = shares ? s.begin(block + 1) : 0;
+  // [begin, finish): the rest of a tile that other blocks begin.
+  const Divisor::Result in = s.by_units.divide(begin);
+  int finish = begin + (in.rest > 0 ? s.units - in.rest : 0);
+  if (finish > end) finish = begin;
+  while (begin < end || whole < s.whole_tiles) {
     WgmmaSegment segment{whole, s.units * part >> shift, s.units * (part + 1) >> shift};
-    if (unit < end) {
-      const int tile = s.by_units.divide(unit).quotient;
-      const int left = end - tile * s.units;
-      segment = {s.whole_tiles + tile, unit - tile * s.units, left < s.units ? left : s.units};
-      unit = tile * s.units + segment.last;
+    if (finish < end || whole >= s.whole_tiles) {
+      const int tile = s.by_units.divide(end - 1).quotient;
+      const int first = tile * s.units;
+      const int from = begin > first ? begin : first;
+      segment = {s.whole_tiles + tile, from - first, end - first};
+      end = from;
     } else {
       whole += s.blocks;
     }
