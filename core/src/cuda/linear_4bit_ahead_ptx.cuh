@@ -7,9 +7,6 @@
 
 namespace qbits::cuda {
 
-// Of what this thread has written to shared memory, before bulk copies read it.
-__device__ inline void shared_write_fence() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
-
 // Writes the box at (column, row) of the map's matrix from shared memory, but for elements outside; a group of its own.
 __device__ inline void store_box(const CUtensorMap* map, int column, int row, uint32_t shared) {
   QBITS_WGMMA_ASM(

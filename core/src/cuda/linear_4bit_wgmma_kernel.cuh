@@ -12,28 +12,25 @@
 
 namespace qbits::cuda {
 
-// Those of warp `warp` of the loading ones.
+// One thread initializes them: lanes that differ in the address would take a loop over it.
 template <class Shape>
-__device__ void init_barriers(uint32_t window, int warp, int sharers) {
+__device__ void init_barriers(uint32_t window, int sharers) {
   using Layout = WgmmaLayout<Shape>;
   constexpr int kReaders = Shape::kRowGroups * 4;
   const int x_readers = kReaders * sharers;
-  if (warp == 0) {
-    for (int i = 0; i < Shape::kCodeStages; ++i) {
-      barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
-    }
-  } else if (warp == 1) {
-    for (int i = 0; i < Shape::kCodeStages; ++i) {
-      barrier_init(window + Layout::kEmpty + i * 8, Shape::kCodesApart ? kReaders : x_readers);
-    }
-  } else if (warp == 2) {
-    for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
-      barrier_init(window + Layout::kXFull + i * 8, 1);
-      barrier_init(window + Layout::kXEmpty + i * 8, x_readers);
-    }
-    barrier_init(window + Layout::kShareLeft, Shape::kGroups * 4);
+#pragma unroll
+  for (int i = 0; i < Shape::kCodeStages; ++i) {
+    barrier_init(window + Layout::kFull + i * 8, 1 + kWgmmaScaleThreads / 32);
+    barrier_init(window + Layout::kEmpty + i * 8, Shape::kCodesApart ? kReaders : x_readers);
   }
+#pragma unroll
+  for (int i = 0; Shape::kCodesApart && i < Shape::kStages; ++i) {
+    barrier_init(window + Layout::kXFull + i * 8, 1);
+    barrier_init(window + Layout::kXEmpty + i * 8, x_readers);
+  }
+  barrier_init(window + Layout::kShareLeft, Shape::kGroups * 4);
   barrier_init_fence();
+  shared_write_fence();  // this thread's copies may come next
 }
 
 template <class T, class Shape>
@@ -47,20 +44,34 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   const int warp = block_warp % 4;
   const uint32_t window = shared_address(dynamic_shared()) - Layout::kBase;
   if ((window & 0xffffff) != 0) __trap();
+  const bool elected = elect_one();
 
-  // Each warp initializes some barriers, one lane of it, for an address that lanes differ in takes a loop over them.
-  if (warpgroup == 0) {
-    if (lane == 0) init_barriers<Shape>(window, warp, args.sharers);
-    if (args.early && warp == 2) drop_l1();
-    if (warp == 3 && lane == 0) {
-      prefetch_map(&args.x.whole);
-      prefetch_map(&args.codes);
-    }
-  }
-  __syncthreads();
   constexpr bool kShares = !Shape::kGrouped && Shape::kDepthGroups == 1;  // tiles may be shared
   const bool shares_x = Shape::kMayShareX && args.sharers > 1;
-  if (shares_x) cluster_sync();  // before anything arrives at the other's barriers
+  // Until the first product some 2000 clocks pass, so that each warp does at once what it can, and waits for no more
+  // than it needs: the loading warp, which initializes barriers, for nobody.
+  if (warpgroup > 0) {
+    if (Shape::kLookedUp && tid - 128 < 256) fill_table(window + Layout::kTable, args.values, tid - 128);
+  } else {
+    if (warp == 0 && elected) init_barriers<Shape>(window, args.sharers);
+    if (warp == 1 && elected) {
+      prefetch_map(&args.codes);
+      prefetch_map(&args.x.whole);
+    }
+    if (args.early && warp >= 2) drop_l1();
+    __syncwarp();
+  }
+  const bool at_once = Shape::kGrouped || shares_x;  // offsets are read; the other block's barriers are arrived at
+  if (shares_x) {
+    cluster_sync();
+  } else if (Shape::kGrouped) {
+    __syncthreads();
+  } else if (warpgroup > 0) {
+    group_sync(kWgmmaAllBarrier, 32 + Shape::kComputeThreads);
+  } else if (warp == 0) {
+    group_arrive(kWgmmaAllBarrier, 32 + Shape::kComputeThreads);
+    group_arrive(kWgmmaScaleBarrier, 128);
+  }
 
   // Calls f(segment, tile, begin) for each part of a tile that this block computes, from `begin` of the depth. Of
   // experts, whole warps call it, and tiles are whole.
@@ -114,7 +125,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     };
     if constexpr (Shape::kGrouped) wait_to_read([] {});
     if (warp == 0) {
-      const WgmmaLoader<T, Shape> loader{args, window, elect_one()};
+      const WgmmaLoader<T, Shape> loader{args, window, elected};
       typename WgmmaLoader<T, Shape>::Ring ring;
       bool first = !Shape::kGrouped;  // experts' copies do not come all at once
       for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int begin) {
@@ -128,6 +139,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         first = false;
       });
     } else if (warp == 1) {
+      if (!at_once) group_sync(kWgmmaScaleBarrier, 128);
       if (kShares && lane == 0) {
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!leaves(s)) return;
@@ -138,6 +150,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     } else {
       const int thread = tid - 64;
       WgmmaScaleLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
+      loader.barriers_there = at_once;
       RingSlot<Shape::kCodeStages> ring;
       loader.for_scale_kind([&](auto kind) {
         using Kind = decltype(kind);
@@ -161,6 +174,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
             loader.template load_scales<Kind>(ring, n, k, stages(s), thread, offset);
           }
         });
+        loader.wait_for_barriers();
       });
     }
     wait([] {});
@@ -172,9 +186,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
   } else {
     take_registers<Shape::kComputeRegisters>();
     const int thread = tid - 128;
-    if (Shape::kLookedUp && thread < 256) fill_table(window + Layout::kTable, args.values, thread);
     if (!args.early) wait_for_kernels_before();
-    group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
     WgmmaComputer<T, Shape> computer(window, warpgroup - 1, warp, lane, args);
     typename WgmmaComputer<T, Shape>::Ring ring;
     for_segments([&](const WgmmaSegment& s, const WgmmaTile& tile, int) {

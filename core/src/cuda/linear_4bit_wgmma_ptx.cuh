@@ -114,6 +114,9 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes,
       "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
+// Of what this thread has written to shared memory, before bulk copies read it.
+__device__ inline void shared_write_fence() { QBITS_WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
+
 // Orders a thread's writes to global memory before the bulk copies that follow what it releases.
 __device__ inline void fence_copies() { QBITS_WGMMA_ASM("fence.proxy.async.global;\n" :: : "memory"); }
 

@@ -154,7 +154,15 @@ struct WgmmaScaleLoader {
     }
   }
 
-  // The map of double quantization comes while the first scales do.
+  // The first scales begin to come before barriers are there.
+  bool barriers_there = false;
+
+  __device__ void wait_for_barriers() {
+    if (!barriers_there) group_sync(kWgmmaScaleBarrier, 128);
+    barriers_there = true;
+  }
+
+  // The map of double quantization comes while they do.
   float nested[256 / kWgmmaScaleThreads];
   bool nested_stored = true;
 
@@ -286,6 +294,7 @@ struct WgmmaScaleLoader {
     for (int i = 0; i < kAhead; ++i) {
       if (i * kVectorStages < stages) start(i * kVectorStages, ahead[i]);
     }
+    wait_for_barriers();
     for (int stage = 0; stage < stages; stage += kAhead * kVectorStages) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
@@ -347,6 +356,7 @@ struct WgmmaScaleLoader {
     for (int i = 0; i < kAhead; ++i) {
       if (args.wide_groups && i < stages) start(i, ahead[i]);
     }
+    wait_for_barriers();
     for (int stage = 0; stage < stages; stage += kAhead) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {

@@ -70,6 +70,7 @@ struct WgmmaSchedule {
   };
 
   constexpr Position position(int tile) const {
+    if (m_tiles == 1) return {0, tile};
     const Divisor::Result in = by_group.divide(tile);
     const int above = in.quotient * kWgmmaGroupTiles;
     if (m_tiles - above >= kWgmmaGroupTiles) return {above + in.rest % kWgmmaGroupTiles, in.rest / kWgmmaGroupTiles};
@@ -87,13 +88,17 @@ constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
   const int shift = parts / 2;
   const int part = block & (parts - 1);
   int whole = block >> shift;
-  const bool shares = s.shared_units() > 0;
-  const int begin = shares ? s.begin(block) : 0;
-  int end = shares ? s.begin(block + 1) : 0;
-  // [begin, finish): the rest of a tile that other blocks begin.
-  const Divisor::Result in = s.by_units.divide(begin);
-  int finish = begin + (in.rest > 0 ? s.units - in.rest : 0);
-  if (finish > end) finish = begin;
+  // Of the shared units, [begin, finish) are the rest of a tile that other blocks begin.
+  int begin = 0;
+  int finish = 0;
+  int end = 0;
+  if (s.shared_units() > 0) {
+    begin = s.begin(block);
+    end = s.begin(block + 1);
+    const int over = s.by_units.divide(begin).rest;
+    finish = begin + (over > 0 ? s.units - over : 0);
+    if (finish > end) finish = begin;
+  }
   while (begin < end || whole < s.whole_tiles) {
     WgmmaSegment segment{whole, s.units * part >> shift, s.units * (part + 1) >> shift};
     if (finish < end || whole >= s.whole_tiles) {
