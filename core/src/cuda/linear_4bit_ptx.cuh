@@ -137,6 +137,16 @@ inline constexpr bool kHasClusters = true;
 inline constexpr bool kHasClusters = false;
 #endif
 
+// Barrier `id` (0 to 15; __syncthreads is 0) of `threads` threads of the block, whole warps.
+__device__ inline void group_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Counts these in without waiting.
+__device__ inline void group_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
 // True in one lane of the warp, always the same.
 __device__ inline bool elect_one() {
   uint32_t elected = 0;

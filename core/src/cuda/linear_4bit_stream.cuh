@@ -91,7 +91,6 @@ __device__ void stream_multiply(const Block& block) {
   constexpr int kSlotChunks = Block::kSlotChunks;
   constexpr int kWarpSlots = Block::kWarpSlots;
   constexpr bool kShares = Block::kShares;
-  constexpr bool kFillsLate = !kAffine && !kShares;  // the table; as registers allow
   // Chunks whose products are under way, so that none waits for one before: as registers allow.
   constexpr int kAtOnce = kShares && kChunk == 32 ? 1 : 4;
   constexpr bool kKeepsXSums = kAffine && kWarpSlots * kColumnTiles <= 2;  // as registers allow
@@ -104,14 +103,12 @@ __device__ void stream_multiply(const Block& block) {
   const int slot = block.warp % args.parts * kWarpSlots;  // the first
   const int row = block.warp / args.parts * 16 + g;
 
-  if constexpr (Block::kIsGrouped) {
-    if constexpr (!kAffine) {
-      stream_fill_table(block);
-      barrier_sync(1, args.warps * 32);
-    }
-  } else {
-    if (!kAffine && !(kFillsLate && args.early)) stream_fill_table(block);
+  if constexpr (!kAffine) stream_fill_table(block);
+  if constexpr (!Block::kIsGrouped) {
     if (!args.early) wait_for_kernels_before();
+    block.wait_to_read();
+  } else if constexpr (!kAffine) {
+    group_sync(Block::kTableBarrier, args.warps * 32);
   }
 
   const uint32_t lane_table = lane_of_table(shared_address(dynamic_shared()) - kSharedBase, lane);
@@ -170,10 +167,7 @@ __device__ void stream_multiply(const Block& block) {
       load_x(0, x);
       sum_x();
     }
-    if constexpr (!Block::kIsGrouped && !kAffine) {
-      if (kFillsLate && args.early) stream_fill_table(block);  // while x comes
-      barrier_sync(1, args.warps * 32);
-    }
+    if constexpr (!Block::kIsGrouped && !kAffine) group_sync(Block::kTableBarrier, args.warps * 32);
     // has_slot(s) says which slots a phase has: best a constant, for branches keep the instructions of slots apart.
     const auto multiply = [&](auto has_slot) {
       for (int tile = run.first; tile < run.last; tile += run.stride) {
@@ -275,23 +269,20 @@ __device__ void stream_multiply(const Block& block) {
   });
 }
 
-// Each service warp initializes some barriers, one lane of it: an address that lanes differ in, or that is not a
-// constant, takes long.
+// By one lane: an address that lanes differ in, or that is not a constant, takes long.
 template <class Block>
-__device__ void stream_init_barriers(const StreamArgs& args, int service) {
+__device__ void stream_init_barriers(const StreamArgs& args) {
   StreamBarriers& barriers = Block::barriers();
   if (elect_one()) {
 #pragma unroll
     for (int i = 0; i < Linear4bitStream::kMaxStages; ++i) {
-      if (service == 0) mbarrier_init(&barriers.full[i], 1 + Block::kScaleArrivals);
-      if (service == 1) mbarrier_init(&barriers.free[i], args.warps);
+      mbarrier_init(&barriers.full[i], 1 + Block::kScaleArrivals);
+      mbarrier_init(&barriers.free[i], args.warps);
     }
-    if (service == 2) {
-      mbarrier_init(&barriers.sums_full, args.warps);
-      mbarrier_init(&barriers.sums_free, 1);
-    }
-    if (service == 0) mbarrier_init(&barriers.splits_full, 1);
-    if (service == 2) mbarrier_init(&barriers.nested, 1);
+    mbarrier_init(&barriers.sums_full, args.warps);
+    mbarrier_init(&barriers.sums_free, 1);
+    mbarrier_init(&barriers.splits_full, 1);
+    mbarrier_init(&barriers.nested, 1);
     mbarrier_init_fence();
   }
   __syncwarp();
@@ -303,8 +294,13 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots, kPhased>;
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
-  if (service < 3) stream_init_barriers<Block>(args, service);
-  if (args.early && service == 3) drop_l1();
+  // Warps begin with what each can do, and wait for no more than they need: one for all barriers and the L1.
+  if (service == 1) {
+    stream_init_barriers<Block>(args);
+    if constexpr (!kGrouped) group_arrive(Block::kCodesBarrier, 64);
+    if (args.early) drop_l1();
+    if constexpr (!kGrouped) group_arrive(Block::kReadBarrier, Block::readers(args));
+  }
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
     if (args.early) {
@@ -315,9 +311,12 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     }
   }
   const Block block(args);
-  if (service == 0) block.expect_splits();
+  if (service == 0) {
+    if constexpr (!kGrouped) group_sync(Block::kCodesBarrier, 64);
+    block.expect_splits();
+  }
   if (args.splits > 1) cluster_arrive();
-  __syncthreads();
+  if constexpr (kGrouped) __syncthreads();
   const auto wait_for_cluster = [&] {
     __syncwarp();  // what waits is a whole warp
     if (args.splits > 1) cluster_wait();

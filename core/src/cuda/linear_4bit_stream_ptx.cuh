@@ -76,11 +76,6 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, ui
   }
 }
 
-// Barrier `id` (1 to 15) of `threads` threads, whole warps.
-__device__ inline void barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-
 // Hand registers of a warpgroup to others of the block, and take them.
 #if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr bool kSharesRegisters = false;

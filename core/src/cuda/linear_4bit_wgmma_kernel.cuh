@@ -30,7 +30,16 @@ __device__ void init_barriers(uint32_t window, int sharers) {
   }
   barrier_init(window + Layout::kShareLeft, Shape::kGroups * 4);
   barrier_init_fence();
-  shared_write_fence();  // this thread's copies may come next
+}
+
+// Brings the kernel's arguments, which the launch before had elsewhere, into the cache that constants are read through:
+// who comes to need them does so one after the other.
+__device__ inline void touch_arguments(const WgmmaArgs& args) {
+  const uint32_t* const words = reinterpret_cast<const uint32_t*>(&args);
+  uint32_t all = 0;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(WgmmaArgs) / 4); i += 16) all |= words[i];
+  asm volatile("" ::"r"(all));
 }
 
 template <class T, class Shape>
@@ -48,29 +57,35 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
 
   constexpr bool kShares = !Shape::kGrouped && Shape::kDepthGroups == 1;  // tiles may be shared
   const bool shares_x = Shape::kMayShareX && args.sharers > 1;
-  // Until the first product some 2000 clocks pass, so that each warp does at once what it can, and waits for no more
-  // than it needs: the loading warp, which initializes barriers, for nobody.
+  // From the start to the first product 4000 clocks pass, half of them before memory is asked for anything. So warps
+  // begin with what each can do, and wait for no more than they need: one for all barriers, the L1, descriptors.
   if (warpgroup > 0) {
     if (Shape::kLookedUp && tid - 128 < 256) fill_table(window + Layout::kTable, args.values, tid - 128);
-  } else {
-    if (warp == 0 && elected) init_barriers<Shape>(window, args.sharers);
-    if (warp == 1 && elected) {
+  } else if (warp == 1) {
+    if (elected) {
+      init_barriers<Shape>(window, args.sharers);
       prefetch_map(&args.codes);
       prefetch_map(&args.x.whole);
     }
-    if (args.early && warp >= 2) drop_l1();
+    touch_arguments(args);
     __syncwarp();
   }
   const bool at_once = Shape::kGrouped || shares_x;  // offsets are read; the other block's barriers are arrived at
-  if (shares_x) {
-    cluster_sync();
-  } else if (Shape::kGrouped) {
-    __syncthreads();
+  constexpr int kComputeAndOne = Shape::kComputeThreads + 32;
+  if (at_once) {
+    if (args.early && warpgroup == 0 && warp == 1) drop_l1();
+    if (shares_x) {
+      cluster_sync();
+    } else {
+      __syncthreads();
+    }
   } else if (warpgroup > 0) {
-    group_sync(kWgmmaAllBarrier, 32 + Shape::kComputeThreads);
-  } else if (warp == 0) {
-    group_arrive(kWgmmaAllBarrier, 32 + Shape::kComputeThreads);
-    group_arrive(kWgmmaScaleBarrier, 128);
+    group_sync(kWgmmaAllBarrier, kComputeAndOne);
+  } else if (warp == 1) {
+    group_arrive(kWgmmaFirstBarrier, 64);
+    group_arrive(kWgmmaAllBarrier, kComputeAndOne);
+    if (args.early) drop_l1();
+    group_arrive(kWgmmaScaleBarrier, kWgmmaScaleThreads + 32);
   }
 
   // Calls f(segment, tile, begin) for each part of a tile that this block computes, from `begin` of the depth. Of
@@ -132,14 +147,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         wait_to_read([&] {
           if (loader.elected) loader.prefetch_codes(weight_row(tile, begin), weight_column(tile, begin));
         });
-        loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s), first);
+        loader.load_stages(ring, tile.m0, begin, weight_row(tile, begin), weight_column(tile, begin), stages(s), first,
+                           first && !at_once);
         if constexpr (kShares) {
           if (takes(s) && loader.elected) shares.bring(ring, s.tile);
         }
         first = false;
       });
     } else if (warp == 1) {
-      if (!at_once) group_sync(kWgmmaScaleBarrier, 128);
       if (kShares && lane == 0) {
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!leaves(s)) return;
@@ -150,13 +165,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     } else {
       const int thread = tid - 64;
       WgmmaScaleLoader<T, Shape> loader{args, window, static_cast<uint32_t>(args.weight.rows)};
-      loader.barriers_there = at_once;
+      loader.may_load = at_once;
       RingSlot<Shape::kCodeStages> ring;
       loader.for_scale_kind([&](auto kind) {
         using Kind = decltype(kind);
         constexpr bool kNested = Kind::kPair && !Shape::kAffine;
         float offset = 0;
         if constexpr (kNested) {
+          loader.wait_to_load();
           wait_to_read([] {});
           loader.load_nested(thread);
           offset = *args.weight.offset;
@@ -174,7 +190,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
             loader.template load_scales<Kind>(ring, n, k, stages(s), thread, offset);
           }
         });
-        loader.wait_for_barriers();
+        loader.wait_to_load();
       });
     }
     wait([] {});

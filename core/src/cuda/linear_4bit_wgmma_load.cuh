@@ -25,8 +25,9 @@ struct WgmmaLoader {
   }
 
   // Of x from row m0 and column `begin` on, of the weight from element (n, k) on. Codes that are apart lead. `first`:
-  // the ring has not been filled before.
-  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first) const {
+  // the ring has not been filled before. `waits`: for barriers.
+  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first,
+                              bool waits) const {
     constexpr int kLead = Shape::kCodeStages - Shape::kStages;
     const bool shares_x = Shape::kMayShareX && args.sharers > 1;
     const int share = shares_x ? static_cast<int>(cluster_rank()) * (Shape::kColumns / 2) : 0;
@@ -41,6 +42,7 @@ struct WgmmaLoader {
     // first ring are given time to arrive.
     constexpr bool kSpaced = Shape::kColumns <= 64 && Shape::kRowGroups > 1;
     constexpr int kStageClocks = Layout::kCodeBytes / kWgmmaFirstBytesPerClock;
+    if (waits) group_sync(kWgmmaFirstBarrier, 64);
     const int64_t start = kSpaced ? clock64() : 0;
     for (int stage = -kLead; stage < stages; ++stage) {
       if (kSpaced && first && stage < Shape::kCodeStages) {

@@ -82,8 +82,9 @@ struct WgmmaArgs {
 
 // Where the parts lie in the block's shared window. The addresses are constants so that a lookup needs no addition;
 // the kernel checks that dynamic shared memory begins where they say.
-inline constexpr int kWgmmaAllBarrier = 1;    // named barriers: of the computing warpgroups (and, once, of a warp more),
-inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales (once of all that load),
+inline constexpr int kWgmmaFirstBarrier = 0;  // named barriers: of the warp that copies and the one that begins for it,
+inline constexpr int kWgmmaAllBarrier = 1;    // of the computing warpgroups, and of the warps that load scales; of these
+inline constexpr int kWgmmaScaleBarrier = 2;  // two, at first, of the one that begins, too,
 inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
 inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, from 7 on: of one group and the one before it
 inline constexpr int kWgmmaTurnThreads = 256;

@@ -66,16 +66,6 @@ __device__ inline void cluster_sync() {
   QBITS_WGMMA_ASM("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" :: : "memory");
 }
 
-// A barrier among `threads` threads of the block.
-__device__ inline void group_sync(int id, int threads) {
-  QBITS_WGMMA_ASM("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-
-// Counts this thread in without waiting.
-__device__ inline void group_arrive(int id, int threads) {
-  QBITS_WGMMA_ASM("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-
 template <int kRegisters>
 __device__ void take_registers() {
   QBITS_WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));

@@ -154,15 +154,15 @@ struct WgmmaScaleLoader {
     }
   }
 
-  // The first scales begin to come before barriers are there.
-  bool barriers_there = false;
+  bool may_load = false;
 
-  __device__ void wait_for_barriers() {
-    if (!barriers_there) group_sync(kWgmmaScaleBarrier, 128);
-    barriers_there = true;
+  // For barriers, and an L1 without lines that are too old.
+  __device__ void wait_to_load() {
+    if (!may_load) group_sync(kWgmmaScaleBarrier, kWgmmaScaleThreads + 32);
+    may_load = true;
   }
 
-  // The map of double quantization comes while they do.
+  // The map of double quantization comes while the first scales do.
   float nested[256 / kWgmmaScaleThreads];
   bool nested_stored = true;
 
@@ -290,11 +290,11 @@ struct WgmmaScaleLoader {
       if (thread % 32 == 0) barrier_arrive(window + Layout::kFull + ring.slot * 8);
       ring.advance();
     };
+    wait_to_load();
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (i * kVectorStages < stages) start(i * kVectorStages, ahead[i]);
     }
-    wait_for_barriers();
     for (int stage = 0; stage < stages; stage += kAhead * kVectorStages) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
@@ -352,11 +352,11 @@ struct WgmmaScaleLoader {
       ring.advance();
     };
     // A stage's registers keep their names: moving them would wait for the loads.
+    wait_to_load();
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (args.wide_groups && i < stages) start(i, ahead[i]);
     }
-    wait_for_barriers();
     for (int stage = 0; stage < stages; stage += kAhead) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {

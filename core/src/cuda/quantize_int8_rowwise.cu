@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(threads_of(kOutliers, kKept), resident(kOutlie
   const int parts = quantizer.parts();
   uint8_t* const marks = kMarks ? args.marks + blockIdx.x * args.mark_pitch : nullptr;
   // A barrier whose number is not constant would keep other blocks from the multiprocessor.
-  const auto wait = [&] { kGroups ? barrier_sync(1 + group, args.group) : __syncthreads(); };
+  const auto wait = [&] { kGroups ? group_sync(1 + group, args.group) : __syncthreads(); };
   const auto encode = [&](int64_t row, uint32_t largest) {
     const uint32_t all = group_max(largest, wait, thread / 32, args.group / 32, magnitudes[group]);
     quantizer.encode(row, finite_scale(all));
