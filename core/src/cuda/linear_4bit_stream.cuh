@@ -91,6 +91,7 @@ __device__ void stream_multiply(const Block& block) {
   constexpr int kSlotChunks = Block::kSlotChunks;
   constexpr int kWarpSlots = Block::kWarpSlots;
   constexpr bool kShares = Block::kShares;
+  constexpr bool kFillsLate = !kAffine && !kShares;  // the table; as registers allow
   // Chunks whose products are under way, so that none waits for one before: as registers allow.
   constexpr int kAtOnce = kShares && kChunk == 32 ? 1 : 4;
   constexpr bool kKeepsXSums = kAffine && kWarpSlots * kColumnTiles <= 2;  // as registers allow
@@ -103,12 +104,15 @@ __device__ void stream_multiply(const Block& block) {
   const int slot = block.warp % args.parts * kWarpSlots;  // the first
   const int row = block.warp / args.parts * 16 + g;
 
-  if constexpr (!kAffine) stream_fill_table(block);
-  if constexpr (!Block::kIsGrouped) {
+  if constexpr (Block::kIsGrouped) {
+    if constexpr (!kAffine) {
+      stream_fill_table(block);
+      group_sync(Block::kTableBarrier, args.warps * 32);
+    }
+  } else {
+    if (!kAffine && !(kFillsLate && args.early)) stream_fill_table(block);
     if (!args.early) wait_for_kernels_before();
     block.wait_to_read();
-  } else if constexpr (!kAffine) {
-    group_sync(Block::kTableBarrier, args.warps * 32);
   }
 
   const uint32_t lane_table = lane_of_table(shared_address(dynamic_shared()) - kSharedBase, lane);
@@ -167,7 +171,10 @@ __device__ void stream_multiply(const Block& block) {
       load_x(0, x);
       sum_x();
     }
-    if constexpr (!Block::kIsGrouped && !kAffine) group_sync(Block::kTableBarrier, args.warps * 32);
+    if constexpr (!Block::kIsGrouped && !kAffine) {
+      if (kFillsLate && args.early) stream_fill_table(block);  // while x comes
+      group_sync(Block::kTableBarrier, args.warps * 32);
+    }
     // has_slot(s) says which slots a phase has: best a constant, for branches keep the instructions of slots apart.
     const auto multiply = [&](auto has_slot) {
       for (int tile = run.first; tile < run.last; tile += run.stride) {
@@ -294,13 +301,15 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   using Block = StreamBlock<kColumnTiles, kChunk, kAffine, kGrouped, kWarpSlots, kPhased>;
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
-  // Warps begin with what each can do, and wait for no more than they need: one for all barriers and the L1.
-  if (service == 1) {
-    stream_init_barriers<Block>(args);
-    if constexpr (!kGrouped) group_arrive(Block::kCodesBarrier, 64);
+  // Warps begin with what each can do, and wait for no more than they need.
+  if (service == 0) stream_init_barriers<Block>(args);
+  const auto allow_to_read = [&] {
+    if (service != 1) return;
     if (args.early) drop_l1();
     if constexpr (!kGrouped) group_arrive(Block::kReadBarrier, Block::readers(args));
-  }
+  };
+  constexpr bool kGivesFirst = Block::kShares && !kGrouped;  // registers, for which those that multiply wait
+  if constexpr (!kGivesFirst) allow_to_read();
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
     if (args.early) {
@@ -311,10 +320,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     }
   }
   const Block block(args);
-  if (service == 0) {
-    if constexpr (!kGrouped) group_sync(Block::kCodesBarrier, 64);
-    block.expect_splits();
-  }
+  if (service == 0) block.expect_splits();
   if (args.splits > 1) cluster_arrive();
   if constexpr (kGrouped) __syncthreads();
   const auto wait_for_cluster = [&] {
@@ -323,6 +329,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   };
   if (block.warp < 0) {
     if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
+    if constexpr (kGivesFirst) allow_to_read();
     const auto wait = [] {
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -333,6 +340,11 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.early) wait();   // for it writes
     }
     if (service == 0) {
+      if constexpr (kColumnTiles == 1 && !kGrouped) {
+        group_arrive(Block::kReadBarrier, Block::readers(args));
+      } else {
+        block.wait_to_read();  // lest codes come before x
+      }
       stream_copy_codes<Block>(block);
       wait_for_cluster();
     } else if (service == 1) {

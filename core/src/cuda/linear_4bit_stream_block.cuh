@@ -175,13 +175,11 @@ struct StreamBlock {
   int stage_bytes;
   int stages_offset;
 
-  // Named barriers: of the warps that multiply, once their table is there; of the warp that copies codes and the one
-  // that begins for all, once barriers are; and of this one and those that read from memory, once they may, which for
-  // experts comes before all else.
+  // Named barriers: of the warps that multiply, once their table is there; and of all, once barriers are there and the
+  // L1 has no lines that are too old, which with experts comes before all else.
   static constexpr int kTableBarrier = 1;
-  static constexpr int kCodesBarrier = 2;
-  static constexpr int kReadBarrier = 3;
-  __device__ static int readers(const StreamArgs& a) { return (a.warps + 3) * 32; }
+  static constexpr int kReadBarrier = 2;
+  __device__ static int readers(const StreamArgs& a) { return (a.warps + Linear4bitStream::kServiceWarps) * 32; }
   __device__ void wait_to_read() const {
     if constexpr (!kGrouped) group_sync(kReadBarrier, readers(args));
   }

@@ -117,6 +117,9 @@ void set_wgmma_weight(WgmmaArgs& wgmma, const Weight4bitArgs& weight, DType dtyp
   wgmma.first_row = static_cast<int>(plan.first);
   wgmma.sharers = plan.sharers;
   wgmma.schedule = linear_4bit_wgmma_schedule(plan, wgmma.m, wgmma.outputs, wgmma.depth);
+  // Codes pass through the L2 once, and would push out sums that blocks leave there for one another.
+  const bool leaves = wgmma.schedule.m_tiles == 1 && wgmma.schedule.shared_units > 0;
+  wgmma.code_policy = leaves ? kEvictFirst : kEvictNormal;
   wgmma.workspace = workspace;
   wgmma.nonce = next_nonce();
   wgmma.wide_groups = weight.cols % 64 == 0 && weight.block_size % 64 == 0;

@@ -32,16 +32,6 @@ __device__ void init_barriers(uint32_t window, int sharers) {
   barrier_init_fence();
 }
 
-// Brings the kernel's arguments, which the launch before had elsewhere, into the cache that constants are read through:
-// who comes to need them does so one after the other.
-__device__ inline void touch_arguments(const WgmmaArgs& args) {
-  const uint32_t* const words = reinterpret_cast<const uint32_t*>(&args);
-  uint32_t all = 0;
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(WgmmaArgs) / 4); i += 16) all |= words[i];
-  asm volatile("" ::"r"(all));
-}
-
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(const __grid_constant__ WgmmaArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -57,35 +47,34 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
 
   constexpr bool kShares = !Shape::kGrouped && Shape::kDepthGroups == 1;  // tiles may be shared
   const bool shares_x = Shape::kMayShareX && args.sharers > 1;
+  const bool at_once = Shape::kGrouped || shares_x;  // offsets are read; the other block's barriers are arrived at
   // From the start to the first product 4000 clocks pass, half of them before memory is asked for anything. So warps
-  // begin with what each can do, and wait for no more than they need: one for all barriers, the L1, descriptors.
+  // begin with what each can do, and wait for no more than they need.
+  if (block_warp == 4) {
+    if (elected) init_barriers<Shape>(window, args.sharers);
+    __syncwarp();
+    if (!at_once) {
+      group_arrive(kWgmmaFirstBarrier, 64);
+      group_arrive(kWgmmaScaleBarrier, 128);
+    }
+  }
   if (warpgroup > 0) {
     if (Shape::kLookedUp && tid - 128 < 256) fill_table(window + Layout::kTable, args.values, tid - 128);
   } else if (warp == 1) {
     if (elected) {
-      init_barriers<Shape>(window, args.sharers);
       prefetch_map(&args.codes);
       prefetch_map(&args.x.whole);
     }
-    touch_arguments(args);
     __syncwarp();
-  }
-  const bool at_once = Shape::kGrouped || shares_x;  // offsets are read; the other block's barriers are arrived at
-  constexpr int kComputeAndOne = Shape::kComputeThreads + 32;
-  if (at_once) {
-    if (args.early && warpgroup == 0 && warp == 1) drop_l1();
-    if (shares_x) {
-      cluster_sync();
-    } else {
-      __syncthreads();
-    }
-  } else if (warpgroup > 0) {
-    group_sync(kWgmmaAllBarrier, kComputeAndOne);
-  } else if (warp == 1) {
-    group_arrive(kWgmmaFirstBarrier, 64);
-    group_arrive(kWgmmaAllBarrier, kComputeAndOne);
     if (args.early) drop_l1();
-    group_arrive(kWgmmaScaleBarrier, kWgmmaScaleThreads + 32);
+    if (!at_once) group_sync(kWgmmaScaleBarrier, 128);
+  }
+  if (shares_x) {
+    cluster_sync();
+  } else if (Shape::kGrouped) {
+    __syncthreads();
+  } else if (warpgroup > 0) {
+    group_sync(kWgmmaAllBarrier, Shape::kComputeThreads);
   }
 
   // Calls f(segment, tile, begin) for each part of a tile that this block computes, from `begin` of the depth. Of

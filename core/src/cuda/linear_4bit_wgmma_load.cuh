@@ -36,17 +36,15 @@ struct WgmmaLoader {
     int x_rows = args.x.box_rows(m0);
     if (shares_x && m0 + Shape::kColumns / 2 < args.m) x_rows += args.x.box_rows(m0 + Shape::kColumns / 2);
     const int stage_x_bytes = x_rows * (Shape::kStageSteps * kWgmmaStepDepth * 2);
-    // The weight's codes pass through the L2 once, and would push out sums that blocks leave there for one another.
-    const uint64_t policy = args.schedule.m_tiles == 1 && args.schedule.shared_units() > 0 ? kEvictFirst : kEvictNormal;
     // Copies that every block starts at once come in together, late: where products wait for codes most, those of the
     // first ring are given time to arrive.
     constexpr bool kSpaced = Shape::kColumns <= 64 && Shape::kRowGroups > 1;
     constexpr int kStageClocks = Layout::kCodeBytes / kWgmmaFirstBytesPerClock;
     if (waits) group_sync(kWgmmaFirstBarrier, 64);
-    const int64_t start = kSpaced ? clock64() : 0;
+    const int start = kSpaced ? clock() : 0;
     for (int stage = -kLead; stage < stages; ++stage) {
-      if (kSpaced && first && stage < Shape::kCodeStages) {
-        while (clock64() - start < int64_t{stage} * kStageClocks) {
+      if (kSpaced && first && stage > 0 && stage < Shape::kCodeStages) {
+        while (static_cast<int>(clock()) - start < stage * kStageClocks) {
         }
       }
       const int ahead = stage + kLead;
@@ -57,7 +55,7 @@ struct WgmmaLoader {
         if (elected) {
           barrier_arrive_expecting(codes_full, Layout::kCodeBytes + (Shape::kCodesApart ? 0 : stage_x_bytes));
           copy_box(window + Layout::kCodes + slot * Layout::kCodeBytes, &args.codes, (k + ahead * kStepK) / 2,
-                   n + ahead * kStepN, codes_full, policy);
+                   n + ahead * kStepN, codes_full, args.code_policy);
         }
         if constexpr (Shape::kCodesApart) ring.codes.advance();
       }

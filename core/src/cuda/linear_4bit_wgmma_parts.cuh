@@ -59,6 +59,7 @@ struct WgmmaShape {
 struct WgmmaArgs {
   TileMaps x;
   CUtensorMap codes;
+  uint64_t code_policy;  // of the L2
   const void* bias;
   void* out;
   int64_t m;
@@ -82,9 +83,9 @@ struct WgmmaArgs {
 
 // Where the parts lie in the block's shared window. The addresses are constants so that a lookup needs no addition;
 // the kernel checks that dynamic shared memory begins where they say.
-inline constexpr int kWgmmaFirstBarrier = 0;  // named barriers: of the warp that copies and the one that begins for it,
-inline constexpr int kWgmmaAllBarrier = 1;    // of the computing warpgroups, and of the warps that load scales; of these
-inline constexpr int kWgmmaScaleBarrier = 2;  // two, at first, of the one that begins, too,
+inline constexpr int kWgmmaFirstBarrier = 0;  // named barriers: of the warp that copies and the one it waits for,
+inline constexpr int kWgmmaAllBarrier = 1;    // of the computing warpgroups,
+inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales, and at first of the two they wait for,
 inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
 inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, from 7 on: of one group and the one before it
 inline constexpr int kWgmmaTurnThreads = 256;

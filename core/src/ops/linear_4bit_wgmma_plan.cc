@@ -24,14 +24,14 @@ struct Tile {
 };
 
 constexpr double kLaunch = 1.7;            // from launch to the first product
-constexpr double kNextLaunch = 1.5;        // to follow another launch
+constexpr double kNextLaunch = 2.5;        // to follow another launch
 constexpr double kCluster[] = {1.3, 2.0};  // for the blocks of a cluster of 2, of 4 to add their sums
 constexpr double kWideCluster = 0.6;       // and more where tiles are wide
 constexpr double kShareX = 0.98;           // what a tile of blocks that share x takes of that of one alone
-constexpr double kPairs = 1.5;             // for two clusters to hear of each other
+constexpr double kPairs = 2.7;             // for two clusters to hear of each other
 constexpr double kSharing = 2.0;           // for the sums of shared tiles that a block has, and for each share of one,
-constexpr double kShare = 0.65;            // to hear of it,
-constexpr double kShareBytes = 74'000;     // and a microsecond to leave and take so much
+constexpr double kShare = 0.55;            // to hear of it,
+constexpr double kShareBytes = 100'000;    // and a microsecond to leave and take so much
 constexpr double kWideApart = 1.43;        // a stage of wide tiles that do not keep step,
 constexpr double kApart = 1.15;            // and by how much it is slower where they are apart in depth and share no x
 

@@ -29,7 +29,10 @@ struct WgmmaSchedule {
   int blocks = 0;
   int splits = 1;    // blocks of a cluster that share its one tile; > 1: no tiles are whole or shared otherwise
   int clusters = 1;  // that share a tile; > 1 only where splits are
-  // What is divided by, as with_divisors sets it.
+  // What follows from these, as with_divisors sets it: log2 of a tile's blocks in clusters, the units that are shared,
+  // and what is divided by.
+  int part_shift = 0;
+  int shared_units = 0;
   Divisor by_group{};   // tiles of kWgmmaGroupTiles m tiles,
   Divisor by_last{};    // and the m tiles of the last group, if they are fewer
   Divisor by_units{};   // of a tile
@@ -43,14 +46,14 @@ struct WgmmaSchedule {
     s.by_last = divisor((m_tiles + kWgmmaGroupTiles - 1) % kWgmmaGroupTiles + 1);
     s.by_units = divisor(units);
     s.by_blocks = divisor(blocks);
-    s.by_shared = divisor(shared_units());
+    s.part_shift = splits * clusters / 2;  // of 1, 2 or 4
+    s.shared_units = (m_tiles * row_tiles - whole_tiles) * units;
+    s.by_shared = divisor(s.shared_units);
     return s;
   }
 
-  constexpr int shared_units() const { return (m_tiles * row_tiles - whole_tiles) * units; }
-
   // The first shared unit of a block.
-  constexpr int begin(int block) const { return by_blocks.divide(shared_units() * block).quotient; }
+  constexpr int begin(int block) const { return by_blocks.divide(shared_units * block).quotient; }
 
   constexpr int block_of(int unit) const { return by_shared.divide((unit + 1) * blocks - 1).quotient; }
 
@@ -70,7 +73,10 @@ struct WgmmaSchedule {
   };
 
   constexpr Position position(int tile) const {
-    if (m_tiles == 1) return {0, tile};
+    if (m_tiles <= kWgmmaGroupTiles) {
+      const Divisor::Result at = by_last.divide(tile);
+      return {at.rest, at.quotient};
+    }
     const Divisor::Result in = by_group.divide(tile);
     const int above = in.quotient * kWgmmaGroupTiles;
     if (m_tiles - above >= kWgmmaGroupTiles) return {above + in.rest % kWgmmaGroupTiles, in.rest / kWgmmaGroupTiles};
@@ -84,15 +90,14 @@ struct WgmmaSchedule {
 // which run already or have. One place calls f, for kernels have its body there.
 template <class F>
 constexpr void for_each_segment(const WgmmaSchedule& s, int block, const F& f) {
-  const int parts = s.splits * s.clusters;  // 1, 2 or 4
-  const int shift = parts / 2;
-  const int part = block & (parts - 1);
+  const int shift = s.part_shift;
+  const int part = block & ((1 << shift) - 1);
   int whole = block >> shift;
   // Of the shared units, [begin, finish) are the rest of a tile that other blocks begin.
   int begin = 0;
   int finish = 0;
   int end = 0;
-  if (s.shared_units() > 0) {
+  if (s.shared_units > 0) {
     begin = s.begin(block);
     end = s.begin(block + 1);
     const int over = s.by_units.divide(begin).rest;
