@@ -303,13 +303,10 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
   // Warps begin with what each can do, and wait for no more than they need.
   if (service == 0) stream_init_barriers<Block>(args);
-  const auto allow_to_read = [&] {
-    if (service != 1) return;
+  if (service == 1) {
     if (args.early) drop_l1();
-    if constexpr (!kGrouped) group_arrive(Block::kReadBarrier, Block::readers(args));
-  };
-  constexpr bool kGivesFirst = Block::kShares && !kGrouped;  // registers, for which those that multiply wait
-  if constexpr (!kGivesFirst) allow_to_read();
+    if constexpr (!Block::kTogether) group_arrive(Block::kReadBarrier, Block::readers(args));
+  }
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
     if (args.early) {
@@ -322,14 +319,13 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   const Block block(args);
   if (service == 0) block.expect_splits();
   if (args.splits > 1) cluster_arrive();
-  if constexpr (kGrouped) __syncthreads();
+  if constexpr (Block::kTogether) __syncthreads();
   const auto wait_for_cluster = [&] {
     __syncwarp();  // what waits is a whole warp
     if (args.splits > 1) cluster_wait();
   };
   if (block.warp < 0) {
     if constexpr (Block::kShares) give_registers<Linear4bitStream::service_registers(kAffine, kGrouped)>();
-    if constexpr (kGivesFirst) allow_to_read();
     const auto wait = [] {
       wait_for_kernels_before();
       let_next_kernel_start();
@@ -340,7 +336,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.early) wait();   // for it writes
     }
     if (service == 0) {
-      if constexpr (kColumnTiles == 1 && !kGrouped) {
+      if constexpr (kColumnTiles == 1 && !Block::kTogether) {
         group_arrive(Block::kReadBarrier, Block::readers(args));
       } else {
         block.wait_to_read();  // lest codes come before x

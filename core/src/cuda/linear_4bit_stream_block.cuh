@@ -175,13 +175,16 @@ struct StreamBlock {
   int stage_bytes;
   int stages_offset;
 
+  // Whether all warps wait for one another before they read from memory: with experts, whose offsets say what, and where
+  // registers change hands, which was faster.
+  static constexpr bool kTogether = kGrouped || kShares;
   // Named barriers: of the warps that multiply, once their table is there; and of all, once barriers are there and the
-  // L1 has no lines that are too old, which with experts comes before all else.
+  // L1 has no lines that are too old.
   static constexpr int kTableBarrier = 1;
   static constexpr int kReadBarrier = 2;
   __device__ static int readers(const StreamArgs& a) { return (a.warps + Linear4bitStream::kServiceWarps) * 32; }
   __device__ void wait_to_read() const {
-    if constexpr (!kGrouped) group_sync(kReadBarrier, readers(args));
+    if constexpr (!kTogether) group_sync(kReadBarrier, readers(args));
   }
 
   __device__ explicit StreamBlock(const StreamArgs& a)
