@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import quantiles
 
 
@@ -63,6 +63,23 @@ class Cell:
         for name, times in samples.items():
             low, middle, high = quantiles(times, n=4, method="inclusive")
             self.times[name], self.spreads[name] = middle, (high - low) / middle
+
+    def for_bound(self, bound: Bound) -> Cell:
+        """A cell of that bound alone, with the contenders it compares."""
+        names = (bound.contender, *bound.of)
+
+        def own(values: dict) -> dict:
+            return {name: values[name] for name in names if name in values}
+
+        return replace(
+            self,
+            name=f"{self.name} {bound.contender}",
+            bounds=[bound],
+            times=own(self.times),
+            errors=own(self.errors),
+            spreads=own(self.spreads),
+            deviations=own(self.deviations),
+        )
 
     @property
     def share(self) -> float | None:

@@ -48,7 +48,7 @@ def _calls(run: Run, shape: targets.Shape, made: dict[str, Product | Unavailable
 
 
 def formats(run: Run) -> Iterator[Cell]:
-    """Double-quantized scales, fp4 and affine int4 (bfloat16 scale and zero: as many bytes) beside nf4."""
+    """Double-quantized scales, fp4 and affine int4 (bfloat16 scale and zero: as many bytes) beside nf4, a cell each."""
     kinds: dict[str, Callable[[Tensor], Product]] = {
         "nf4": products.qbits,
         "nf4 double": functools.partial(products.qbits, double_quant=True),
@@ -60,7 +60,8 @@ def formats(run: Run) -> Iterator[Cell]:
         weight = random_weight(n, k)
         made = run.make({name: functools.partial(make, weight) for name, make in kinds.items()})
         for m in run.rows(targets.FORMAT_ROWS):
-            yield _cell(run, "formats", (n, k, m), bounds, made)
+            measured = _cell(run, "formats", (n, k, m), bounds, made)
+            yield from map(measured.for_bound, bounds)
 
 
 def random_weight(*shape: int) -> Tensor:

@@ -92,6 +92,14 @@ def test_bound_of_another_contender():
     assert not Bound("nf4 double/nf4", "ratio", 1.05, ("nf4",), "nf4 double").met(cell)
 
 
+def test_a_cell_of_one_bound_has_what_that_compares():
+    bounds = [Bound(f"{name}/nf4", "ratio", 1.0, ("nf4",), name) for name in ("fp4", "int4")]
+    cell = Cell("formats", "M=1", bounds, times={"nf4": 10, "fp4": 9}, errors={"int4": "ImportError: no such module"})
+    fp4, int4 = map(cell.for_bound, bounds)
+    assert (fp4.name, fp4.bounds, fp4.times, fp4.errors, fp4.met) == ("M=1 fp4", bounds[:1], cell.times, {}, True)
+    assert (int4.name, int4.times, int4.errors, int4.met) == ("M=1 int4", {"nf4": 10}, cell.errors, False)
+
+
 def test_an_error_fails_a_cell_whose_bounds_are_met():
     cell = linear_cell(30, humming=40, gemlite=50)
     assert cell.met
