@@ -66,7 +66,7 @@ class Cell:
 
     def for_bound(self, bound: Bound) -> Cell:
         """A cell of that bound alone, with the contenders it compares."""
-        names = (bound.contender, *bound.of)
+        names = (*bound.of, bound.contender)
 
         def own(values: dict) -> dict:
             return {name: values[name] for name in names if name in values}
