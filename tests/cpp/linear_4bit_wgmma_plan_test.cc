@@ -16,8 +16,8 @@ namespace {
 
 constexpr Linear4bitProblem kProblem = {.block_size = 64, .n = 4096, .k = 4096, .m = 256};
 
-// Each unit of each tile belongs to one block, which leaves its sums of one tile at most, first of all, and adds those of
-// others to one at most, last of all.
+// Each unit of each tile belongs to one block, which leaves its sums of one tile at most, first of all, and adds those
+// of others to one at most, last of all.
 void ExpectEverythingOnce(const WgmmaSchedule& s) {
   const int tiles = s.m_tiles * s.row_tiles;
   ASSERT_LE(tiles - s.whole_tiles, 2 * s.blocks);

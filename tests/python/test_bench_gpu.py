@@ -94,10 +94,17 @@ def test_bound_of_another_contender():
 
 def test_a_cell_of_one_bound_has_what_that_compares():
     bounds = [Bound(f"{name}/nf4", "ratio", 1.0, ("nf4",), name) for name in ("fp4", "int4")]
-    cell = Cell("formats", "M=1", bounds, times={"nf4": 10, "fp4": 9}, errors={"int4": "ImportError: no such module"})
+    errors = {"int4": "ImportError: no such module"}
+    cell = Cell("formats", "M=1", bounds, times={"nf4": 10, "fp4": 9}, errors=errors)
     fp4, int4 = map(cell.for_bound, bounds)
-    assert (fp4.name, fp4.bounds, fp4.times, fp4.errors, fp4.met) == ("M=1 fp4", bounds[:1], cell.times, {}, True)
-    assert (int4.name, int4.times, int4.errors, int4.met) == ("M=1 int4", {"nf4": 10}, cell.errors, False)
+    assert (fp4.name, fp4.bounds, fp4.times, fp4.errors, fp4.met) == (
+        "M=1 fp4",
+        bounds[:1],
+        cell.times,
+        {},
+        True,
+    )
+    assert (int4.name, int4.times, int4.errors, int4.met) == ("M=1 int4", {"nf4": 10}, errors, False)
 
 
 def test_an_error_fails_a_cell_whose_bounds_are_met():

@@ -175,8 +175,8 @@ struct StreamBlock {
   int stage_bytes;
   int stages_offset;
 
-  // Whether all warps wait for one another before they read from memory: with experts, whose offsets say what, and where
-  // registers change hands, which was faster.
+  // Whether all warps wait for one another before they read from memory: with experts, whose offsets say what, and
+  // where registers change hands, which was faster.
   static constexpr bool kTogether = kGrouped || kShares;
   // Named barriers: of the warps that multiply, once their table is there; and of all, once barriers are there and the
   // L1 has no lines that are too old.

@@ -26,8 +26,7 @@ struct WgmmaLoader {
 
   // Of x from row m0 and column `begin` on, of the weight from element (n, k) on. Codes that are apart lead. `first`:
   // the ring has not been filled before. `waits`: for barriers.
-  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first,
-                              bool waits) const {
+  __device__ void load_stages(Ring& ring, int m0, int begin, int n, int k, int stages, bool first, bool waits) const {
     constexpr int kLead = Shape::kCodeStages - Shape::kStages;
     const bool shares_x = Shape::kMayShareX && args.sharers > 1;
     const int share = shares_x ? static_cast<int>(cluster_rank()) * (Shape::kColumns / 2) : 0;
