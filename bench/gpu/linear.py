@@ -48,7 +48,7 @@ def _calls(run: Run, shape: targets.Shape, made: dict[str, Product | Unavailable
 
 
 def formats(run: Run) -> Iterator[Cell]:
-    """A cell for each format beside nf4: double-quantized, fp4, int4 (bfloat16 scale, zero: as many bytes)."""
+    """A cell for each beside nf4: double-quantized, fp4, int4 (bfloat16 scale and zero: as many bytes)."""
     kinds: dict[str, Callable[[Tensor], Product]] = {
         "nf4": products.qbits,
         "nf4 double": functools.partial(products.qbits, double_quant=True),
