@@ -50,6 +50,9 @@ void ExpectEverythingOnce(const WgmmaSchedule& s) {
     if (tile < s.whole_tiles) continue;
     EXPECT_EQ(owners[tile].front(), s.first_block(tile));
     EXPECT_EQ(owners[tile].back(), s.last_block(tile));
+    for (int block = s.first_block(tile); block <= s.last_block(tile); ++block) {  // whom the last waits for
+      EXPECT_TRUE(std::ranges::count(owners[tile], block) > 0) << "tile " << tile << ", block " << block;
+    }
   }
 }
 

@@ -302,7 +302,10 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   const int service = stream_warp() + Linear4bitStream::kServiceWarps;
   if (!kAffine && (shared_address(dynamic_shared()) - kSharedBase) % 0x10000 != 0) __trap();
   // Warps begin with what each can do, and wait for no more than they need.
-  if (service == 0) stream_init_barriers<Block>(args);
+  if (service == 0) {
+    stream_init_barriers<Block>(args);
+    if constexpr (!Block::kTogether) group_arrive(Block::kSumsBarrier, 64);
+  }
   if (service == 1) {
     if (args.early) drop_l1();
     if constexpr (!Block::kTogether) group_arrive(Block::kReadBarrier, Block::readers(args));
@@ -332,6 +335,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     };
     if (!args.early) wait();
     if (service == 1) {
+      if constexpr (!Block::kTogether) group_sync(Block::kSumsBarrier, 64);
       stream_bring_map(block);  // once, for two copies of it cost registers
       if (args.early) wait();   // for it writes
     }

@@ -21,7 +21,6 @@ struct WgmmaComputer {
   using Layout = WgmmaLayout<Shape>;
   using Ring = RingPlace<Shape::kCodeUnits, Shape::kUnits, Shape::kCodesApart>;
   static constexpr int kSums = Shape::kColumns / 2;
-  static constexpr int kComputeThreads = Shape::kComputeThreads;
   static constexpr bool kSumsScaled = Shape::kDecode == WgmmaDecode::Sums;
   static constexpr bool kTurns = Shape::kTurns;
   static constexpr int kStageSteps = Shape::kStageSteps;

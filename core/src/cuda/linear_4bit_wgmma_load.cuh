@@ -39,11 +39,12 @@ struct WgmmaLoader {
     // first ring are given time to arrive.
     constexpr bool kSpaced = Shape::kColumns <= 64 && Shape::kRowGroups > 1;
     constexpr int kStageClocks = Layout::kCodeBytes / kWgmmaFirstBytesPerClock;
+    __syncwarp();
     if (waits) group_sync(kWgmmaFirstBarrier, 64);
-    const int start = kSpaced ? clock() : 0;
+    const uint32_t start = kSpaced ? static_cast<uint32_t>(clock()) : 0;
     for (int stage = -kLead; stage < stages; ++stage) {
       if (kSpaced && first && stage > 0 && stage < Shape::kCodeStages) {
-        while (static_cast<int>(clock()) - start < stage * kStageClocks) {
+        while (static_cast<uint32_t>(clock()) - start < static_cast<uint32_t>(stage * kStageClocks)) {
         }
       }
       const int ahead = stage + kLead;

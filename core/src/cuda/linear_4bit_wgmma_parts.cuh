@@ -68,7 +68,8 @@ struct WgmmaArgs {
   int first_row;           // of those, the first of this launch
   WgmmaSchedule schedule;  // where blocks share x, of two tiles of weight rows and two blocks for each one
   int sharers;             // of x: blocks of a cluster, with a tile each
-  void* workspace;         // of shared tiles: a flag for each block, 16 bytes apart, then the sums of each
+  void* workspace;         // of shared tiles: a flag for each block, 16 bytes apart, then the sums of each; of pairs of
+                           // clusters: counts, then sums
   uint64_t nonce;          // the value of a flag that is set, of this launch alone
   bool wide_groups;        // scales change every 64 elements of a row at most
   int scale_count;         // scales of 256 (the gradient: 128) elements of a row, if one load brings them, else 0

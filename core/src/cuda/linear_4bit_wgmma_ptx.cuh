@@ -9,8 +9,8 @@
 
 #include "cuda/linear_4bit_ptx.cuh"
 
-// The instructions of sm_90a that the wgmma kernels are made of: mbarriers, bulk tensor copies. For other
-// targets, where no plan chooses those kernels, they compile to nothing.
+// The instructions of sm_90a that the wgmma kernels are made of: mbarriers, bulk copies of tensors and others,
+// fences for them. For other targets, where no plan chooses those kernels, they compile to nothing.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define QBITS_WGMMA_ASM(...) asm volatile(__VA_ARGS__)

@@ -138,6 +138,7 @@ std::vector<WgmmaPlan> timed_plans(const Linear4bitProblem& p, bool transposed) 
       shared.whole_tiles = whole_waves * p.sm_count;
       shared.shared_tiles = tiles - shared.whole_tiles;
       if (whole_waves < 0 || shared.shared_tiles == 0 || units == 1) return;
+      if (shared.shared_tiles * units < shared.blocks) return;  // each has a share, for the last waits for all
       if ((shared.shared_tiles * units + 1) * (shared.blocks + 1) > kMaxInt32) return;
       shared.workspace_bytes = shared.blocks * (tile_bytes + 16);
       const double share_units = static_cast<double>(ceil_div(shared.shared_tiles * units, shared.blocks));
