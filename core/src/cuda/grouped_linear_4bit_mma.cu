@@ -14,7 +14,7 @@ void run_mma(const GroupedLinear4bitArgs& args, const Linear4bitPlan& plan, Stre
                     .split_depth = plan.split_depth,
                     .splits = plan.splits,
                     .stages = plan.stages,
-                    .codebook = operand_codebook<T>(args.weight),
+                    .codebook = sums_codebook<T>(args.weight),
                     .weight = make_view(args.weight),
                     .rows = args.n(),
                     .offsets = args.offsets,

@@ -15,7 +15,7 @@ void run_mma(const Linear4bitArgs& args, const Linear4bitPlan& plan, Stream stre
                     .split_depth = plan.split_depth,
                     .splits = plan.splits,
                     .stages = plan.stages,
-                    .codebook = operand_codebook<T>(args.weight),
+                    .codebook = sums_codebook<T>(args.weight),
                     .weight = make_view(args.weight),
                     .rows = args.weight.rows};
   args.weight.is_affine() ? launch_linear_4bit_mma<T, kIsa, true>(mma, plan, stream)

@@ -167,10 +167,9 @@ __global__ void __launch_bounds__(kMmaThreads, (MmaLayout<kIsa, kTile, kChunk, k
     // The two values of each byte, best 32 times over: every lane has a bank of its own. The first element of a pair
     // is the high nibble of the byte and the low half of the operand.
     constexpr int kVectors = kLutCopies / 4;
-    const uint32_t pair = args.codebook.values[tid >> 4] | static_cast<uint32_t>(args.codebook.values[tid & 15]) << 16;
+    const uint4 pairs = lane_pairs(args.codebook.values[tid >> 4], args.codebook.values[tid & 15]);
     for (int i = 0; i < kVectors; ++i) {
-      reinterpret_cast<uint4*>(table)[tid * kVectors + ((i + tid) & (kVectors - 1))] =
-          make_uint4(pair, pair, pair, pair);
+      reinterpret_cast<uint4*>(table)[tid * kVectors + ((i + tid) & (kVectors - 1))] = pairs;
     }
     if (!kAffine && w.nested_absmax != nullptr) nested_code[tid] = w.nested_code[tid];
   }

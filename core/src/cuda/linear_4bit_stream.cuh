@@ -53,16 +53,9 @@ __device__ void stream_order_x(uint32_t (&x)[kColumnTiles][32]) {
   }
 }
 
-// The two values of each byte, 32 times over: every lane has a bank of its own. The first element of a pair is the high
-// nibble of the byte and the low half of the operand.
 template <class Block>
 __device__ void stream_fill_table(const Block& block) {
-  const uint32_t value = block.args.codebook.values[block.lane % 16];
-  for (int i = block.warp * 32 + block.lane; i < 256 * 8; i += block.args.warps * 32) {
-    const int byte = i / 8;
-    const uint32_t pair = __shfl_sync(~0U, value, byte >> 4) | __shfl_sync(~0U, value, byte & 15) << 16;
-    *reinterpret_cast<uint4*>(dynamic_shared() + byte * kTablePitch + i % 8 * 16) = make_uint4(pair, pair, pair, pair);
-  }
+  fill_table(block.args.codebook.values, block.warp * 32 + block.lane, block.args.warps * 32);
 }
 
 // Codes of a lane: its quarters of kCount chunks of row g, and of row g + 8.
@@ -353,6 +346,11 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     } else {
       stream_bring_any_scales<T, Block, kChunk, kAffine>(block, service - 2);
       wait_for_cluster();
+    }
+    // These two only arrived where others wait, and stay until that is over: of warps that are gone it is not said that
+    // they count there.
+    if constexpr (!Block::kTogether) {
+      if (service < 2) group_sync(Block::kSumsBarrier, 64);
     }
   } else {
     if constexpr (Block::kShares) take_registers<Linear4bitStream::multiply_registers(kAffine, kGrouped)>();

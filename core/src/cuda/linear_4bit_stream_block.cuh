@@ -79,7 +79,7 @@ struct StreamAffineCodes {
 // What codes are looked up in, and the factor of all sums.
 template <class T>
 OperandCodebook stream_codebook(const Weight4bitArgs& weight) {
-  if (!weight.is_affine()) return operand_codebook<T>(weight);
+  if (!weight.is_affine()) return sums_codebook<T>(weight);
   OperandCodebook book{};
   book.factor = 1 / StreamAffineCodes<T>::kUnit;
   return book;
@@ -179,7 +179,8 @@ struct StreamBlock {
   // where registers change hands, which was faster.
   static constexpr bool kTogether = kGrouped || kShares;
   // Named barriers: of the warps that multiply, once their table is there; of all, once barriers are there and the L1
-  // has no lines that are too old; and of the warp that adds sums and the one that initializes what it waits for.
+  // has no lines that are too old; and of the warp that adds sums and the one that initializes what it waits for, which
+  // also end together.
   static constexpr int kTableBarrier = 1;
   static constexpr int kReadBarrier = 2;
   static constexpr int kSumsBarrier = 3;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cuda/linear_4bit_codebook.cuh"
 #include "cuda/linear_4bit_ptx.cuh"
 #include "ops/linear_4bit_plan.h"
 
@@ -15,6 +16,19 @@ inline constexpr uint32_t kSharedBase = 1024;
 
 inline constexpr int kTableLine = Linear4bitTable::kLine;
 inline constexpr int kTablePitch = Linear4bitTable::kPitch;
+
+// Value pairs of the 256 bytes, the high nibble first, for 32 lanes: no two lanes share a bank. By whole warps, of
+// `threads` threads, at the beginning of dynamic shared memory.
+__device__ inline void fill_table(const uint32_t (&values)[16], int thread, int threads) {
+  const uint32_t own = values[thread % 16];
+  for (int byte = thread; byte < 256; byte += threads) {
+    const uint4 pairs = lane_pairs(__shfl_sync(~0U, own, byte >> 4), __shfl_sync(~0U, own, byte & 15));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      *reinterpret_cast<uint4*>(dynamic_shared() + byte * kTablePitch + ((i + byte) & 7) * 16) = pairs;
+    }
+  }
+}
 
 // The window's address with the lane's bank: look_up's offset but for the byte, which comes to bits 8 to 15.
 __device__ inline uint32_t lane_of_table(uint32_t window, int lane) { return window | static_cast<uint32_t>(lane) * 4; }

@@ -66,10 +66,13 @@ OperandCodebook fraction_codebook(const Format& format) {
 }
 
 OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaDecode decode) {
-  const bool as_x = decode != WgmmaDecode::Weights;
-  if (dtype == DType::BFloat16 && as_x) return operand_codebook<__nv_bfloat16>(weight);
-  if (dtype == DType::BFloat16 || as_x || weight.is_affine()) return operand_codebook<__half>(weight);
-  return fraction_codebook(*weight.format);
+  const bool half = dtype == DType::Float16;
+  if (decode != WgmmaDecode::Weights) {
+    return half ? sums_codebook<__half>(weight) : sums_codebook<__nv_bfloat16>(weight);
+  }
+  if (weight.is_affine()) return sums_codebook<__half>(weight);
+  if (half) return fraction_codebook(*weight.format);
+  return operand_codebook<__half>(fitted<fit_operand<kSignificandBits<__half>>>(*weight.format));
 }
 
 // A number that hardly any launch before had, and that what lies in memory by chance does not equal; never 0.

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     }
   }
   if (warpgroup > 0) {
-    if (Shape::kLookedUp && tid - 128 < 256) fill_table(window + Layout::kTable, args.values, tid - 128);
+    if (Shape::kLookedUp) fill_table(args.values, tid - 128, Shape::kComputeThreads);
   } else if (warp == 1) {
     if (elected) {
       prefetch_map(&args.codes);

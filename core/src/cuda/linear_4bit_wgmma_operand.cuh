@@ -14,14 +14,6 @@ inline constexpr float kFractionShift = 4.0F;  // of fractions: a power of two, 
 template <class T>
 inline constexpr float kZeroShift = std::is_same_v<T, __half> ? 1.0F / 512 : 1.0F / 64;
 
-// Value pairs of the 256 bytes, the high nibble first, repeated for 32 lanes: no two lanes share a bank.
-__device__ inline void fill_table(uint32_t table, const uint32_t (&values)[16], int byte) {
-  const uint32_t pair = values[byte >> 4] | values[byte & 15] << 16;
-  for (int i = 0; i < 8; ++i) {
-    store_shared(table + byte * kTablePitch + ((i + byte) & 7) * 16, make_uint4(pair, pair, pair, pair));
-  }
-}
-
 // Sums of affine codes: a zero, shifted, as two negative numbers of T, the first in the high half. Added to a code the
 // first is exact where the zero is under 2^(significand bits) - 16, for both are multiples of a power of two by which
 // their sum is under 2^(significand bits); so that the second rounds the code less the zero once. A zero that is a

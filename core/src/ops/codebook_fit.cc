@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 namespace qbits {
 namespace {
@@ -11,16 +13,33 @@ namespace {
 using Entries = std::array<double, 16>;
 
 constexpr int kCandidates = 4096;
-// Weights of a block, by its absmax in their standard deviations, and how much they count: normal ones of blocks of 16
-// to 4096 (about 1.7 to 3.7), those of 32 and 64 most, and heavier tails.
+constexpr int kTried = 256;  // of those, whose nearest values err least
+constexpr int kReach = 2;    // places by which two entries move at once
+// Weights of a block: normal ones, by its absmax and their mean in standard deviations, and how much they count: those
+// of blocks of 16 to 4096 (absmax 1.6 to 3.7) most, and heavier tails.
 struct Weights {
   double absmax;
+  double mean;
   double counts;
 };
-constexpr std::array<Weights, 7> kWeights = {{{1.6, 0.2}, {2, 2}, {2.5, 2}, {3, 1}, {3.7, 1}, {5, 1}, {7, 0.1}}};
-constexpr double kUniformCounts = 0.5;  // all codes equally likely
-// The square of the mean error counts as in a sum of 4096 products with activations of one sign, half normal.
-constexpr double kSumLength = 4096 * 2 / 3.14159265;
+constexpr std::array<Weights, 15> kWeights = {{{1.6, 0, 0.5},
+                                               {2, 0, 2},
+                                               {2.5, 0, 2},
+                                               {3, 0, 2},
+                                               {3.7, 0, 2},
+                                               {5, 0, 1},
+                                               {7, 0, 1},
+                                               {10, 0, 0.5},
+                                               {15, 0, 0.3},
+                                               {2.5, 0.1, 0.5},
+                                               {2.5, -0.1, 0.5},
+                                               {2, 0.1, 0.5},
+                                               {2, -0.1, 0.5},
+                                               {3.5, 0.1, 0.5},
+                                               {3.5, -0.1, 0.5}}};
+constexpr double kUniformCounts = 1;  // uniform ones, and all codes equally likely
+// The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal.
+constexpr double kSumLength = 8192 * 2 / 3.14159265;
 
 // What a number that is rounded to `bits` is a multiple of.
 double step_of(double v, int bits) {
@@ -29,8 +48,10 @@ double step_of(double v, int bits) {
   return std::ldexp(1.0, exponent - bits);
 }
 
-// Probability of each entry being nearest to a normal weight over its block's absmax.
-Entries probabilities(std::span<const float> codebook, double absmax) {
+// Probability of each entry being nearest to a weight over its block's absmax, which is below v with
+// `probability_below`.
+template <class F>
+Entries probabilities(std::span<const float> codebook, const F& probability_below) {
   std::array<int, 16> order{};
   std::iota(order.begin(), order.end(), 0);
   std::ranges::stable_sort(order, {}, [&](int i) { return codebook[i]; });
@@ -38,79 +59,89 @@ Entries probabilities(std::span<const float> codebook, double absmax) {
   double below = 0;
   for (int rank = 0; rank < 16; ++rank) {
     double up_to = 1;
-    if (rank < 15) {
-      const double threshold = (double{codebook[order[rank]]} + codebook[order[rank + 1]]) / 2;
-      up_to = (1 + std::erf(threshold * absmax / std::sqrt(2.0))) / 2;
-    }
+    if (rank < 15) up_to = probability_below((double{codebook[order[rank]]} + codebook[order[rank + 1]]) / 2);
     p[order[rank]] = up_to - below;
     below = up_to;
   }
   return p;
 }
 
-// The cost of the errors of all entries, a quadratic form: of each kind of weights the mean square of the error and,
-// kSumLength times, the square of its mean, relative to the mean square of the weights.
+// What becomes of an entry of which so many of the places are raised: the mean of the error and of its square.
+struct Choice {
+  double mean;
+  double square;
+};
+using Choices = std::array<std::array<Choice, kFitPlaces + 1>, 16>;  // of a fit that dithers nothing, the first two
+using Chosen = std::array<int, 16>;
+
+// The cost of the errors of all entries: of each kind of weights the mean square of the error and, kSumLength times,
+// the square of its mean, relative to the mean square of the weights.
 class Cost {
  public:
   explicit Cost(std::span<const float> codebook) {
-    Entries uniform{};
-    uniform.fill(1.0 / 16);
-    add(codebook, uniform, kUniformCounts);
-    for (const Weights& w : kWeights) add(codebook, probabilities(codebook, w.absmax), w.counts);
+    Entries equal{};
+    equal.fill(1.0 / 16);
+    add(codebook, equal, kUniformCounts);
+    add(codebook, probabilities(codebook, [](double v) { return std::clamp((1 + v) / 2, 0.0, 1.0); }), kUniformCounts);
+    for (const Weights& w : kWeights) {
+      const auto below = [&](double v) { return (1 + std::erf((v * w.absmax - w.mean) / std::sqrt(2.0))) / 2; };
+      add(codebook, probabilities(codebook, below), w.counts);
+    }
   }
 
-  double of(const Entries& error) const {
+  double of_squares(const Choices& choices, const Chosen& chosen) const {
     double cost = 0;
-    for (int i = 0; i < 16; ++i) cost += error[i] * slope(error, i);
+    for (int i = 0; i < 16; ++i) cost += squares_[i] * choices[i][chosen[i]].square;
     return cost;
   }
 
-  // Moves errors by at most one step of theirs, one or two at a time, while that lowers the cost.
-  void descend(Entries& error, const Entries& step) const {
+  // Takes other choices, for one or two entries at a time, while that lowers the cost, which it returns.
+  double descend(const Choices& choices, int count, Chosen& chosen) const {
     struct Move {
       int entry = -1;
-      int sign = 0;
+      int to = 0;
     };
-    std::array<int, 16> moved{};
-    double last = of(error);
+    Entries mean{};
+    for (int i = 0; i < 16; ++i) mean[i] = choices[i][chosen[i]].mean;
+    double cost = of_squares(choices, chosen);
+    for (int i = 0; i < 16; ++i) cost += mean[i] * slope(mean, i);
     while (true) {
-      std::array<Entries, 2> single{};  // the change of the cost by one step down, and up
-      for (int i = 0; i < 16; ++i) {
-        const double along = slope(error, i);
-        for (const int sign : {-1, 1}) {
-          single[sign > 0][i] = 2 * sign * step[i] * along + step[i] * step[i] * form_[i][i];
-        }
-      }
-      const auto may = [&](Move m) { return step[m.entry] > 0 && std::abs(moved[m.entry] + m.sign) <= 1; };
-      double best = -1e-6 * last;
+      std::array<std::array<double, kFitPlaces + 1>, 16> shift{};   // of the mean, by each choice,
+      std::array<std::array<double, kFitPlaces + 1>, 16> change{};  // and of the cost
+      double best = -1e-9 * cost;
       std::array<Move, 2> moves{};
       for (int i = 0; i < 16; ++i) {
-        for (const int sign : {-1, 1}) {
-          const Move first{i, sign};
-          if (!may(first)) continue;
-          if (single[sign > 0][i] < best) {
-            best = single[sign > 0][i];
-            moves = {first, Move{}};
+        const double along = slope(mean, i);
+        for (int to = 0; to < count; ++to) {
+          const double d = choices[i][to].mean - mean[i];
+          shift[i][to] = d;
+          change[i][to] =
+              squares_[i] * (choices[i][to].square - choices[i][chosen[i]].square) + d * (2 * along + d * means_[i][i]);
+          if (change[i][to] < best) {
+            best = change[i][to];
+            moves = {Move{i, to}, Move{}};
           }
-          for (int j = 0; j < i; ++j) {
-            for (const int other : {-1, 1}) {
-              const Move second{j, other};
-              const double change =
-                  single[sign > 0][i] + single[other > 0][j] + 2 * sign * other * step[i] * step[j] * form_[i][j];
-              if (change >= best || !may(second)) continue;
-              best = change;
-              moves = {first, second};
+        }
+        for (int j = 0; j < i; ++j) {
+          for (int to = std::max(chosen[i] - kReach, 0); to <= std::min(chosen[i] + kReach, count - 1); ++to) {
+            const double both = 2 * shift[i][to] * means_[i][j];
+            for (int other = std::max(chosen[j] - kReach, 0); other <= std::min(chosen[j] + kReach, count - 1);
+                 ++other) {
+              const double sum = change[i][to] + change[j][other] + both * shift[j][other];
+              if (sum >= best) continue;
+              best = sum;
+              moves = {Move{i, to}, Move{j, other}};
             }
           }
         }
       }
-      if (moves[0].entry < 0) return;
+      if (moves[0].entry < 0) return cost;
       for (const Move& m : moves) {
         if (m.entry < 0) continue;
-        error[m.entry] += m.sign * step[m.entry];
-        moved[m.entry] += m.sign;
+        mean[m.entry] = choices[m.entry][m.to].mean;
+        chosen[m.entry] = m.to;
       }
-      last += best;
+      cost += best;
     }
   }
 
@@ -120,56 +151,95 @@ class Cost {
     for (int i = 0; i < 16; ++i) power += p[i] * codebook[i] * codebook[i];
     if (power == 0) return;
     for (int i = 0; i < 16; ++i) {
-      form_[i][i] += counts / power * p[i];
-      for (int j = 0; j < 16; ++j) form_[i][j] += counts / power * kSumLength * p[i] * p[j];
+      squares_[i] += counts / power * p[i];
+      for (int j = 0; j < 16; ++j) means_[i][j] += counts / power * kSumLength * p[i] * p[j];
     }
   }
 
-  // Half of the slope of the cost along an entry.
-  double slope(const Entries& error, int i) const {
+  // Half of the slope of the means' cost along an entry.
+  double slope(const Entries& mean, int i) const {
     double sum = 0;
-    for (int j = 0; j < 16; ++j) sum += form_[i][j] * error[j];
+    for (int j = 0; j < 16; ++j) sum += means_[i][j] * mean[j];
     return sum;
   }
 
-  std::array<Entries, 16> form_{};
+  Entries squares_{};
+  std::array<Entries, 16> means_{};
 };
+
+// shift + codebook * c, between the two numbers next to each entry. Zero stays zero.
+class Candidate {
+ public:
+  Candidate(std::span<const float> codebook, double shift, int bits, int places, double c, const Cost& cost) {
+    for (int i = 0; i < 16; ++i) {
+      if (codebook[i] == 0) continue;
+      const double v = shift + codebook[i] * c;
+      const double step = std::copysign(step_of(v, bits), v);
+      const double lower = std::trunc(v / step) * step;
+      const double part = (v - lower) / step;
+      below[i] = (lower - shift) / c;
+      unit[i] = step / c;
+      for (int k = 0; k <= places; ++k) {
+        const double raised = static_cast<double>(k) / places;
+        choices[i][k] = {(raised - part) * unit[i],
+                         (raised * (1 - part) * (1 - part) + (1 - raised) * part * part) * unit[i] * unit[i]};
+      }
+      if (part > 0.5) nearest[i] = places;
+    }
+    least = cost.of_squares(choices, nearest);
+  }
+
+  Entries below{};  // of the two numbers the one nearer to 0, as a value of the codebook,
+  Entries unit{};   // and how far the other is, away from 0
+  Choices choices{};
+  Chosen nearest{};
+  double least;  // that any choices cost
+};
+
+FittedCodebook fit(std::span<const float> codebook, double shift, int bits, int places) {
+  const Cost cost(codebook);
+  const auto candidate_of = [&](double c) { return Candidate(codebook, shift, bits, places, c, cost); };
+  std::vector<std::pair<double, double>> multipliers;  // with the least that each costs
+  for (int i = 0; i < kCandidates; ++i) {
+    const double c = 1 + static_cast<double>(i) / kCandidates;
+    multipliers.emplace_back(candidate_of(c).least, c);
+  }
+  std::ranges::sort(multipliers);
+  multipliers.resize(kTried);
+  double best = std::numeric_limits<double>::infinity();
+  FittedCodebook fitted{};
+  for (const auto& [least, c] : multipliers) {
+    if (least >= best) break;
+    const Candidate candidate = candidate_of(c);
+    Chosen chosen = candidate.nearest;
+    const double all = cost.descend(candidate.choices, places + 1, chosen);
+    if (all >= best) continue;
+    best = all;
+    fitted.factor = static_cast<float>(1 / c);
+    fitted.exact = true;
+    for (int i = 0; i < 16; ++i) {
+      const double value = candidate.below[i] + (chosen[i] == places ? candidate.unit[i] : 0.0);
+      fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>(value * c);
+      fitted.raised[i] = chosen[i] % places;
+      const double error = std::sqrt(candidate.choices[i][chosen[i]].square);
+      fitted.exact &= error <= 0x1p-23 * std::abs(codebook[i]);
+    }
+  }
+  return fitted;
+}
 
 }  // namespace
 
 FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
-  return fit_codebook_shifted(codebook, 0, significand_bits);
+  return fit(codebook, 0, significand_bits, 1);
 }
 
-// The multiplier c in [1, 2), and shift + codebook * c rounded up or down, that err least; 0 stays 0.
 FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
-  const Cost cost(codebook);
-  double least = std::numeric_limits<double>::infinity();
-  FittedCodebook fitted{};
-  for (int candidate = 0; candidate < kCandidates; ++candidate) {
-    const double c = 1 + static_cast<double>(candidate) / kCandidates;
-    Entries error{};
-    Entries steps{};
-    for (int i = 0; i < 16; ++i) {
-      if (codebook[i] == 0) continue;
-      const double v = shift + codebook[i] * c;
-      const double unit = step_of(v, significand_bits);
-      const double nearest = std::nearbyint(v / unit) * unit;
-      error[i] = (nearest - v) / c;
-      steps[i] = step_of(nearest, significand_bits) / c;
-    }
-    cost.descend(error, steps);
-    const double all = cost.of(error);
-    if (all >= least) continue;
-    least = all;
-    for (int i = 0; i < 16; ++i) {
-      fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>((codebook[i] + error[i]) * c);
-    }
-    fitted.factor = static_cast<float>(1 / c);
-    fitted.exact = true;
-    for (int i = 0; i < 16; ++i) fitted.exact &= std::abs(error[i]) <= 0x1p-23 * std::abs(codebook[i]);
-  }
-  return fitted;
+  return fit(codebook, shift, significand_bits, 1);
+}
+
+FittedCodebook fit_codebook_dithered(std::span<const float> codebook, int significand_bits) {
+  return fit(codebook, 0, significand_bits, kFitPlaces);
 }
 
 }  // namespace qbits

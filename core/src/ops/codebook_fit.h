@@ -11,15 +11,20 @@
 
 namespace qbits {
 
+// Of neighbouring weights of a row, how many may differ in the values of their codes.
+inline constexpr int kFitPlaces = 8;
+
 // A 16-entry codebook rounded for a matrix unit: codebook[i] is close to values[i] * factor, where each value
-// fits a significand of `significand_bits` bits.
+// fits a significand of `significand_bits` bits. Where the value is dithered, raised[i] of kFitPlaces weights have the
+// next such number away from 0 instead.
 struct FittedCodebook {
   std::array<float, 16> values;
+  std::array<int, 16> raised;
   float factor;
   bool exact;  // to float32's rounding
 };
 
-// Rounding c * codebook with a well-chosen c in [1, 2), some entries away from the nearest, errs less than rounding
+// Rounding c * codebook with a well-chosen c in [1, 2), some entries up and some down, errs less than rounding
 // each dequantized weight, and 1 / c joins the scales, which stay in float32. Minimizes, over weights drawn from normal
 // distributions of several widths and over codes that are equally likely, the mean square of the error plus the square
 // of its mean, which alone grows with the length of a sum of products when activations do not average to zero.
@@ -28,9 +33,18 @@ QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int signi
 // The same where shift + value is what has `significand_bits` bits.
 QBITS_API FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits);
 
+// The same with values that may be dithered: a few are, by which means cancel for nearly any weights, so that c can be
+// the one whose numbers lie nearest.
+QBITS_API FittedCodebook fit_codebook_dithered(std::span<const float> codebook, int significand_bits);
+
 template <int kSignificandBits>
 FittedCodebook fit_operand(std::span<const float> codebook) {
   return fit_codebook(codebook, kSignificandBits);
+}
+
+template <int kSignificandBits>
+FittedCodebook fit_sums(std::span<const float> codebook) {
+  return fit_codebook_dithered(codebook, kSignificandBits);
 }
 
 // kFit of a format's codebook, which takes milliseconds: of the format table's once, of others where another came last.

@@ -57,9 +57,9 @@ struct WgmmaSchedule {
 
   constexpr int block_of(int unit) const { return by_shared.divide((unit + 1) * blocks - 1).quotient; }
 
-  // The blocks that share a tile. The last one adds the sums of those before it, who leave them, one share each.
+  // The first of the blocks that share a tile. The last one adds the sums of those before it, who leave them, one share
+  // each.
   constexpr int first_block(int tile) const { return block_of((tile - whole_tiles) * units); }
-  constexpr int last_block(int tile) const { return block_of((tile - whole_tiles + 1) * units - 1); }
 
   // Whether other blocks, of other clusters, have a share in it.
   constexpr bool is_shared(const WgmmaSegment& s) const { return splits == 1 && s.last - s.first < units; }
