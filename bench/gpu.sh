@@ -101,7 +101,7 @@ stage() {
 touch "$work/stages.tsv"
 stage install 40
 # The tests share the GPU, the bench has it for itself.
-stage cpp 200 &
+stage cpp 260 &
 stage pytest 260
 wait
 stage bench 260

@@ -30,18 +30,19 @@ double value_of(const FittedCodebook& fit, int code, bool raised, int bits) {
   return v + std::copysign(std::ldexp(1.0, exponent - bits), v);
 }
 
-TEST(CodebookFit, ValuesAreRoundedEntries) {
+TEST(FitCodebook, ValuesAreRoundedEntries) {
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
     for (const auto& [bits, dtype] : {std::pair(8, DType::BFloat16), std::pair(11, DType::Float16)}) {
-      for (const bool dithered : {false, true}) {
-        const FittedCodebook fit = dithered ? fit_codebook_dithered(f.codebook, bits) : fit_codebook(f.codebook, bits);
+      for (const CodebookFit purpose : {CodebookFit::Weights, CodebookFit::Sums}) {
+        const FittedCodebook fit = fit_codebook(f.codebook, bits, purpose);
         EXPECT_GT(fit.factor, 0.5F);
         EXPECT_LE(fit.factor, 1.0F);
         for (int i = 0; i < 16; ++i) {
           EXPECT_EQ(std::signbit(fit.values[i]), std::signbit(f.codebook[i])) << f.name << i;
           EXPECT_GE(fit.raised[i], 0);
-          EXPECT_LT(fit.raised[i], dithered ? kFitPlaces : 1);
+          EXPECT_LT(fit.raised[i], kFitPlaces);
+          EXPECT_TRUE(purpose == CodebookFit::Sums || fit.raised[i] % 2 == 0) << f.name << i;
           for (const bool raised : {false, fit.raised[i] > 0}) {
             // Rounded to one of the two numbers of so many bits beside it.
             const auto value = static_cast<float>(value_of(fit, i, raised, bits));
@@ -96,7 +97,7 @@ Errors errors_of(const Format& f, const FittedCodebook& fit, int block, const Dr
 // Products of weights that were bfloat16, so that the greatest of each block is rounded without error. Results are
 // rounded, too. `alike` bounds their error over that of rounded weights, `one_sign` the same where 16,384 activations
 // have one sign, by which means add up.
-TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16AtMost) {
+TEST(FitCodebook, ErrsAsRoundedWeightsOfBFloat16AtMost) {
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform(-1, 1);
@@ -116,10 +117,11 @@ TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16AtMost) {
   };
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    const FittedCodebook fit = fit_codebook_dithered(f.codebook, 8);
+    const FittedCodebook fit = fit_codebook(f.codebook, 8, CodebookFit::Sums);
     for (const Kind& kind : kinds) {
       for (const int block : {32, 64, 128, 256, 1024, 4096}) {
-        if (kind.name == std::string_view("heavy tails") && block > 256) continue;  // hardly a weight is far from 0 then
+        if (kind.name == std::string_view("heavy tails") && block > 256)
+          continue;  // hardly a weight is far from 0 then
         const Errors e = errors_of(f, fit, block, kind.draw);
         const auto ratio = [&](double length) {
           const double means = e.fitting_mean * e.fitting_mean * length * 2 / 3.14159265;
@@ -132,42 +134,43 @@ TEST(CodebookFit, ErrsAsRoundedWeightsOfBFloat16AtMost) {
   }
 }
 
-TEST(CodebookFit, SaysWhichCodebooksBFloat16Holds) {
-  EXPECT_TRUE(fit_codebook_dithered(format("fp4").codebook, 8).exact);
-  EXPECT_FALSE(fit_codebook_dithered(format("nf4").codebook, 8).exact);
+TEST(FitCodebook, SaysWhichCodebooksBFloat16Holds) {
+  EXPECT_TRUE(fit_codebook(format("fp4").codebook, 8, CodebookFit::Sums).exact);
+  EXPECT_FALSE(fit_codebook(format("nf4").codebook, 8, CodebookFit::Sums).exact);
   std::array<float, 16> levels{};
   for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(i - 8) / 8;
-  EXPECT_TRUE(fit_codebook_dithered(levels, 8).exact);
+  EXPECT_TRUE(fit_codebook(levels, 8, CodebookFit::Sums).exact);
   for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i - 15) / 15;
-  EXPECT_TRUE(fit_codebook_dithered(levels, 8).exact);
+  EXPECT_TRUE(fit_codebook(levels, 8, CodebookFit::Sums).exact);
   levels[3] += 0x1p-12F;
-  EXPECT_FALSE(fit_codebook_dithered(levels, 8).exact);
+  EXPECT_FALSE(fit_codebook(levels, 8, CodebookFit::Sums).exact);
 }
 
-TEST(CodebookFit, IsKeptForEachFormat) {
+TEST(FitCodebook, IsKeptForEachFormat) {
+  constexpr auto kFit = fit_operand<8, CodebookFit::Sums>;
   const Format& fp4 = format("fp4");
-  EXPECT_EQ(fitted<fit_operand<8>>(fp4).values, fit_codebook(fp4.codebook, 8).values);
-  const Format& nf4 = format("nf4");
-  EXPECT_EQ(fitted<fit_sums<8>>(nf4).values, fit_codebook_dithered(nf4.codebook, 8).values);
-  EXPECT_EQ(fitted<fit_sums<8>>(nf4).raised, fit_codebook_dithered(nf4.codebook, 8).raised);
+  for (const Format* f : {&fp4, &format("nf4")}) {
+    EXPECT_EQ(fitted<kFit>(*f).values, kFit(f->codebook).values);
+    EXPECT_EQ(fitted<kFit>(*f).raised, kFit(f->codebook).raised);
+  }
   // Others', whose codebook may change in place, one of zeros too.
   std::array<float, 16> levels{};
   Format other = fp4;
   other.codebook = levels;
   for (const float step : {0.0F, 0.1F, 0.0F}) {
     for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(i) * step;
-    const FittedCodebook want = fit_codebook(levels, 8);
-    const FittedCodebook& kept = fitted<fit_operand<8>>(other);
+    const FittedCodebook want = kFit(levels);
+    const FittedCodebook& kept = fitted<kFit>(other);
     EXPECT_EQ(kept.values, want.values) << step;
     EXPECT_EQ(kept.factor, want.factor) << step;
     EXPECT_EQ(kept.exact, want.exact) << step;
   }
 }
 
-TEST(CodebookFit, ShiftedValuesAreFractionsThatErrFarLessThanBFloat16) {
+TEST(FitCodebook, ShiftedValuesAreFractionsThatErrFarLessThanBFloat16) {
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    const FittedCodebook fit = fit_codebook_shifted(f.codebook, 4.0F, 16);
+    const FittedCodebook fit = fit_codebook(f.codebook, 16, CodebookFit::Weights, 4.0F);
     for (int i = 0; i < 16; ++i) {
       EXPECT_EQ(std::fmod(fit.values[i], 1.0F / 16384), 0.0F) << f.name << i;
       EXPECT_NEAR(fit.values[i] * fit.factor, f.codebook[i], 1.0F / 8192) << f.name << i;
@@ -192,11 +195,13 @@ double ErrorOverRounding(std::span<const float> codebook, const FittedCodebook& 
 }
 
 // What joins the one rounding of a scaled weight: with 0.4 of it products err 1.04 times as much, 1.05 being the bound.
-TEST(CodebookFit, CodesErrLessThanScaledWeightsAreRounded) {
+TEST(FitCodebook, CodesErrLessThanScaledWeightsAreRounded) {
   for (const Format& f : formats()) {
     if (f.codebook.size() != 16) continue;
-    const double bfloat16 = ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11), DType::BFloat16);
-    const double float16 = ErrorOverRounding(f.codebook, fit_codebook_shifted(f.codebook, 4.0F, 16), DType::Float16);
+    const double bfloat16 =
+        ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 11, CodebookFit::Weights), DType::BFloat16);
+    const double float16 =
+        ErrorOverRounding(f.codebook, fit_codebook(f.codebook, 16, CodebookFit::Weights, 4.0F), DType::Float16);
     EXPECT_LT(bfloat16, 0.15) << f.name;
     EXPECT_LT(float16, 0.4) << f.name;
     RecordProperty(std::string(f.name),

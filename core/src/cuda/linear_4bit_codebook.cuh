@@ -20,7 +20,8 @@ inline constexpr int kSignificandBits = std::is_same_v<T, __half> ? 11 : 8;
 
 // The value of each code of a format as bits of T, in the lower half, and the factor by which the true values are
 // smaller. Bits 16 + t + 4 h tell the places where the next number away from 0 stands for a dithered one: the first (h
-// 0) or second of a pair, in the lanes t modulo 4. Whatever part of a row those lanes have, it is an eighth.
+// 0) or second of a pair, in the lanes t modulo 4: an eighth of a row each, and where lanes go along columns, of two
+// columns.
 struct OperandCodebook {
   uint32_t values[16];
   float factor = 1.0F;
@@ -43,7 +44,9 @@ OperandCodebook operand_codebook(const FittedCodebook& fit) {
 // For products of T that are scaled in float32.
 template <class T>
 OperandCodebook sums_codebook(const Weight4bitArgs& weight) {
-  if (!weight.is_affine()) return operand_codebook<T>(fitted<fit_sums<kSignificandBits<T>>>(*weight.format));
+  if (!weight.is_affine()) {
+    return operand_codebook<T>(fitted<fit_operand<kSignificandBits<T>, CodebookFit::Sums>>(*weight.format));
+  }
   FittedCodebook codes{.factor = 1.0F};
   for (int code = 0; code < 16; ++code) codes.values[code] = static_cast<float>(code) - kAffineCentre;
   return operand_codebook<T>(codes);

@@ -297,11 +297,17 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   // Warps begin with what each can do, and wait for no more than they need.
   if (service == 0) {
     stream_init_barriers<Block>(args);
-    if constexpr (!Block::kTogether) group_arrive(Block::kSumsBarrier, 64);
+    if constexpr (!Block::kTogether) {
+      group_arrive(Block::kSumsBarrier, 64);
+      group_arrive(Block::kScaleBarrier, 128);
+    }
   }
   if (service == 1) {
     if (args.early) drop_l1();
-    if constexpr (!Block::kTogether) group_arrive(Block::kReadBarrier, Block::readers(args));
+    if constexpr (!Block::kTogether) {
+      group_arrive(Block::kReadBarrier, Block::readers(args));
+      group_arrive(Block::kScaleBarrier, 128);
+    }
   }
   if constexpr (kGrouped) {
     // What there is to do only offsets say, which kernels before this one may write.
@@ -346,11 +352,6 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     } else {
       stream_bring_any_scales<T, Block, kChunk, kAffine>(block, service - 2);
       wait_for_cluster();
-    }
-    // These two only arrived where others wait, and stay until that is over: of warps that are gone it is not said that
-    // they count there.
-    if constexpr (!Block::kTogether) {
-      if (service < 2) group_sync(Block::kSumsBarrier, 64);
     }
   } else {
     if constexpr (Block::kShares) take_registers<Linear4bitStream::multiply_registers(kAffine, kGrouped)>();

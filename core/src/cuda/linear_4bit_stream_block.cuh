@@ -178,15 +178,19 @@ struct StreamBlock {
   // Whether all warps wait for one another before they read from memory: with experts, whose offsets say what, and
   // where registers change hands, which was faster.
   static constexpr bool kTogether = kGrouped || kShares;
-  // Named barriers: of the warps that multiply, once their table is there; of all, once barriers are there and the L1
-  // has no lines that are too old; and of the warp that adds sums and the one that initializes what it waits for, which
-  // also end together.
+  // Named barriers: of the warps that multiply, once their table is there; of those and of the warps that bring scales,
+  // once barriers are there and the L1 has no lines that are too old; and of the warp that adds sums and the one that
+  // initializes what it waits for. Of none are all warps of the block: synccheck wants them all to wait then.
   static constexpr int kTableBarrier = 1;
   static constexpr int kReadBarrier = 2;
   static constexpr int kSumsBarrier = 3;
-  __device__ static int readers(const StreamArgs& a) { return (a.warps + Linear4bitStream::kServiceWarps) * 32; }
+  static constexpr int kScaleBarrier = 4;
+  __device__ static int readers(const StreamArgs& a) { return (a.warps + 2) * 32; }
   __device__ void wait_to_read() const {
     if constexpr (!kTogether) group_sync(kReadBarrier, readers(args));
+  }
+  __device__ void wait_to_read_scales() const {
+    if constexpr (!kTogether) group_sync(kScaleBarrier, 128);
   }
 
   __device__ explicit StreamBlock(const StreamArgs& a)

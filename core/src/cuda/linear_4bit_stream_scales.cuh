@@ -165,7 +165,7 @@ __device__ void stream_bring_scales(const Block& block, int turn) {
   const int row_scales = static_cast<int>(w.cols / kChunk);
   bool has_map = kKind != StreamScales::Nested;  // or need not wait for it
   StreamTurns<Block> turns(block, turn);
-  block.wait_to_read();
+  block.wait_to_read_scales();
   const float offset = kKind == StreamScales::Nested ? *w.offset : 0.0F;
   block.for_runs([&](const StreamRun& run) {
     using Place = typename StreamTurns<Block>::Place;
@@ -228,7 +228,7 @@ __device__ void stream_copy_scales(const Block& block, int turn) {
   const StreamFours<T, Block, kChunk, false> fours(block);
   const int64_t row_scales = w.cols / kChunk;
   StreamTurns<Block> turns(block, turn);
-  block.wait_to_read();
+  block.wait_to_read_scales();
   block.for_runs([&](const StreamRun& run) {
     for (auto at = turns.first(run); !turns.over(run, at); turns.advance(run, at)) {
       const int valid_rows = fours.rows(at.phase, at.tile);
@@ -253,7 +253,7 @@ __device__ void stream_bring_single_scales(const Block& block, int turn) {
   const Weight4bitView& w = block.args.weight;
   const StreamFours<T, Block, kChunk, kAffine> fours(block);
   StreamTurns<Block> turns(block, turn);
-  block.wait_to_read();
+  block.wait_to_read_scales();
   block.for_runs([&](const StreamRun& run) {
     for (auto at = turns.first(run); !turns.over(run, at); turns.advance(run, at)) {
       turns.wait();

@@ -52,15 +52,19 @@ CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMa
 }
 
 FittedCodebook fit_fractions(std::span<const float> codebook) {
-  return fit_codebook_shifted(codebook, kFractionShift, 16);
+  return fit_codebook(codebook, 16, CodebookFit::Weights, kFractionShift);
 }
 
-// For kFractions: the middle 16 bits of floats in [2, 8).
-OperandCodebook fraction_codebook(const Format& format) {
+// What weights are decoded from that are scaled each: float16, or of those for float16, kFractions.
+OperandCodebook weights_codebook(const Format& format, DType dtype) {
+  if (dtype != DType::Float16) {
+    return operand_codebook<__half>(fitted<fit_operand<kSignificandBits<__half>, CodebookFit::Weights>>(format));
+  }
   const FittedCodebook& fit = fitted<fit_fractions>(format);
-  OperandCodebook book{.factor = fit.factor};
+  OperandCodebook book = operand_codebook<__half>(fit);
   for (int i = 0; i < 16; ++i) {
-    book.values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8);
+    const uint32_t fraction = std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8 & 0xffff;
+    book.values[i] = (book.values[i] & 0xffff0000) | fraction;
   }
   return book;
 }
@@ -70,9 +74,7 @@ OperandCodebook wgmma_codebook(const Weight4bitArgs& weight, DType dtype, WgmmaD
   if (decode != WgmmaDecode::Weights) {
     return half ? sums_codebook<__half>(weight) : sums_codebook<__nv_bfloat16>(weight);
   }
-  if (weight.is_affine()) return sums_codebook<__half>(weight);
-  if (half) return fraction_codebook(*weight.format);
-  return operand_codebook<__half>(fitted<fit_operand<kSignificandBits<__half>>>(*weight.format));
+  return weight.is_affine() ? sums_codebook<__half>(weight) : weights_codebook(*weight.format, dtype);
 }
 
 // A number that hardly any launch before had, and that what lies in memory by chance does not equal; never 0.

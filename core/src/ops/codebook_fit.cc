@@ -38,8 +38,11 @@ constexpr std::array<Weights, 15> kWeights = {{{1.6, 0, 0.5},
                                                {3.5, 0.1, 0.5},
                                                {3.5, -0.1, 0.5}}};
 constexpr double kUniformCounts = 1;  // uniform ones, and all codes equally likely
-// The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal.
+// The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal. Where
+// weights are rounded afterwards its mean square hardly counts beside that, and the mean so many times as much.
 constexpr double kSumLength = 8192 * 2 / 3.14159265;
+constexpr double kRoundedLength = 16 * kSumLength;
+constexpr double kScalesOfAModel = 20;
 
 // What a number that is rounded to `bits` is a multiple of.
 double step_of(double v, int bits) {
@@ -71,14 +74,14 @@ struct Choice {
   double mean;
   double square;
 };
-using Choices = std::array<std::array<Choice, kFitPlaces + 1>, 16>;  // of a fit that dithers nothing, the first two
+using Choices = std::array<std::array<Choice, kFitPlaces + 1>, 16>;
 using Chosen = std::array<int, 16>;
 
-// The cost of the errors of all entries: of each kind of weights the mean square of the error and, kSumLength times,
-// the square of its mean, relative to the mean square of the weights.
+// The cost of the errors of all entries: of each kind of weights the mean square of the error and, `length` times, the
+// square of its mean, relative to the mean square of the weights.
 class Cost {
  public:
-  explicit Cost(std::span<const float> codebook) {
+  Cost(std::span<const float> codebook, double length) : length_(length) {
     Entries equal{};
     equal.fill(1.0 / 16);
     add(codebook, equal, kUniformCounts);
@@ -92,6 +95,25 @@ class Cost {
   double of_squares(const Choices& choices, const Chosen& chosen) const {
     double cost = 0;
     for (int i = 0; i < 16; ++i) cost += squares_[i] * choices[i][chosen[i]].square;
+    return cost;
+  }
+
+  // What the mean errors cost where scales have `bits` bits too and products are rounded to them. The same bits of a
+  // scale then round products of a code up or down, whichever way the fit has moved them, in all blocks with that
+  // scale, of which a model has some twenty. errors: of scales by turns, of each entry.
+  double of_scales(const std::vector<Entries>& errors) const {
+    double cost = 0;
+    for (const Kind& kind : kinds_) {
+      double sum = 0;
+      double squares = 0;
+      for (const Entries& error : errors) {
+        const double mean = std::inner_product(error.begin(), error.end(), kind.probabilities.begin(), 0.0);
+        sum += mean;
+        squares += mean * mean;
+      }
+      const auto count = static_cast<double>(errors.size());
+      cost += kind.counts * kSumLength * (sum * sum / (count * count) + squares / count / kScalesOfAModel);
+    }
     return cost;
   }
 
@@ -150,9 +172,10 @@ class Cost {
     double power = 0;
     for (int i = 0; i < 16; ++i) power += p[i] * codebook[i] * codebook[i];
     if (power == 0) return;
+    kinds_.push_back({p, counts / power});
     for (int i = 0; i < 16; ++i) {
       squares_[i] += counts / power * p[i];
-      for (int j = 0; j < 16; ++j) means_[i][j] += counts / power * kSumLength * p[i] * p[j];
+      for (int j = 0; j < 16; ++j) means_[i][j] += counts / power * length_ * p[i] * p[j];
     }
   }
 
@@ -163,6 +186,13 @@ class Cost {
     return sum;
   }
 
+  struct Kind {
+    Entries probabilities;
+    double counts;  // by the mean square of its weights
+  };
+
+  double length_;
+  std::vector<Kind> kinds_;
   Entries squares_{};
   std::array<Entries, 16> means_{};
 };
@@ -189,6 +219,29 @@ class Candidate {
     least = cost.of_squares(choices, nearest);
   }
 
+  // What weights err more than their codebook's where scales have `rounded_bits` bits and weights are rounded to them.
+  std::vector<Entries> rounding_errors(std::span<const float> codebook, const Chosen& chosen, int places,
+                                       int rounded_bits) const {
+    constexpr int kScales = 128;  // all of bfloat16, every eighth of float16
+    std::vector<Entries> errors(kScales);
+    for (int s = 0; s < kScales; ++s) {
+      const int scale = (kScales + s) << (rounded_bits - 8);
+      const auto rounded = [&](double v) {
+        const double unit = step_of(v * scale, rounded_bits);
+        return std::nearbyint(v * scale / unit) * unit / scale;
+      };
+      for (int i = 0; i < 16; ++i) {
+        if (codebook[i] == 0) continue;
+        const double raised = static_cast<double>(chosen[i]) / places;
+        double mean = -rounded(codebook[i]);
+        if (raised < 1) mean += (1 - raised) * rounded(below[i]);
+        if (raised > 0) mean += raised * rounded(below[i] + unit[i]);
+        errors[s][i] = mean;
+      }
+    }
+    return errors;
+  }
+
   Entries below{};  // of the two numbers the one nearer to 0, as a value of the codebook,
   Entries unit{};   // and how far the other is, away from 0
   Choices choices{};
@@ -196,8 +249,13 @@ class Candidate {
   double least;  // that any choices cost
 };
 
-FittedCodebook fit(std::span<const float> codebook, double shift, int bits, int places) {
-  const Cost cost(codebook);
+}  // namespace
+
+FittedCodebook fit_codebook(std::span<const float> codebook, int bits, CodebookFit purpose, float shift) {
+  const bool rounded = purpose == CodebookFit::Weights;
+  const int rounded_bits = shift == 0 ? 8 : 11;
+  const Cost cost(codebook, rounded ? kRoundedLength : kSumLength);
+  const int places = rounded ? kFitPlaces / 2 : kFitPlaces;
   const auto candidate_of = [&](double c) { return Candidate(codebook, shift, bits, places, c, cost); };
   std::vector<std::pair<double, double>> multipliers;  // with the least that each costs
   for (int i = 0; i < kCandidates; ++i) {
@@ -212,7 +270,8 @@ FittedCodebook fit(std::span<const float> codebook, double shift, int bits, int 
     if (least >= best) break;
     const Candidate candidate = candidate_of(c);
     Chosen chosen = candidate.nearest;
-    const double all = cost.descend(candidate.choices, places + 1, chosen);
+    double all = cost.descend(candidate.choices, places + 1, chosen);
+    if (rounded && all < best) all += cost.of_scales(candidate.rounding_errors(codebook, chosen, places, rounded_bits));
     if (all >= best) continue;
     best = all;
     fitted.factor = static_cast<float>(1 / c);
@@ -220,26 +279,12 @@ FittedCodebook fit(std::span<const float> codebook, double shift, int bits, int 
     for (int i = 0; i < 16; ++i) {
       const double value = candidate.below[i] + (chosen[i] == places ? candidate.unit[i] : 0.0);
       fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>(value * c);
-      fitted.raised[i] = chosen[i] % places;
+      fitted.raised[i] = chosen[i] % places * (kFitPlaces / places);
       const double error = std::sqrt(candidate.choices[i][chosen[i]].square);
       fitted.exact &= error <= 0x1p-23 * std::abs(codebook[i]);
     }
   }
   return fitted;
-}
-
-}  // namespace
-
-FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits) {
-  return fit(codebook, 0, significand_bits, 1);
-}
-
-FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits) {
-  return fit(codebook, shift, significand_bits, 1);
-}
-
-FittedCodebook fit_codebook_dithered(std::span<const float> codebook, int significand_bits) {
-  return fit(codebook, 0, significand_bits, kFitPlaces);
 }
 
 }  // namespace qbits

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -11,12 +12,12 @@
 
 namespace qbits {
 
-// Of neighbouring weights of a row, how many may differ in the values of their codes.
+// Of neighbouring weights, how many may differ in the values of their codes.
 inline constexpr int kFitPlaces = 8;
 
 // A 16-entry codebook rounded for a matrix unit: codebook[i] is close to values[i] * factor, where each value
-// fits a significand of `significand_bits` bits. Where the value is dithered, raised[i] of kFitPlaces weights have the
-// next such number away from 0 instead.
+// fits a significand of `significand_bits` bits. It is dithered: raised[i] of kFitPlaces weights have the next such
+// number away from 0 instead.
 struct FittedCodebook {
   std::array<float, 16> values;
   std::array<int, 16> raised;
@@ -24,27 +25,22 @@ struct FittedCodebook {
   bool exact;  // to float32's rounding
 };
 
-// Rounding c * codebook with a well-chosen c in [1, 2), some entries up and some down, errs less than rounding
-// each dequantized weight, and 1 / c joins the scales, which stay in float32. Minimizes, over weights drawn from normal
-// distributions of several widths and over codes that are equally likely, the mean square of the error plus the square
-// of its mean, which alone grows with the length of a sum of products when activations do not average to zero.
-QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits);
+// What values are fitted for.
+enum class CodebookFit : uint8_t {
+  Sums,     // products of activations, whose sums are scaled: the places are those along a row
+  Weights,  // scaled, and rounded to fewer bits; `raised` is even, for places along a row and a column
+};
 
-// The same where shift + value is what has `significand_bits` bits.
-QBITS_API FittedCodebook fit_codebook_shifted(std::span<const float> codebook, float shift, int significand_bits);
+// Rounding c * codebook with a well-chosen c in [1, 2), some entries up and some down and a few dithered, errs less
+// than rounding each dequantized weight, and 1 / c joins the scales, which stay in float32. Minimizes, over weights of
+// several distributions, the mean square of the error plus the square of its mean, which alone grows with the length of
+// a sum of products when activations do not average to zero. shift + value is what has `significand_bits` bits.
+QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits, CodebookFit purpose,
+                                      float shift = 0);
 
-// The same with values that may be dithered: a few are, by which means cancel for nearly any weights, so that c can be
-// the one whose numbers lie nearest.
-QBITS_API FittedCodebook fit_codebook_dithered(std::span<const float> codebook, int significand_bits);
-
-template <int kSignificandBits>
+template <int kSignificandBits, CodebookFit kPurpose>
 FittedCodebook fit_operand(std::span<const float> codebook) {
-  return fit_codebook(codebook, kSignificandBits);
-}
-
-template <int kSignificandBits>
-FittedCodebook fit_sums(std::span<const float> codebook) {
-  return fit_codebook_dithered(codebook, kSignificandBits);
+  return fit_codebook(codebook, kSignificandBits, kPurpose);
 }
 
 // kFit of a format's codebook, which takes milliseconds: of the format table's once, of others where another came last.
