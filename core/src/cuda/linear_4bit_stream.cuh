@@ -105,6 +105,7 @@ __device__ void stream_multiply(const Block& block) {
   } else {
     if (!kAffine && !(kFillsLate && args.early)) stream_fill_table(block);
     if (!args.early) wait_for_kernels_before();
+    if constexpr (kColumnTiles > 1 && !Block::kTogether) group_arrive(Block::kCopyBarrier, Block::copiers(args));
     block.wait_to_read();
   }
 
@@ -339,10 +340,9 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
       if (args.early) wait();   // for it writes
     }
     if (service == 0) {
-      if constexpr (kColumnTiles == 1 && !Block::kTogether) {
+      if constexpr (!Block::kTogether) {
         group_arrive(Block::kReadBarrier, Block::readers(args));
-      } else {
-        block.wait_to_read();  // lest codes come before x
+        if constexpr (kColumnTiles > 1) group_sync(Block::kCopyBarrier, Block::copiers(args));  // lest codes precede x
       }
       stream_copy_codes<Block>(block);
       wait_for_cluster();

@@ -179,13 +179,16 @@ struct StreamBlock {
   // where registers change hands, which was faster.
   static constexpr bool kTogether = kGrouped || kShares;
   // Named barriers: of the warps that multiply, once their table is there; of those and of the warps that bring scales,
-  // once barriers are there and the L1 has no lines that are too old; and of the warp that adds sums and the one that
-  // initializes what it waits for. Of none are all warps of the block: synccheck wants them all to wait then.
+  // once barriers are there and the L1 has no lines that are too old; of the warp that adds sums and the one that
+  // initializes what it waits for; and of the one that copies codes and those that ask for x. All that wait at one do
+  // so at the same place of the program: else synccheck knows nothing of those that only arrive.
   static constexpr int kTableBarrier = 1;
   static constexpr int kReadBarrier = 2;
   static constexpr int kSumsBarrier = 3;
   static constexpr int kScaleBarrier = 4;
+  static constexpr int kCopyBarrier = 5;
   __device__ static int readers(const StreamArgs& a) { return (a.warps + 2) * 32; }
+  __device__ static int copiers(const StreamArgs& a) { return (a.warps + 1) * 32; }
   __device__ void wait_to_read() const {
     if constexpr (!kTogether) group_sync(kReadBarrier, readers(args));
   }

@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     if (!at_once) {
       group_arrive(kWgmmaFirstBarrier, 64);
       group_arrive(kWgmmaScaleBarrier, 128);
+      if constexpr (kShares) group_arrive(kWgmmaTellBarrier, 64);
     }
   }
   if (warpgroup > 0) {
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     }
     __syncwarp();
     if (args.early) drop_l1();
-    if (!at_once) group_sync(kWgmmaScaleBarrier, 128);
+    if (!at_once) group_arrive(kWgmmaScaleBarrier, 128);
   }
   if (shares_x) {
     cluster_sync();
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         first = false;
       });
     } else if (warp == 1) {
+      if (kShares && !at_once) group_sync(kWgmmaTellBarrier, 64);
       if (kShares && lane == 0) {
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!leaves(s)) return;

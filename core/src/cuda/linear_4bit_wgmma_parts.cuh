@@ -87,6 +87,7 @@ struct WgmmaArgs {
 inline constexpr int kWgmmaFirstBarrier = 0;  // named barriers: of the warp that copies and the one it waits for,
 inline constexpr int kWgmmaAllBarrier = 1;    // of the computing warpgroups,
 inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales, and at first of the two they wait for,
+inline constexpr int kWgmmaTellBarrier = 10;  // of the warp that tells of sums that are left and the one it waits for,
 inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
 inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, from 7 on: of one group and the one before it
 inline constexpr int kWgmmaTurnThreads = 256;
