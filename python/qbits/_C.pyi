@@ -3,6 +3,7 @@ libqbits for Python. Private: qbits.ops and qbits.functional validate and alloca
 """
 
 import torch
+import torch.nn
 
 VERSION: str = "0.1.0"
 
