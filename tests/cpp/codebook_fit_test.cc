@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <random>
 #include <span>
 #include <string>
@@ -144,6 +145,19 @@ TEST(FitCodebook, SaysWhichCodebooksBFloat16Holds) {
   EXPECT_TRUE(fit_codebook(levels, 8, CodebookFit::Sums).exact);
   levels[3] += 0x1p-12F;
   EXPECT_FALSE(fit_codebook(levels, 8, CodebookFit::Sums).exact);
+}
+
+TEST(FitCodebook, EntriesThatAreNotFiniteStay) {
+  std::array<float, 16> levels{};
+  std::ranges::copy(format("nf4").codebook, levels.begin());
+  levels[2] = std::numeric_limits<float>::quiet_NaN();
+  levels[9] = std::numeric_limits<float>::infinity();
+  const FittedCodebook fit = fit_codebook(levels, 8, CodebookFit::Sums);
+  EXPECT_TRUE(std::isnan(fit.values[2]));
+  EXPECT_EQ(fit.values[9], levels[9]);
+  for (const int i : {0, 1, 5, 15}) EXPECT_NEAR(fit.values[i] * fit.factor, levels[i], 0.01F);
+  levels.fill(levels[2]);
+  EXPECT_TRUE(std::isnan(fit_codebook(levels, 11, CodebookFit::Weights).values[0]));
 }
 
 TEST(FitCodebook, IsKeptForEachFormat) {

@@ -251,7 +251,9 @@ class Candidate {
 
 }  // namespace
 
-FittedCodebook fit_codebook(std::span<const float> codebook, int bits, CodebookFit purpose, float shift) {
+FittedCodebook fit_codebook(std::span<const float> entries, int bits, CodebookFit purpose, float shift) {
+  std::array<float, 16> codebook{};  // entries that are not finite stay what they are
+  std::ranges::replace_copy_if(entries, codebook.begin(), [](float v) { return !std::isfinite(v); }, 0.0F);
   const bool rounded = purpose == CodebookFit::Weights;
   const int rounded_bits = shift == 0 ? 8 : 11;
   const Cost cost(codebook, rounded ? kRoundedLength : kSumLength);
@@ -278,7 +280,7 @@ FittedCodebook fit_codebook(std::span<const float> codebook, int bits, CodebookF
     fitted.exact = true;
     for (int i = 0; i < 16; ++i) {
       const double value = candidate.below[i] + (chosen[i] == places ? candidate.unit[i] : 0.0);
-      fitted.values[i] = codebook[i] == 0 ? codebook[i] : static_cast<float>(value * c);
+      fitted.values[i] = codebook[i] == 0 ? entries[i] : static_cast<float>(value * c);
       fitted.raised[i] = chosen[i] % places * (kFitPlaces / places);
       const double error = std::sqrt(candidate.choices[i][chosen[i]].square);
       fitted.exact &= error <= 0x1p-23 * std::abs(codebook[i]);
