@@ -38,10 +38,8 @@ constexpr std::array<Weights, 15> kWeights = {{{1.6, 0, 0.5},
                                                {3.5, 0.1, 0.5},
                                                {3.5, -0.1, 0.5}}};
 constexpr double kUniformCounts = 1;  // uniform ones, and all codes equally likely
-// The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal. Where
-// weights are rounded afterwards its mean square hardly counts beside that, and the mean so many times as much.
+// The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal.
 constexpr double kSumLength = 8192 * 2 / 3.14159265;
-constexpr double kRoundedLength = 16 * kSumLength;
 constexpr double kScalesOfAModel = 20;
 
 // What a number that is rounded to `bits` is a multiple of.
@@ -77,11 +75,11 @@ struct Choice {
 using Choices = std::array<std::array<Choice, kFitPlaces + 1>, 16>;
 using Chosen = std::array<int, 16>;
 
-// The cost of the errors of all entries: of each kind of weights the mean square of the error and, `length` times, the
-// square of its mean, relative to the mean square of the weights.
+// The cost of the errors of all entries: of each kind of weights the mean square of the error and, kSumLength times,
+// the square of its mean, relative to the mean square of the weights.
 class Cost {
  public:
-  Cost(std::span<const float> codebook, double length) : length_(length) {
+  explicit Cost(std::span<const float> codebook) {
     Entries equal{};
     equal.fill(1.0 / 16);
     add(codebook, equal, kUniformCounts);
@@ -175,7 +173,7 @@ class Cost {
     kinds_.push_back({p, counts / power});
     for (int i = 0; i < 16; ++i) {
       squares_[i] += counts / power * p[i];
-      for (int j = 0; j < 16; ++j) means_[i][j] += counts / power * length_ * p[i] * p[j];
+      for (int j = 0; j < 16; ++j) means_[i][j] += counts / power * kSumLength * p[i] * p[j];
     }
   }
 
@@ -191,7 +189,6 @@ class Cost {
     double counts;  // by the mean square of its weights
   };
 
-  double length_;
   std::vector<Kind> kinds_;
   Entries squares_{};
   std::array<Entries, 16> means_{};
@@ -256,7 +253,7 @@ FittedCodebook fit_codebook(std::span<const float> entries, int bits, CodebookFi
   std::ranges::replace_copy_if(entries, codebook.begin(), [](float v) { return !std::isfinite(v); }, 0.0F);
   const bool rounded = purpose == CodebookFit::Weights;
   const int rounded_bits = shift == 0 ? 8 : 11;
-  const Cost cost(codebook, rounded ? kRoundedLength : kSumLength);
+  const Cost cost(codebook);
   const int places = rounded ? kFitPlaces / 2 : kFitPlaces;
   const auto candidate_of = [&](double c) { return Candidate(codebook, shift, bits, places, c, cost); };
   std::vector<std::pair<double, double>> multipliers;  // with the least that each costs
