@@ -6,7 +6,6 @@
 #include "define.h"
 #include "init.h"
 #include "input.h"
-#include "layer_call.h"
 #include "matrix.h"
 #include "onlookers.h"
 #include "qbits/linear.h"
@@ -100,12 +99,6 @@ nb::object linear_4bit_direct(nb::handle x, nb::handle weight_tensor, nb::handle
   return multiply(input, bias_view, weight(operands, kOp));
 }
 
-// The same for layer(x), which also gives None where nn.Module's __call__ or the layer's forward have a part in it.
-nb::object linear_4bit_layer(nb::handle layer, nb::handle forward, nb::handle x) {
-  const std::optional<LayerTensors> call = layer_call(layer, forward, x);
-  return call ? linear_4bit_direct(x, call->weight, call->bias) : nb::none();
-}
-
 nb::object linear_4bit_grad_x(nb::handle grad, const nb::tuple& operands) {
   constexpr const char* op = "linear_4bit_grad_x";
   const Input input(grad, op, "grad");
@@ -123,14 +116,10 @@ nb::object linear_4bit_grad_x(nb::handle grad, const nb::tuple& operands) {
 
 void init_linear_4bit(nb::module_& m) {
   using namespace nb::literals;
-  load_layer_call();
   m.def("linear_4bit", &linear_4bit, "x"_a.none(), "bias"_a.none(), "operands"_a,
         nb::sig("def linear_4bit(x: torch.Tensor, bias: torch.Tensor | None, operands: tuple) -> torch.Tensor"));
   m.def("linear_4bit_direct", &linear_4bit_direct, "x"_a.none(), "weight"_a.none(), "bias"_a.none(),
         nb::sig("def linear_4bit_direct(x: object, weight: object, bias: object) -> torch.Tensor | tuple | None"));
-  m.def("linear_4bit_layer", &linear_4bit_layer, "layer"_a, "forward"_a, "x"_a.none(),
-        nb::sig("def linear_4bit_layer(layer: torch.nn.Module, forward: object, x: object) -> "
-                "torch.Tensor | tuple | None"));
   m.def("linear_4bit_grad_x", &linear_4bit_grad_x, "grad"_a.none(), "operands"_a,
         nb::sig("def linear_4bit_grad_x(grad: torch.Tensor, operands: tuple) -> torch.Tensor"));
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from qbits import ops
@@ -16,13 +16,11 @@ from qbits.functional.differentiation import (
     tangent_of_product,
 )
 from qbits.ops._library import LIBRARY, bypasses_dispatcher
-from qbits.ops.linear_4bit import direct, direct_layer, linear_4bit_with_grad
+from qbits.ops.linear_4bit import direct, linear_4bit_with_grad
 from qbits.ops.linear_4bit import kernel as linear_4bit_kernel
 from qbits.ops.linear_4bit_grad_x import kernel as linear_4bit_grad_x_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qbits.tensor import QuantizedTensor
 
 _linear = ops.linear_4bit
@@ -217,22 +215,11 @@ def linear_4bit_direct(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) 
         out = direct(x, weight, bias)
     except (TypeError, ValueError, RuntimeError):  # which the op explains
         return None
-    return _differentiated(x, bias, out) if isinstance(out, tuple) else out
-
-
-def linear_4bit_layer(layer: nn.Module, forward: Callable[..., Tensor], x: Any) -> Tensor | None:
-    """layer(x) where it is no more than that of a Linear4bit layer's weight; None as above, or otherwise."""
+    if not isinstance(out, tuple):
+        return out
     try:
-        out = direct_layer(layer, forward, x)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return _differentiated(x, layer._parameters["bias"], out) if isinstance(out, tuple) else out
-
-
-def _differentiated(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor | None:
-    try:
-        return _apply_direct(x, bias, operands)
-    except TypeError:  # which the op explains, or a tensor of a kind that only the dispatcher knows
+        return _apply_direct(x, bias, out)
+    except TypeError:  # as above, or a tensor of a kind that only the dispatcher knows
         return None
 
 

@@ -12,14 +12,12 @@ from qbits.functional.linear import (
     linear_4bit,
     linear_4bit_direct,
     linear_4bit_dispatched,
-    linear_4bit_layer,
     refuse_input,
 )
 from qbits.nn.quantized_linear import QuantizedLinear
 from qbits.tensor import QuantizedTensor
 
 _is_autocast = torch._C._is_any_autocast_enabled
-_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class Linear4bit(QuantizedLinear):
@@ -39,15 +37,6 @@ class Linear4bit(QuantizedLinear):
     """
 
     BITS = 4
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # nn.Module's __call__ and forward take as long as the product's launch. Without hooks, and where
-        # neither has anything else to do, libqbits takes x at once.
-        if len(args) == 1 and not kwargs and not _is_dynamo_compiling():
-            out = linear_4bit_layer(self, _forward, args[0])
-            if out is not None:
-                return out
-        return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias, computed in `compute_dtype` (by default x's own) and returned in x's dtype.
@@ -75,6 +64,3 @@ class Linear4bit(QuantizedLinear):
             return linear_4bit_dispatched(x, weight, bias)
         bias = None if bias is None else bias.to(dtype)
         return linear_4bit(x.to(dtype), weight, bias).to(x.dtype)
-
-
-_forward = Linear4bit.forward  # which subclasses, and programs, may replace

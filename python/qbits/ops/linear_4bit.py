@@ -57,9 +57,6 @@ The weight's operands: autograd is to follow it. None: the op is to be called. S
 ValueError or RuntimeError, which it explains.
 """
 
-direct_layer = _C.linear_4bit_layer
-"""(layer, forward, x) -> the same for layer(x) whose class has `forward`; None where that has more to do."""
-
 
 def kernel(x: Tensor, bias: Tensor | None, operands: tuple[Any, ...]) -> Tensor:
     """The op without torch's dispatcher, for calls that `bypasses_dispatcher` lets through.
