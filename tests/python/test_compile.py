@@ -181,6 +181,29 @@ def test_moving_after_compilation():
     assert weight.is_meta and fast(torch.empty(3, 64, dtype=torch.bfloat16, device="meta")).is_meta
 
 
+class Loop(nn.Module):
+    """Layers in a loop with a graph break, which leaves the frame to Python and the layers to be compiled."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            torch._dynamo.graph_break()
+            x = layer(x)
+        return x
+
+
+@torch.no_grad()
+def test_one_layers_hook_is_called_where_another_has_none():
+    torch._dynamo.reset()
+    model, x = Loop(Linear4bit(64, 64), Linear4bit(64, 64)), torch.randn(3, 64)
+    model.layers[1].register_forward_hook(lambda layer, args, out: 2 * out)
+    want = model(x)
+    assert torch.equal(torch.compile(model, backend="eager")(x), want)
+
+
 def test_embedding_and_fallback_ops():
     indices = torch.tensor([[1, 2], [3, 49]])
     for options in ({}, {"format": "int8"}, {"format": "int8", "compute_dtype": torch.bfloat16}):
