@@ -45,7 +45,7 @@ OperandCodebook operand_codebook(const FittedCodebook& fit) {
 template <class T>
 OperandCodebook sums_codebook(const Weight4bitArgs& weight) {
   if (!weight.is_affine()) {
-    return operand_codebook<T>(fitted<fit_operand<kSignificandBits<T>, CodebookFit::Sums>>(*weight.format));
+    return operand_codebook<T>(fitted<FitTarget{.bits = kSignificandBits<T>}>(*weight.format));
   }
   FittedCodebook codes{.factor = 1.0F};
   for (int code = 0; code < 16; ++code) codes.values[code] = static_cast<float>(code) - kAffineCentre;

@@ -299,15 +299,15 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
   if (service == 0) {
     stream_init_barriers<Block>(args);
     if constexpr (!Block::kTogether) {
-      group_arrive(Block::kSumsBarrier, 64);
-      group_arrive(Block::kScaleBarrier, 128);
+      group_arrive(Block::kSumsBarrier, Block::kSumsThreads);
+      group_arrive(Block::kScaleBarrier, Block::kScaleThreads);
     }
   }
   if (service == 1) {
     if (args.early) drop_l1();
     if constexpr (!Block::kTogether) {
       group_arrive(Block::kReadBarrier, Block::readers(args));
-      group_arrive(Block::kScaleBarrier, 128);
+      group_arrive(Block::kScaleBarrier, Block::kScaleThreads);
     }
   }
   if constexpr (kGrouped) {
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(Linear4bitStream::kMaxThreads, 1)
     };
     if (!args.early) wait();
     if (service == 1) {
-      if constexpr (!Block::kTogether) group_sync(Block::kSumsBarrier, 64);
+      if constexpr (!Block::kTogether) group_sync(Block::kSumsBarrier, Block::kSumsThreads);
       stream_bring_map(block);  // once, for two copies of it cost registers
       if (args.early) wait();   // for it writes
     }

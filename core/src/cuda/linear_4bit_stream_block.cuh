@@ -187,13 +187,15 @@ struct StreamBlock {
   static constexpr int kSumsBarrier = 3;
   static constexpr int kScaleBarrier = 4;
   static constexpr int kCopyBarrier = 5;
+  static constexpr int kSumsThreads = 2 * 32;
+  static constexpr int kScaleThreads = 4 * 32;  // two warps bring scales
   __device__ static int readers(const StreamArgs& a) { return (a.warps + 2) * 32; }
   __device__ static int copiers(const StreamArgs& a) { return (a.warps + 1) * 32; }
   __device__ void wait_to_read() const {
     if constexpr (!kTogether) group_sync(kReadBarrier, readers(args));
   }
   __device__ void wait_to_read_scales() const {
-    if constexpr (!kTogether) group_sync(kScaleBarrier, 128);
+    if constexpr (!kTogether) group_sync(kScaleBarrier, kScaleThreads);
   }
 
   __device__ explicit StreamBlock(const StreamArgs& a)

@@ -51,16 +51,12 @@ CUtensorMap encode(const MatrixMap& matrix, CUtensorMapDataType type, CUtensorMa
   return map;
 }
 
-FittedCodebook fit_fractions(std::span<const float> codebook) {
-  return fit_codebook(codebook, 16, CodebookFit::Weights, kFractionShift);
-}
-
 // What weights are decoded from that are scaled each: float16, or of those for float16, kFractions.
 OperandCodebook weights_codebook(const Format& format, DType dtype) {
-  if (dtype != DType::Float16) {
-    return operand_codebook<__half>(fitted<fit_operand<kSignificandBits<__half>, CodebookFit::Weights>>(format));
-  }
-  const FittedCodebook& fit = fitted<fit_fractions>(format);
+  constexpr FitTarget kTarget{.bits = kSignificandBits<__half>, .rounded_bits = kSignificandBits<__nv_bfloat16>};
+  constexpr FitTarget kFraction{.bits = 16, .rounded_bits = kSignificandBits<__half>, .shift = kFractionShift};
+  if (dtype != DType::Float16) return operand_codebook<__half>(fitted<kTarget>(format));
+  const FittedCodebook& fit = fitted<kFraction>(format);
   OperandCodebook book = operand_codebook<__half>(fit);
   for (int i = 0; i < 16; ++i) {
     const uint32_t fraction = std::bit_cast<uint32_t>(kFractionShift + fit.values[i]) >> 8 & 0xffff;

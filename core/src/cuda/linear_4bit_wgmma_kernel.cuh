@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     if (elected) init_barriers<Shape>(window, args.sharers);
     __syncwarp();
     if (!at_once) {
-      group_arrive(kWgmmaFirstBarrier, 64);
-      group_arrive(kWgmmaScaleBarrier, 128);
-      if constexpr (kShares) group_arrive(kWgmmaTellBarrier, 64);
+      group_arrive(kWgmmaFirstBarrier, kWgmmaPairThreads);
+      group_arrive(kWgmmaScaleBarrier, kWgmmaLoadThreads);
+      if constexpr (kShares) group_arrive(kWgmmaTellBarrier, kWgmmaPairThreads);
     }
   }
   if (warpgroup > 0) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
     }
     __syncwarp();
     if (args.early) drop_l1();
-    if (!at_once) group_arrive(kWgmmaScaleBarrier, 128);
+    if (!at_once) group_arrive(kWgmmaScaleBarrier, kWgmmaLoadThreads);
   }
   if (shares_x) {
     cluster_sync();
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) linear_4bit_wgmma_kernel(c
         first = false;
       });
     } else if (warp == 1) {
-      if (kShares && !at_once) group_sync(kWgmmaTellBarrier, 64);
+      if (kShares && !at_once) group_sync(kWgmmaTellBarrier, kWgmmaPairThreads);
       if (kShares && lane == 0) {
         for_segments([&](const WgmmaSegment& s, const WgmmaTile&, int) {
           if (!leaves(s)) return;

@@ -40,7 +40,7 @@ struct WgmmaLoader {
     constexpr bool kSpaced = Shape::kColumns <= 64 && Shape::kRowGroups > 1;
     constexpr int kStageClocks = Layout::kCodeBytes / kWgmmaFirstBytesPerClock;
     __syncwarp();
-    if (waits) group_sync(kWgmmaFirstBarrier, 64);
+    if (waits) group_sync(kWgmmaFirstBarrier, kWgmmaPairThreads);
     const uint32_t start = kSpaced ? static_cast<uint32_t>(clock()) : 0;
     for (int stage = -kLead; stage < stages; ++stage) {
       if (kSpaced && first && stage > 0 && stage < Shape::kCodeStages) {

@@ -90,7 +90,10 @@ inline constexpr int kWgmmaScaleBarrier = 2;  // of the warps that load scales, 
 inline constexpr int kWgmmaTellBarrier = 10;  // of the warp that tells of sums that are left and the one it waits for,
 inline constexpr int kWgmmaGroupBarrier = 3;  // of each warpgroup, 3 to 6,
 inline constexpr int kWgmmaTurnBarrier = 7;   // and of their turns, from 7 on: of one group and the one before it
-inline constexpr int kWgmmaTurnThreads = 256;
+inline constexpr int kWgmmaPairThreads = 2 * 32;  // of two warps,
+inline constexpr int kWgmmaLoadThreads = 4 * 32;  // of the warps that load scales and the two they wait for,
+inline constexpr int kWgmmaGroupThreads = 128;
+inline constexpr int kWgmmaTurnThreads = 2 * kWgmmaGroupThreads;
 
 template <class Shape>
 struct WgmmaLayout {

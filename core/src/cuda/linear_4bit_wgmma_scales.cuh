@@ -158,7 +158,7 @@ struct WgmmaScaleLoader {
 
   // For barriers, and an L1 without lines that are too old.
   __device__ void wait_to_load() {
-    if (!may_load) group_sync(kWgmmaScaleBarrier, 128);
+    if (!may_load) group_sync(kWgmmaScaleBarrier, kWgmmaLoadThreads);
     may_load = true;
   }
 

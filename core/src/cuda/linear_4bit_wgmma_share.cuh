@@ -134,10 +134,10 @@ __device__ bool add_other_cluster(const WgmmaArgs& args, uint32_t window, int gr
     __stcg(share(cluster) + i / 4 * 128, make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
   }
   const uint32_t second = window + WgmmaLayout<Shape>::kShareSecond + group * 4;
-  group_sync(kWgmmaGroupBarrier + group, 128);
+  group_sync(kWgmmaGroupBarrier + group, kWgmmaGroupThreads);
   if (thread == 0) store_shared(second, uint32_t{count_second(counts + place, args.nonce)});
   __syncwarp();
-  group_sync(kWgmmaGroupBarrier + group, 128);
+  group_sync(kWgmmaGroupBarrier + group, kWgmmaGroupThreads);
   if (load_shared<uint32_t>(second) == 0) return false;
 #pragma unroll
   for (int i = 0; i < kSums; i += 4) add(sums + i, __ldcg(share(cluster ^ 1) + i / 4 * 128));

@@ -58,15 +58,17 @@ __device__ void write_sums(const WgmmaComputer<T, Shape>& computer, const WgmmaA
   put(0);
 #pragma unroll
   for (int s = 0; s < kParts; ++s) {
-    group_sync(kWgmmaGroupBarrier + group, 128);
+    group_sync(kWgmmaGroupBarrier + group, kWgmmaGroupThreads);
     writer.template write<kRows / 16>(slab(s), [&] {
       if (kSlabs > 1 && s + 1 < kParts) put(s + 1);
     });
     if (kSlabs > 1) continue;
-    group_sync(kWgmmaGroupBarrier + group, 128);
+    group_sync(kWgmmaGroupBarrier + group, kWgmmaGroupThreads);
     if (s + 1 < kParts) put(s + 1);
   }
-  if constexpr (kSlabs > 1 && kParts % 2 != 0) group_sync(kWgmmaGroupBarrier + group, 128);  // the next tile fills it
+  if constexpr (kSlabs > 1 && kParts % 2 != 0) {
+    group_sync(kWgmmaGroupBarrier + group, kWgmmaGroupThreads);  // the next tile fills it
+  }
   __syncwarp();  // what comes next takes whole warps
 }
 

@@ -1,7 +1,9 @@
 #include "ops/codebook_fit.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -12,7 +14,7 @@ namespace {
 
 using Entries = std::array<double, 16>;
 
-constexpr int kCandidates = 4096;
+constexpr int kCandidates = 8192;
 constexpr int kTried = 256;  // of those, whose nearest values err least
 constexpr int kReach = 2;    // places by which two entries move at once
 // Weights of a block: normal ones, by its absmax and their mean in standard deviations, and how much they count: those
@@ -42,11 +44,18 @@ constexpr double kUniformCounts = 1;  // uniform ones, and all codes equally lik
 constexpr double kSumLength = 8192 * 2 / 3.14159265;
 constexpr double kScalesOfAModel = 20;
 
+// The root mean square of what entries err, of what rounding them does once they are scaled: hardly more than nothing.
+constexpr double kMostOfRounding = 0.145;
+
 // What a number that is rounded to `bits` is a multiple of.
 double step_of(double v, int bits) {
-  int exponent = 0;
-  std::frexp(v, &exponent);
-  return std::ldexp(1.0, exponent - bits);
+  constexpr uint64_t kExponent = 0x7ff0000000000000;
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(v) & kExponent) * std::ldexp(1.0, 1 - bits);
+}
+
+double round_to(double v, int bits) {
+  const double round = step_of(v, bits) * 0x1.8p52;  // added, it rounds to steps
+  return v + round - round;
 }
 
 // Probability of each entry being nearest to a weight over its block's absmax, which is below v with
@@ -75,6 +84,12 @@ struct Choice {
 using Choices = std::array<std::array<Choice, kFitPlaces + 1>, 16>;
 using Chosen = std::array<int, 16>;
 
+Entries squares_of(const Choices& choices, const Chosen& chosen) {
+  Entries squares{};
+  for (int i = 0; i < 16; ++i) squares[i] = choices[i][chosen[i]].square;
+  return squares;
+}
+
 // The cost of the errors of all entries: of each kind of weights the mean square of the error and, kSumLength times,
 // the square of its mean, relative to the mean square of the weights.
 class Cost {
@@ -90,15 +105,13 @@ class Cost {
     }
   }
 
-  double of_squares(const Choices& choices, const Chosen& chosen) const {
-    double cost = 0;
-    for (int i = 0; i < 16; ++i) cost += squares_[i] * choices[i][chosen[i]].square;
-    return cost;
+  double of_squares(const Entries& squares) const {
+    return std::inner_product(squares.begin(), squares.end(), squares_.begin(), 0.0);
   }
 
-  // What the mean errors cost where scales have `bits` bits too and products are rounded to them. The same bits of a
-  // scale then round products of a code up or down, whichever way the fit has moved them, in all blocks with that
-  // scale, of which a model has some twenty. errors: of scales by turns, of each entry.
+  // What the mean errors cost where scales have as many bits as weights are rounded to. The same bits of a scale then
+  // round products of a code up or down, whichever way the fit has moved them, in all blocks with that scale, of which
+  // a model has some twenty. errors: of scales by turns, of each entry.
   double of_scales(const std::vector<Entries>& errors) const {
     double cost = 0;
     for (const Kind& kind : kinds_) {
@@ -123,7 +136,7 @@ class Cost {
     };
     Entries mean{};
     for (int i = 0; i < 16; ++i) mean[i] = choices[i][chosen[i]].mean;
-    double cost = of_squares(choices, chosen);
+    double cost = of_squares(squares_of(choices, chosen));
     for (int i = 0; i < 16; ++i) cost += mean[i] * slope(mean, i);
     while (true) {
       std::array<std::array<double, kFitPlaces + 1>, 16> shift{};   // of the mean, by each choice,
@@ -194,17 +207,28 @@ class Cost {
   std::array<Entries, 16> means_{};
 };
 
+// The squares of what entries err as the nearest values.
+Entries nearest_squares(std::span<const float> codebook, const FitTarget& target, double c) {
+  Entries squares{};
+  for (int i = 0; i < 16; ++i) {
+    if (codebook[i] == 0) continue;
+    const double v = target.shift + codebook[i] * c;
+    squares[i] = std::pow((round_to(v, target.bits) - v) / c, 2);
+  }
+  return squares;
+}
+
 // shift + codebook * c, between the two numbers next to each entry. Zero stays zero.
 class Candidate {
  public:
-  Candidate(std::span<const float> codebook, double shift, int bits, int places, double c, const Cost& cost) {
+  Candidate(std::span<const float> codebook, const FitTarget& target, int places_, double c) : places(places_) {
     for (int i = 0; i < 16; ++i) {
       if (codebook[i] == 0) continue;
-      const double v = shift + codebook[i] * c;
-      const double step = std::copysign(step_of(v, bits), v);
+      const double v = target.shift + codebook[i] * c;
+      const double step = std::copysign(step_of(v, target.bits), v);
       const double lower = std::trunc(v / step) * step;
       const double part = (v - lower) / step;
-      below[i] = (lower - shift) / c;
+      below[i] = (lower - target.shift) / c;
       unit[i] = step / c;
       for (int k = 0; k <= places; ++k) {
         const double raised = static_cast<double>(k) / places;
@@ -213,64 +237,87 @@ class Candidate {
       }
       if (part > 0.5) nearest[i] = places;
     }
-    least = cost.of_squares(choices, nearest);
   }
 
-  // What weights err more than their codebook's where scales have `rounded_bits` bits and weights are rounded to them.
-  std::vector<Entries> rounding_errors(std::span<const float> codebook, const Chosen& chosen, int places,
-                                       int rounded_bits) const {
-    constexpr int kScales = 128;  // all of bfloat16, every eighth of float16
-    std::vector<Entries> errors(kScales);
+  int places;
+  Entries below{};  // of the two numbers the one nearer to 0, as a value of the codebook,
+  Entries unit{};   // and how far the other is, away from 0
+  Choices choices{};
+  Chosen nearest{};
+};
+
+// What values of weights that are scaled and then rounded to `bits` cost besides their own errors.
+class Rounding {
+ public:
+  Rounding(std::span<const float> codebook, int bits) : bits_(bits) {
+    const double power = std::inner_product(codebook.begin(), codebook.end(), codebook.begin(), 0.0);
+    // By scales whose logarithms are uniform: steps are 2^(1 - bits) of the power of two below.
+    const double of_power = 0.75 / (2 * std::log(2.0)) / 12 * std::ldexp(1.0, 2 - 2 * bits);
+    most_ = kMostOfRounding * kMostOfRounding * of_power * power;
     for (int s = 0; s < kScales; ++s) {
-      const int scale = (kScales + s) << (rounded_bits - 8);
-      const auto rounded = [&](double v) {
-        const double unit = step_of(v * scale, rounded_bits);
-        return std::nearbyint(v * scale / unit) * unit / scale;
-      };
-      for (int i = 0; i < 16; ++i) {
-        if (codebook[i] == 0) continue;
-        const double raised = static_cast<double>(chosen[i]) / places;
-        double mean = -rounded(codebook[i]);
-        if (raised < 1) mean += (1 - raised) * rounded(below[i]);
-        if (raised > 0) mean += raised * rounded(below[i] + unit[i]);
+      for (int i = 0; i < 16; ++i) rounded_[s][i] = scaled(codebook[i], s);
+    }
+  }
+
+  double of(const Candidate& candidate, const Chosen& chosen, const Cost& cost) const {
+    constexpr double kTooMuch = 1;  // for any that errs less to be better
+    const Entries squares = squares_of(candidate.choices, chosen);
+    const double sum = std::accumulate(squares.begin(), squares.end(), 0.0);
+    return (sum > most_ ? kTooMuch : 0) + cost.of_scales(errors(candidate, chosen));
+  }
+
+ private:
+  static constexpr int kScales = 128;  // all of bfloat16, every eighth of float16
+
+  double scaled(double v, int s) const {
+    const int scale = (kScales + s) << (bits_ - 8);
+    return round_to(v * scale, bits_) / scale;
+  }
+
+  // What weights err more than their codebook's where scales have `bits` bits, too.
+  std::vector<Entries> errors(const Candidate& candidate, const Chosen& chosen) const {
+    std::vector<Entries> errors(kScales);
+    for (int i = 0; i < 16; ++i) {
+      const double raised = static_cast<double>(chosen[i]) / candidate.places;
+      for (int s = 0; s < kScales; ++s) {
+        double mean = -rounded_[s][i];
+        if (raised < 1) mean += (1 - raised) * scaled(candidate.below[i], s);
+        if (raised > 0) mean += raised * scaled(candidate.below[i] + candidate.unit[i], s);
         errors[s][i] = mean;
       }
     }
     return errors;
   }
 
-  Entries below{};  // of the two numbers the one nearer to 0, as a value of the codebook,
-  Entries unit{};   // and how far the other is, away from 0
-  Choices choices{};
-  Chosen nearest{};
-  double least;  // that any choices cost
+  int bits_;
+  double most_;
+  std::array<Entries, kScales> rounded_{};
 };
 
 }  // namespace
 
-FittedCodebook fit_codebook(std::span<const float> entries, int bits, CodebookFit purpose, float shift) {
+FittedCodebook fit_codebook(std::span<const float> entries, const FitTarget& target) {
   std::array<float, 16> codebook{};  // entries that are not finite stay what they are
   std::ranges::replace_copy_if(entries, codebook.begin(), [](float v) { return !std::isfinite(v); }, 0.0F);
-  const bool rounded = purpose == CodebookFit::Weights;
-  const int rounded_bits = shift == 0 ? 8 : 11;
   const Cost cost(codebook);
-  const int places = rounded ? kFitPlaces / 2 : kFitPlaces;
-  const auto candidate_of = [&](double c) { return Candidate(codebook, shift, bits, places, c, cost); };
+  const bool is_rounded = target.rounded_bits != 0;
+  const Rounding rounding(codebook, is_rounded ? target.rounded_bits : target.bits);
+  const int places = is_rounded ? kFitPlaces / 2 : kFitPlaces;
   std::vector<std::pair<double, double>> multipliers;  // with the least that each costs
   for (int i = 0; i < kCandidates; ++i) {
     const double c = 1 + static_cast<double>(i) / kCandidates;
-    multipliers.emplace_back(candidate_of(c).least, c);
+    multipliers.emplace_back(cost.of_squares(nearest_squares(codebook, target, c)), c);
   }
-  std::ranges::sort(multipliers);
+  std::ranges::partial_sort(multipliers, multipliers.begin() + kTried);
   multipliers.resize(kTried);
   double best = std::numeric_limits<double>::infinity();
   FittedCodebook fitted{};
   for (const auto& [least, c] : multipliers) {
     if (least >= best) break;
-    const Candidate candidate = candidate_of(c);
+    const Candidate candidate(codebook, target, places, c);
     Chosen chosen = candidate.nearest;
     double all = cost.descend(candidate.choices, places + 1, chosen);
-    if (rounded && all < best) all += cost.of_scales(candidate.rounding_errors(codebook, chosen, places, rounded_bits));
+    if (is_rounded && all < best) all += rounding.of(candidate, chosen, cost);
     if (all >= best) continue;
     best = all;
     fitted.factor = static_cast<float>(1 / c);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -25,43 +25,39 @@ struct FittedCodebook {
   bool exact;  // to float32's rounding
 };
 
-// What values are fitted for.
-enum class CodebookFit : uint8_t {
-  Sums,     // products of activations, whose sums are scaled: the places are those along a row
-  Weights,  // scaled, and rounded to fewer bits; `raised` is even, for places along a row and a column
+// What values are fitted for: products with activations, whose sums are scaled, or, if rounded_bits is not 0, weights
+// that are scaled, and then rounded to so many bits of a significand.
+struct FitTarget {
+  int bits;              // of a value's significand,
+  int rounded_bits = 0;  // of a weight's. `raised` is even then, for places along a row and a column
+  float shift = 0;       // shift + value is what has `bits` bits
 };
 
 // Rounding c * codebook with a well-chosen c in [1, 2), some entries up and some down and a few dithered, errs less
 // than rounding each dequantized weight, and 1 / c joins the scales, which stay in float32. Minimizes, over weights of
 // several distributions, the mean square of the error plus the square of its mean, which alone grows with the length of
-// a sum of products when activations do not average to zero. shift + value is what has `significand_bits` bits.
-QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, int significand_bits, CodebookFit purpose,
-                                      float shift = 0);
+// a sum of products when activations do not average to zero.
+QBITS_API FittedCodebook fit_codebook(std::span<const float> codebook, const FitTarget& target);
 
-template <int kSignificandBits, CodebookFit kPurpose>
-FittedCodebook fit_operand(std::span<const float> codebook) {
-  return fit_codebook(codebook, kSignificandBits, kPurpose);
-}
-
-// kFit of a format's codebook, which takes milliseconds: of the format table's once, of others where another came last.
-// Valid until the thread asks for another's.
-template <FittedCodebook (*kFit)(std::span<const float>)>
+// fit_codebook of a format, which takes milliseconds: of those of the format table once, of others where another came
+// last. Valid until the thread asks for another's.
+template <FitTarget kTarget>
 const FittedCodebook& fitted(const Format& format) {
-  static const std::vector<FittedCodebook> table = [] {
-    std::vector<FittedCodebook> fits(formats().size());
-    for (size_t i = 0; i < fits.size(); ++i) {
-      if (formats()[i].codebook.size() == 16) fits[i] = kFit(formats()[i].codebook);
-    }
-    return fits;
-  }();
+  struct Kept {
+    std::once_flag once;
+    FittedCodebook fit;
+  };
+  static std::vector<Kept> table(formats().size());
   for (size_t i = 0; i < table.size(); ++i) {
-    if (&formats()[i] == &format) return table[i];
+    if (&formats()[i] != &format) continue;
+    std::call_once(table[i].once, [&] { table[i].fit = fit_codebook(format.codebook, kTarget); });
+    return table[i].fit;
   }
   thread_local std::vector<float> last;
   thread_local FittedCodebook fit{};
   if (!std::ranges::equal(last, format.codebook)) {
     last.assign(format.codebook.begin(), format.codebook.end());
-    fit = kFit(format.codebook);
+    fit = fit_codebook(format.codebook, kTarget);
   }
   return fit;
 }

@@ -112,7 +112,7 @@ Linear4bitPlan grad_x_mma(const Linear4bitProblem& p, MmaIsa isa, int index, int
 
 bool can_pack(const Format& format, DType x, DType scales) {
   if (format.coding == Coding::Affine) return scales == x;
-  return x == DType::BFloat16 && fitted<fit_operand<8, CodebookFit::Sums>>(format).exact;
+  return x == DType::BFloat16 && fitted<FitTarget{.bits = 8}>(format).exact;
 }
 
 int64_t max_pieces(const Linear4bitProblem& p, int64_t columns) {
