@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -43,7 +44,6 @@ constexpr double kUniformCounts = 1;  // uniform ones, and all codes equally lik
 // The square of the mean error counts as in a sum of 8192 products with activations of one sign, half normal.
 constexpr double kSumLength = 8192 * 2 / 3.14159265;
 constexpr double kScalesOfAModel = 20;
-
 // The root mean square of what entries err, of what rounding them does once they are scaled: hardly more than nothing.
 constexpr double kMostOfRounding = 0.145;
 
@@ -219,8 +219,7 @@ Entries nearest_squares(std::span<const float> codebook, const FitTarget& target
 }
 
 // shift + codebook * c, between the two numbers next to each entry. Zero stays zero.
-class Candidate {
- public:
+struct Candidate {
   Candidate(std::span<const float> codebook, const FitTarget& target, int places_, double c) : places(places_) {
     for (int i = 0; i < 16; ++i) {
       if (codebook[i] == 0) continue;
@@ -300,9 +299,9 @@ FittedCodebook fit_codebook(std::span<const float> entries, const FitTarget& tar
   std::array<float, 16> codebook{};  // entries that are not finite stay what they are
   std::ranges::replace_copy_if(entries, codebook.begin(), [](float v) { return !std::isfinite(v); }, 0.0F);
   const Cost cost(codebook);
-  const bool is_rounded = target.rounded_bits != 0;
-  const Rounding rounding(codebook, is_rounded ? target.rounded_bits : target.bits);
-  const int places = is_rounded ? kFitPlaces / 2 : kFitPlaces;
+  std::optional<Rounding> rounding;
+  if (target.rounded_bits != 0) rounding.emplace(codebook, target.rounded_bits);
+  const int places = rounding ? kFitPlaces / 2 : kFitPlaces;
   std::vector<std::pair<double, double>> multipliers;  // with the least that each costs
   for (int i = 0; i < kCandidates; ++i) {
     const double c = 1 + static_cast<double>(i) / kCandidates;
@@ -317,7 +316,7 @@ FittedCodebook fit_codebook(std::span<const float> entries, const FitTarget& tar
     const Candidate candidate(codebook, target, places, c);
     Chosen chosen = candidate.nearest;
     double all = cost.descend(candidate.choices, places + 1, chosen);
-    if (is_rounded && all < best) all += rounding.of(candidate, chosen, cost);
+    if (rounding && all < best) all += rounding->of(candidate, chosen, cost);
     if (all >= best) continue;
     best = all;
     fitted.factor = static_cast<float>(1 / c);

@@ -15,9 +15,8 @@ namespace qbits {
 // Of neighbouring weights, how many may differ in the values of their codes.
 inline constexpr int kFitPlaces = 8;
 
-// A 16-entry codebook rounded for a matrix unit: codebook[i] is close to values[i] * factor, where each value
-// fits a significand of `significand_bits` bits. It is dithered: raised[i] of kFitPlaces weights have the next such
-// number away from 0 instead.
+// A 16-entry codebook rounded for a matrix unit: codebook[i] is close to values[i] * factor, where each value has few
+// bits. It is dithered: raised[i] of kFitPlaces weights have the next such number away from 0 instead.
 struct FittedCodebook {
   std::array<float, 16> values;
   std::array<int, 16> raised;
