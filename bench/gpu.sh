@@ -52,7 +52,7 @@ sanitizer() {
 # Racecheck takes many times as long as the tests: small ones that use each kernel with shared memory. It takes an
 # arrival on an mbarrier to order what the arriving thread did, not what its warp did before a __syncwarp, so what it says
 # of the Stream and wgmma kernels, where one lane arrives for all, is no failure; with every lane arriving it finds
-# nothing.
+# only what is meant so (bench/results/NOTES.md, CUDA on Hopper).
 racecheck() {
   local log=$work/racecheck.txt
   local tests='Cuda*.StreamsAndGraphs:Linear4bit*Cuda.NanScale*:LinearInt8*Cuda.Nan*:IgemmMmaCuda.EveryPlanOfASmall*'

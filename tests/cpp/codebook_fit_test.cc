@@ -11,7 +11,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "float_bits.h"
@@ -35,6 +34,24 @@ double value_of(const FittedCodebook& fit, int code, bool raised, const FitTarge
   int exponent = 0;
   std::frexp(v + target.shift, &exponent);
   return v + std::copysign(std::ldexp(1.0, exponent - target.bits), v + target.shift);
+}
+
+// What a code's weights err, over their scale, raised and not: the mean, and the mean square.
+struct CodeError {
+  double mean = 0;
+  double square = 0;
+};
+
+CodeError error_of(std::span<const float> codebook, const FittedCodebook& fit, int code, const FitTarget& target) {
+  const double part = static_cast<double>(fit.raised[code]) / kFitPlaces;
+  CodeError of;
+  for (const bool raised : {false, true}) {
+    const double share = raised ? part : 1 - part;
+    const double error = value_of(fit, code, raised, target) * fit.factor - codebook[code];
+    of.mean += share * error;
+    of.square += share * error * error;
+  }
+  return of;
 }
 
 TEST(FitCodebook, ValuesAreRoundedEntries) {
@@ -88,12 +105,9 @@ Errors errors_of(const Format& f, const FittedCodebook& fit, int block, const Dr
         if (std::abs(f.codebook[i] * absmax - w) < std::abs(f.codebook[nearest] * absmax - w)) nearest = i;
       }
       const double exact = f.codebook[nearest] * absmax;
-      for (const bool raised : {false, true}) {
-        const double part = static_cast<double>(fit.raised[nearest]) / kFitPlaces;
-        const double error = value_of(fit, nearest, raised, kSums) * fit.factor * absmax - exact;
-        sum.fitting += (raised ? part : 1 - part) * error * error / kWeights;
-        sum.fitting_mean += (raised ? part : 1 - part) * error / kWeights;
-      }
+      const CodeError error = error_of(f.codebook, fit, nearest, kSums);
+      sum.fitting += error.square * absmax * absmax / kWeights;
+      sum.fitting_mean += error.mean * absmax / kWeights;
       sum.rounding += std::pow(rounded(static_cast<float>(exact), kDtype) - exact, 2) / kWeights;
       sum.results += std::pow(rounded(static_cast<float>(w * 1.2345678), kDtype) / 1.2345678 - w, 2) / kWeights;
     }
@@ -205,10 +219,7 @@ double error_over_rounding(std::span<const float> codebook, const FitTarget& tar
   double fitting = 0;
   double rounding = 0;
   for (int i = 0; i < 16; ++i) {
-    for (const bool raised : {false, true}) {
-      const double part = static_cast<double>(fit.raised[i]) / kFitPlaces;
-      fitting += (raised ? part : 1 - part) * std::pow(value_of(fit, i, raised, target) * fit.factor - codebook[i], 2);
-    }
+    fitting += error_of(codebook, fit, i, target).square;
     for (int s = 0; s < kScales; ++s) {
       const double scale = std::exp2(static_cast<double>(s) / kScales);
       rounding += std::pow((rounded(codebook[i] * scale, dtype) - codebook[i] * scale) / scale, 2) / kScales;
@@ -230,14 +241,16 @@ TEST(FitCodebook, CodesErrLessThanScaledWeightsAreRounded) {
   }
 }
 
-// Codebooks of which no fit errs so little have one as well.
+// Also where no fit errs so little: of values of as many bits as weights are rounded to.
 TEST(FitCodebook, FitsWhateverTheCodebook) {
+  constexpr FitTarget kCoarse{.bits = 8, .rounded_bits = 8};
+  EXPECT_GT(error_over_rounding(format("nf4").codebook, kCoarse, DType::BFloat16), 0.15);
   std::mt19937_64 random(2);
   std::uniform_real_distribution<float> uniform(-1, 1);
   for (int round = 0; round < 8; ++round) {
     std::array<float, 16> levels{};
     for (float& v : levels) v = uniform(random) * std::exp2(static_cast<float>(round) * uniform(random) * 4);
-    for (const FitTarget& target : {kSums, kHalfSums, kWeights}) {
+    for (const FitTarget& target : {kSums, kHalfSums, kWeights, kCoarse}) {
       const FittedCodebook fit = fit_codebook(levels, target);
       for (int i = 0; i < 16; ++i) {
         EXPECT_NEAR(fit.values[i] * fit.factor, levels[i], 2.1 * std::abs(levels[i]) / (1 << target.bits)) << i;
